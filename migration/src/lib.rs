@@ -1,0 +1,16 @@
+//! What it takes to move a guest and the devices that belong to it.
+//!
+//! So far: how a device answers the question whether its state can be saved.
+
+/// A device's answer to "can you be saved?", asked before anything is paused.
+///
+/// There is no default: a device that was forgotten must not compile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saveability {
+    /// The device has state, and knows how to hand it over.
+    Saved,
+    /// The device holds nothing that its queues and the guest's RAM do not hold.
+    Stateless,
+    /// The device cannot be saved, for the reason given, a clause that completes "it cannot be saved, because …".
+    Unsupported(String),
+}

@@ -1,0 +1,2 @@
+//! Ferry.
+fn main() {}
