@@ -1,6 +1,6 @@
 //! The contract between a virtio transport and the device behind it.
 //!
-//! The transport ([`pci`](crate::virtio)) holds what the guest's driver sees: status, features,
+//! The transport ([`pci`]) holds what the guest's driver sees: status, features,
 //! queue addresses, interrupts. The device holds what the back-end does. Between them everything
 //! is asynchronous, because the transport runs on vCPU threads, which never wait for a back-end:
 //!
@@ -15,6 +15,8 @@
 //! The transport calls [`VirtioDevice::activate`] and [`VirtioDevice::reset`] in turn, and each
 //! call is answered exactly once, whatever the back-end does, in the order of the calls. A reset may be asked for while
 //! an activation is still pending; no other call overlaps with another.
+
+pub mod pci;
 
 use std::sync::Arc;
 

@@ -1,0 +1,430 @@
+//! MSI-X (PCI Local Bus Specification 3.0, 6.8.2): vectors, masks and pending bits.
+//!
+//! A *source* is an eventfd that something signals: a queue's call, or a configuration change. The
+//! guest binds each source to a vector; several may share one. While a vector can deliver, its
+//! sources are attached to the interrupt controller as irqfds and Ferry sees nothing of the
+//! interrupts. While it is masked the sources are detached, and a signal simply stays in the
+//! eventfd: the pending bit is read from there, and attaching the source again delivers it. So
+//! masking sends nothing to a back-end.
+//!
+//! ```text
+//!             message programmed, unmasked, function enabled and unmasked
+//!   detached ─────────────────────────────────────────────────────────────▶ attached
+//!   (pending = eventfd readable)  ◀─────────────────────────────────────── (delivers)
+//!                         any mask set, or function disabled
+//! ```
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::interrupt::{Gsi, MsiMessage, MsiRouter};
+
+/// Bytes in one entry of the vector table.
+pub const ENTRY_SIZE: u64 = 16;
+/// What a driver writes to unbind a source (Virtual I/O Device 1.2, 4.1.5.1.2).
+pub const NO_VECTOR: u16 = 0xffff;
+
+const CONTROL_ENABLE: u16 = 1 << 15;
+const CONTROL_MASK: u16 = 1 << 14;
+const ENTRY_MASKED: u32 = 1;
+
+/// Something that raises interrupts: an index into the sources given to [`MsiX::new`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source(pub usize);
+
+struct Entry {
+    message: MsiMessage,
+    masked: bool,
+    /// Allocated when the vector is first used, because most tables are larger than what guests use.
+    gsi: Option<Gsi>,
+    /// The message that `gsi` delivers now.
+    routed: Option<MsiMessage>,
+}
+
+struct SourceState {
+    event: Arc<EventFd>,
+    vector: Option<u16>,
+    attached: Option<Gsi>,
+}
+
+/// The vectors of one function.
+pub struct MsiX {
+    router: Arc<dyn MsiRouter>,
+    entries: Vec<Entry>,
+    sources: Vec<SourceState>,
+    enabled: bool,
+    function_masked: bool,
+}
+
+impl MsiX {
+    /// `vectors` vectors, 1 to 2048, masked and unbound as after a reset.
+    pub fn new(router: Arc<dyn MsiRouter>, vectors: u16, sources: Vec<Arc<EventFd>>) -> Self {
+        MsiX {
+            router,
+            entries: (0..vectors)
+                .map(|_| Entry {
+                    message: MsiMessage::default(),
+                    masked: true,
+                    gsi: None,
+                    routed: None,
+                })
+                .collect(),
+            sources: sources
+                .into_iter()
+                .map(|event| SourceState {
+                    event,
+                    vector: None,
+                    attached: None,
+                })
+                .collect(),
+            enabled: false,
+            function_masked: false,
+        }
+    }
+
+    /// The body of the capability: message control, table at `table` and pending bits at `pending`
+    /// bytes into BAR 0, both multiples of 8.
+    pub fn capability(&self, table: u32, pending: u32) -> [u8; 10] {
+        let mut body = [0; 10];
+        let last = (self.entries.len() - 1) as u16;
+        body[0..2].copy_from_slice(&last.to_le_bytes());
+        body[2..6].copy_from_slice(&table.to_le_bytes());
+        body[6..10].copy_from_slice(&pending.to_le_bytes());
+        body
+    }
+
+    /// The bits of message control that the guest may change, as a mask from the capability's body on.
+    pub const WRITABLE: [u8; 2] = (CONTROL_ENABLE | CONTROL_MASK).to_le_bytes();
+
+    /// Takes over what the guest wrote to message control.
+    pub fn set_control(&mut self, control: u16) {
+        self.enabled = control & CONTROL_ENABLE != 0;
+        self.function_masked = control & CONTROL_MASK != 0;
+        self.settle();
+    }
+
+    /// Binds a source to a vector, or unbinds it with [`NO_VECTOR`]. Returns what the driver reads
+    /// back: the vector, or `NO_VECTOR` if there is no such vector.
+    pub fn bind(&mut self, source: Source, vector: u16) -> u16 {
+        let vector = Some(vector).filter(|&vector| usize::from(vector) < self.entries.len());
+        self.sources[source.0].vector = vector;
+        self.settle();
+        vector.unwrap_or(NO_VECTOR)
+    }
+
+    /// The vector that a source is bound to, or [`NO_VECTOR`].
+    pub fn vector(&self, source: Source) -> u16 {
+        self.sources[source.0].vector.unwrap_or(NO_VECTOR)
+    }
+
+    /// Reads the vector table at `offset` bytes, in 4 or 8 bytes.
+    pub fn read_table(&self, offset: u64, data: &mut [u8]) {
+        for (word, at) in data.chunks_mut(4).zip((offset..).step_by(4)) {
+            let value = self.table_word(at).to_le_bytes();
+            word.copy_from_slice(&value[..word.len()]);
+        }
+    }
+
+    /// Writes the vector table at `offset` bytes, in 4 or 8 bytes; anything else is ignored.
+    pub fn write_table(&mut self, offset: u64, data: &[u8]) {
+        if !offset.is_multiple_of(4) {
+            return;
+        }
+        for (word, at) in data.chunks_exact(4).zip((offset..).step_by(4)) {
+            let Some(entry) = self.entries.get_mut((at / ENTRY_SIZE) as usize) else {
+                continue;
+            };
+            let value = word
+                .iter()
+                .rev()
+                .fold(0, |value, &byte| value << 8 | u32::from(byte));
+            let address = entry.message.address;
+            match at % ENTRY_SIZE {
+                0 => entry.message.address = address & !0xffff_ffff | u64::from(value),
+                4 => entry.message.address = address & 0xffff_ffff | u64::from(value) << 32,
+                8 => entry.message.data = value,
+                _ => entry.masked = value & ENTRY_MASKED != 0,
+            }
+        }
+        self.settle();
+    }
+
+    /// Reads the pending bits at `offset` bytes.
+    pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            let first = at.saturating_mul(8);
+            *byte = (0..8).fold(0, |bits, bit| {
+                bits | u8::from(self.is_pending(first.saturating_add(bit))) << bit
+            });
+        }
+    }
+
+    /// Unbinds all sources and forgets their pending signals, as a device reset does.
+    pub fn unbind_all(&mut self) {
+        for source in &mut self.sources {
+            source.vector = None;
+        }
+        self.settle();
+        for source in &self.sources {
+            // Nothing pending is as good as something taken away.
+            let _ = source.event.read();
+        }
+    }
+
+    fn table_word(&self, at: u64) -> u32 {
+        let Some(entry) = self.entries.get((at / ENTRY_SIZE) as usize) else {
+            return 0;
+        };
+        match at % ENTRY_SIZE {
+            0 => entry.message.address as u32,
+            4 => (entry.message.address >> 32) as u32,
+            8 => entry.message.data,
+            12 => u32::from(entry.masked),
+            _ => 0,
+        }
+    }
+
+    fn is_pending(&self, vector: u64) -> bool {
+        self.sources.iter().any(|source| {
+            source.vector.map(u64::from) == Some(vector)
+                && source.attached.is_none()
+                && is_signalled(&source.event)
+        })
+    }
+
+    /// Brings the interrupt controller in line with what the guest has programmed.
+    fn settle(&mut self) {
+        for index in 0..self.sources.len() {
+            if let Err(error) = self.settle_source(index) {
+                let vector = self.sources[index].vector;
+                tracing::error!(?vector, "cannot route an MSI-X vector: {error}");
+            }
+        }
+    }
+
+    fn settle_source(&mut self, index: usize) -> io::Result<()> {
+        let delivering = self.enabled && !self.function_masked;
+        let source = &mut self.sources[index];
+        let entry = source
+            .vector
+            .map(|vector| &mut self.entries[usize::from(vector)])
+            .filter(|entry| delivering && !entry.masked);
+        let wanted = match entry {
+            None => None,
+            Some(entry) => {
+                let gsi = match entry.gsi {
+                    Some(gsi) => gsi,
+                    None => *entry.gsi.insert(self.router.allocate()?),
+                };
+                if entry.routed != Some(entry.message) {
+                    self.router.route(gsi, entry.message)?;
+                    entry.routed = Some(entry.message);
+                }
+                Some(gsi)
+            }
+        };
+        if source.attached == wanted {
+            return Ok(());
+        }
+        if let Some(gsi) = source.attached.take() {
+            self.router.detach(gsi, &source.event)?;
+        }
+        if let Some(gsi) = wanted {
+            self.router.attach(gsi, &source.event)?;
+            source.attached = Some(gsi);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for MsiX {
+    // The eventfds outlive the function: the interrupt controller must let go of them.
+    fn drop(&mut self) {
+        self.enabled = false;
+        self.settle();
+    }
+}
+
+/// Whether an eventfd holds a signal, without taking it.
+fn is_signalled(event: &EventFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: event.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid pollfd, and the call does not block.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Records what the interrupt controller was asked for.
+    #[derive(Default)]
+    struct Recorder {
+        calls: Mutex<Vec<String>>,
+    }
+
+    impl Recorder {
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.calls.lock().unwrap())
+        }
+
+        fn note(&self, call: String) -> io::Result<()> {
+            self.calls.lock().unwrap().push(call);
+            Ok(())
+        }
+    }
+
+    impl MsiRouter for Recorder {
+        fn allocate(&self) -> io::Result<Gsi> {
+            self.note("allocate".into()).map(|()| Gsi(24))
+        }
+        fn route(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()> {
+            self.note(format!(
+                "route {} {:#x} {:#x}",
+                gsi.0, message.address, message.data
+            ))
+        }
+        fn attach(&self, gsi: Gsi, _: &EventFd) -> io::Result<()> {
+            self.note(format!("attach {}", gsi.0))
+        }
+        fn detach(&self, gsi: Gsi, _: &EventFd) -> io::Result<()> {
+            self.note(format!("detach {}", gsi.0))
+        }
+    }
+
+    struct Fixture {
+        router: Arc<Recorder>,
+        events: Vec<Arc<EventFd>>,
+        msix: MsiX,
+    }
+
+    fn two_sources() -> Fixture {
+        let router = Arc::new(Recorder::default());
+        let events: Vec<_> = (0..2)
+            .map(|_| Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
+            .collect();
+        let msix = MsiX::new(router.clone(), 3, events.clone());
+        Fixture {
+            router,
+            events,
+            msix,
+        }
+    }
+
+    fn program(msix: &mut MsiX, vector: u64, control: u32) {
+        let entry = vector * ENTRY_SIZE;
+        msix.write_table(entry, &0xfee0_1000u64.to_le_bytes());
+        msix.write_table(entry + 8, &0x41u32.to_le_bytes());
+        msix.write_table(entry + 12, &control.to_le_bytes());
+    }
+
+    fn pending(msix: &MsiX) -> u8 {
+        let mut bits = [0];
+        msix.read_pending(0, &mut bits);
+        bits[0]
+    }
+
+    #[test]
+    fn a_source_is_attached_once_everything_is_unmasked() {
+        let Fixture {
+            router, mut msix, ..
+        } = two_sources();
+        msix.bind(Source(0), 1);
+        program(&mut msix, 1, 0);
+        assert_eq!(router.take(), Vec::<String>::new());
+        msix.set_control(CONTROL_ENABLE);
+        assert_eq!(
+            router.take(),
+            ["allocate", "route 24 0xfee01000 0x41", "attach 24"]
+        );
+        msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
+        assert_eq!(router.take(), ["detach 24"]);
+        msix.set_control(CONTROL_ENABLE);
+        assert_eq!(router.take(), ["attach 24"]);
+        msix.write_table(ENTRY_SIZE + 12, &1u32.to_le_bytes());
+        assert_eq!(router.take(), ["detach 24"]);
+    }
+
+    #[test]
+    fn a_signal_to_a_masked_vector_is_pending_and_stays_in_the_eventfd() {
+        let Fixture {
+            events, mut msix, ..
+        } = two_sources();
+        msix.set_control(CONTROL_ENABLE);
+        msix.bind(Source(1), 2);
+        program(&mut msix, 2, ENTRY_MASKED);
+        assert_eq!(pending(&msix), 0);
+        events[1].write(1).unwrap();
+        assert_eq!(pending(&msix), 0b100);
+        assert_eq!(pending(&msix), 0b100, "reading takes nothing away");
+        // The interrupt controller takes the signal from here on.
+        msix.write_table(2 * ENTRY_SIZE + 12, &0u32.to_le_bytes());
+        assert_eq!(pending(&msix), 0);
+        assert_eq!(events[1].read().unwrap(), 1);
+    }
+
+    #[test]
+    fn two_sources_may_share_a_vector() {
+        let Fixture {
+            router, mut msix, ..
+        } = two_sources();
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 0, 0);
+        msix.bind(Source(0), 0);
+        msix.bind(Source(1), 0);
+        assert_eq!(
+            router.take(),
+            [
+                "allocate",
+                "route 24 0xfee01000 0x41",
+                "attach 24",
+                "attach 24"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_vector_that_is_not_there_reads_back_as_none() {
+        let Fixture { mut msix, .. } = two_sources();
+        assert_eq!(msix.bind(Source(0), 3), NO_VECTOR);
+        assert_eq!(msix.vector(Source(0)), NO_VECTOR);
+        assert_eq!(msix.bind(Source(0), 2), 2);
+    }
+
+    #[test]
+    fn a_reset_forgets_bindings_and_pending_signals() {
+        let Fixture {
+            router,
+            events,
+            mut msix,
+        } = two_sources();
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 0, 0);
+        msix.bind(Source(0), 0);
+        router.take();
+        events[0].write(1).unwrap();
+        msix.unbind_all();
+        assert_eq!(router.take(), ["detach 24"]);
+        assert!(events[0].read().is_err(), "the signal is gone");
+    }
+
+    #[test]
+    fn accesses_beyond_the_table_are_harmless() {
+        let Fixture { mut msix, .. } = two_sources();
+        msix.write_table(u64::MAX - 7, &[0xff; 4]);
+        msix.write_table(2, &[0xff; 4]);
+        msix.write_table(3 * ENTRY_SIZE, &[0xff; 8]);
+        let mut data = [1; 8];
+        msix.read_table(3 * ENTRY_SIZE, &mut data);
+        assert_eq!(data, [0; 8]);
+        msix.read_pending(u64::MAX - 1, &mut data[..1]);
+    }
+}

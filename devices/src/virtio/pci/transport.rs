@@ -1,0 +1,369 @@
+//! The PCI function: decodes accesses to its registers and wires doorbells and interrupts.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::registers::{COMMON_SIZE, Notify, QueueEvents, Registers, Request};
+use crate::interrupt::{Doorbells, MsiRouter};
+use crate::pci::{CapabilityId, ConfigSpace, Identity, MsiX, PciFunction};
+use crate::virtio::{Activation, ActivationFailed, TransportEvents, VirtioDevice};
+
+/// Bytes of the memory BAR.
+pub const BAR_SIZE: u32 = 0x1_0000;
+
+const COMMON: u32 = 0x0000;
+const ISR: u32 = 0x1000;
+const DEVICE: u32 = 0x2000;
+const DEVICE_SIZE: u32 = 0x1000;
+const DOORBELLS: u32 = 0x4000;
+const DOORBELLS_SIZE: u32 = 0x4000;
+const DOORBELL_STRIDE: u32 = 4;
+const MSIX_TABLE: u32 = 0x8000;
+const MSIX_PENDING: u32 = 0xc000;
+
+/// As many queues as have a vector each in the table, beside the configuration's.
+const MAX_QUEUES: usize = 1023;
+
+/// Types of virtio PCI capabilities (Virtual I/O Device 1.2, 4.1.4).
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Block {
+    Common = 1,
+    Notify = 2,
+    Isr = 3,
+    Device = 4,
+    Window = 5,
+}
+
+/// What the guest can change, behind one short lock.
+struct State {
+    config: ConfigSpace,
+    msix: MsiX,
+    registers: Registers,
+    /// Where the doorbells are wired at present.
+    wired: Option<u64>,
+}
+
+/// Where in configuration space the capabilities with a function of their own are.
+struct Offsets {
+    msix: usize,
+    /// VIRTIO_PCI_CAP_PCI_CFG: a window through which firmware reaches the BAR.
+    window: usize,
+}
+
+/// A virtio device as a PCI function.
+pub struct VirtioPci {
+    device: Arc<dyn VirtioDevice>,
+    doorbells: Arc<dyn Doorbells>,
+    queues: Vec<QueueEvents>,
+    config_change: Arc<EventFd>,
+    offsets: Offsets,
+    state: Mutex<State>,
+}
+
+impl VirtioPci {
+    /// Puts `device` behind a function whose BAR starts at `bar`, a multiple of [`BAR_SIZE`], and
+    /// attaches to the device's events.
+    ///
+    /// # Errors
+    /// No more file descriptors, or a device with more queues than the doorbells have room for.
+    pub fn new(
+        device: Arc<dyn VirtioDevice>,
+        ram: GuestMemoryMmap,
+        bar: u32,
+        router: Arc<dyn MsiRouter>,
+        doorbells: Arc<dyn Doorbells>,
+    ) -> io::Result<Arc<Self>> {
+        let count = device.queue_sizes().len();
+        if count > MAX_QUEUES {
+            return Err(io::Error::other(format!(
+                "{count} queues, of which {MAX_QUEUES} fit"
+            )));
+        }
+        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
+        let queues = (0..count)
+            .map(|_| {
+                Ok(QueueEvents {
+                    kick: event()?,
+                    call: event()?,
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let config_change = event()?;
+        let calls = queues.iter().map(|queue| queue.call.clone());
+        let sources = std::iter::once(config_change.clone())
+            .chain(calls)
+            .collect();
+        let msix = MsiX::new(router, count as u16 + 1, sources);
+
+        let mut config = ConfigSpace::new(identity(device.device_type()));
+        config.set_bar(bar, BAR_SIZE);
+        let offsets = add_capabilities(&mut config, &msix);
+        let registers = Registers::new(device.clone(), ram);
+        let function = Arc::new(VirtioPci {
+            device,
+            doorbells,
+            queues,
+            config_change,
+            offsets,
+            state: Mutex::new(State {
+                config,
+                msix,
+                registers,
+                wired: None,
+            }),
+        });
+        function.device.attach(function.clone());
+        Ok(function)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code behind this lock leaves the registers half-changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wires the doorbells to where the guest has put the BAR.
+    fn wire_doorbells(&self, state: &mut State) {
+        let base = state
+            .config
+            .decoded()
+            .map(|bar| bar.start + u64::from(DOORBELLS));
+        if base == state.wired {
+            return;
+        }
+        let bells = |base: u64| (base..).step_by(DOORBELL_STRIDE as usize).zip(&self.queues);
+        if let Some(old) = state.wired.take() {
+            for (address, queue) in bells(old) {
+                if let Err(error) = self.doorbells.detach(address, &queue.kick) {
+                    tracing::error!("{}: cannot unwire a doorbell: {error}", self.device.id());
+                }
+            }
+        }
+        let Some(base) = base else { return };
+        for (address, queue) in bells(base) {
+            // Without the ioeventfd the write comes here, slower and no less right.
+            if let Err(error) = self.doorbells.attach(address, &queue.kick) {
+                tracing::error!("{}: cannot wire a doorbell: {error}", self.device.id());
+            }
+        }
+        state.wired = Some(base);
+    }
+
+    fn write_common(&self, state: &mut State, offset: u64, data: &[u8]) {
+        let request = state.registers.write(&mut state.msix, offset, data);
+        match request {
+            None => {}
+            // Both calls only post to the device, so that the lock is held for no longer than it takes.
+            Some(Request::Reset) => self.device.reset(),
+            Some(Request::Activate(activation)) => {
+                match state.registers.enabled_queues(&self.queues) {
+                    Ok(queues) => self.device.activate(Activation {
+                        queues,
+                        ..activation
+                    }),
+                    Err(queue) => {
+                        tracing::error!(
+                            "{}: the driver put queue {queue} outside of RAM or misaligned it: \
+                             the device needs a reset",
+                            self.device.id()
+                        );
+                        let notify = state.registers.activated(Err(ActivationFailed));
+                        self.notify(notify);
+                    }
+                }
+            }
+        }
+    }
+
+    fn notify(&self, notify: Notify) {
+        if notify == Notify::Yes {
+            // Fails only when 2^64 - 2 signals are pending already.
+            let _ = self.config_change.write(1);
+        }
+    }
+
+    /// The part of the BAR that the window in configuration space shows, if the guest has set it up well.
+    fn window(&self, state: &State) -> Option<(u64, usize)> {
+        let at = self.offsets.window;
+        let bar = state.config.u32_at(at + 4) & 0xff;
+        let offset = u64::from(state.config.u32_at(at + 8));
+        let length = state.config.u32_at(at + 12) as usize;
+        let fits = bar == 0
+            && matches!(length, 1 | 2 | 4)
+            && offset.is_multiple_of(length as u64)
+            && offset + length as u64 <= u64::from(BAR_SIZE);
+        fits.then_some((offset, length))
+    }
+
+    fn window_data(&self) -> Range<usize> {
+        self.offsets.window + 16..self.offsets.window + 20
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let state = self.state();
+        let window = self
+            .window(&state)
+            .filter(|_| usize::from(offset) == self.window_data().start);
+        state.config.read(offset, data);
+        drop(state);
+        if let Some((at, length)) = window {
+            let length = length.min(data.len());
+            self.read_bar(at, &mut data[..length]);
+        }
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) {
+        let mut state = self.state();
+        state.config.write(offset, data);
+        let control = state.config.u16_at(self.offsets.msix + 2);
+        state.msix.set_control(control);
+        self.wire_doorbells(&mut state);
+        let window = self
+            .window(&state)
+            .filter(|_| usize::from(offset) == self.window_data().start);
+        drop(state);
+        if let Some((at, length)) = window {
+            self.write_bar(at, &data[..length.min(data.len())]);
+        }
+    }
+
+    fn decoded(&self) -> Option<Range<u64>> {
+        self.state().config.decoded()
+    }
+
+    fn read_bar(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let mut state = self.state();
+        match offset as u32 {
+            at @ COMMON..ISR => {
+                let image = state.registers.image(&state.msix);
+                let from = image.get(at as usize..).unwrap_or_default();
+                let length = data.len().min(from.len());
+                data[..length].copy_from_slice(&from[..length]);
+            }
+            ISR if data.len() == 1 => data[0] = state.registers.take_isr(),
+            at @ DEVICE..DOORBELLS => {
+                drop(state);
+                self.device.read_config(u64::from(at - DEVICE), data);
+            }
+            at @ MSIX_TABLE..MSIX_PENDING => {
+                state.msix.read_table(u64::from(at - MSIX_TABLE), data)
+            }
+            at @ MSIX_PENDING.. => state.msix.read_pending(u64::from(at - MSIX_PENDING), data),
+            _ => {}
+        }
+    }
+
+    fn write_bar(&self, offset: u64, data: &[u8]) {
+        match offset as u32 {
+            COMMON..ISR => self.write_common(&mut self.state(), offset, data),
+            at @ DEVICE..DOORBELLS => self.device.write_config(u64::from(at - DEVICE), data),
+            at @ DOORBELLS..MSIX_TABLE => {
+                let queue = ((at - DOORBELLS) / DOORBELL_STRIDE) as usize;
+                if let Some(queue) = self.queues.get(queue) {
+                    let _ = queue.kick.write(1);
+                }
+            }
+            at @ MSIX_TABLE..MSIX_PENDING => {
+                self.state()
+                    .msix
+                    .write_table(u64::from(at - MSIX_TABLE), data);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl TransportEvents for VirtioPci {
+    fn activated(&self, outcome: Result<(), ActivationFailed>) {
+        let notify = self.state().registers.activated(outcome);
+        self.notify(notify);
+    }
+
+    fn reset_done(&self) {
+        let state = &mut *self.state();
+        for queue in &self.queues {
+            // A kick for the driver that has left is not for the next one.
+            let _ = queue.kick.read();
+        }
+        state.registers.reset_done(&mut state.msix);
+    }
+
+    fn config_changed(&self) {
+        let notify = self.state().registers.config_changed();
+        self.notify(notify);
+    }
+
+    fn failed(&self) {
+        let notify = self.state().registers.needs_reset();
+        self.notify(notify);
+    }
+}
+
+impl Drop for VirtioPci {
+    fn drop(&mut self) {
+        let Some(base) = self.state().wired.take() else {
+            return;
+        };
+        for (address, queue) in (base..).step_by(DOORBELL_STRIDE as usize).zip(&self.queues) {
+            let _ = self.doorbells.detach(address, &queue.kick);
+        }
+    }
+}
+
+/// The ids of a modern device (Virtual I/O Device 1.2, 4.1.2).
+fn identity(device_type: u32) -> Identity {
+    const VENDOR: u16 = 0x1af4;
+    let device = 0x1040 + device_type as u16;
+    let class = match device_type {
+        1 => 0x02_00_00,  // network controller
+        2 => 0x01_80_00,  // mass storage, other
+        3 => 0x07_80_00,  // communication, other
+        26 => 0x01_80_00, // file system: mass storage, other
+        _ => 0xff_00_00,
+    };
+    Identity {
+        vendor: VENDOR,
+        device,
+        subsystem_vendor: VENDOR,
+        subsystem: device,
+        class,
+        revision: 1,
+    }
+}
+
+fn add_capabilities(config: &mut ConfigSpace, msix: &MsiX) -> Offsets {
+    let block = |kind: Block, offset: u32, length: u32, more: &[u8]| {
+        let mut body = vec![(16 + more.len()) as u8, kind as u8, 0, 0, 0, 0];
+        body.extend(offset.to_le_bytes());
+        body.extend(length.to_le_bytes());
+        body.extend(more);
+        body
+    };
+    let stride = DOORBELL_STRIDE.to_le_bytes();
+    for body in [
+        block(Block::Common, COMMON, COMMON_SIZE as u32, &[]),
+        block(Block::Isr, ISR, 1, &[]),
+        block(Block::Device, DEVICE, DEVICE_SIZE, &[]),
+        block(Block::Notify, DOORBELLS, DOORBELLS_SIZE, &stride),
+    ] {
+        config.add_capability(CapabilityId::Vendor, &body);
+    }
+    let window = config.add_capability(CapabilityId::Vendor, &block(Block::Window, 0, 0, &[0; 4]));
+    // The guest chooses BAR, offset and length.
+    config.allow_writes(window + 4, &[0xff, 0, 0, 0]);
+    config.allow_writes(window + 8, &[0xff; 8]);
+
+    let at = config.add_capability(
+        CapabilityId::MsiX,
+        &msix.capability(MSIX_TABLE, MSIX_PENDING),
+    );
+    config.allow_writes(at + 2, &MsiX::WRITABLE);
+    Offsets { msix: at, window }
+}
