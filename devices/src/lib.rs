@@ -6,5 +6,6 @@
 
 pub mod interrupt;
 pub mod pci;
+pub mod power;
 pub mod vhost_user;
 pub mod virtio;

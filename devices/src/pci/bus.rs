@@ -88,25 +88,18 @@ impl PciBus {
         }
     }
 
-    /// Reads guest-physical memory at `address`.
-    pub fn read_memory(&self, address: u64, data: &mut [u8]) -> Decoded {
+    /// Reads guest-physical memory at `address`; ones where no BAR decodes it.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) {
         match self.function_at(address, data.len()) {
-            Some((function, base)) => {
-                function.read_bar(address - base, data);
-                Decoded::Yes
-            }
-            None => Decoded::No,
+            Some((function, base)) => function.read_bar(address - base, data),
+            None => data.fill(0xff),
         }
     }
 
-    /// Writes guest-physical memory at `address`.
-    pub fn write_memory(&self, address: u64, data: &[u8]) -> Decoded {
-        match self.function_at(address, data.len()) {
-            Some((function, base)) => {
-                function.write_bar(address - base, data);
-                Decoded::Yes
-            }
-            None => Decoded::No,
+    /// Writes guest-physical memory at `address`, if a BAR decodes it.
+    pub fn write_memory(&self, address: u64, data: &[u8]) {
+        if let Some((function, base)) = self.function_at(address, data.len()) {
+            function.write_bar(address - base, data);
         }
     }
 
@@ -148,15 +141,6 @@ impl PciBus {
         (bus == 0 && function == 0)
             .then_some(((offset >> 15 & 0x1f) as usize, (offset & 0xfff) as u16))
     }
-}
-
-/// Whether an access met something that answers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decoded {
-    /// It was carried out.
-    Yes,
-    /// Nothing is there.
-    No,
 }
 
 fn fits(register: u16, length: usize) -> bool {
@@ -227,7 +211,9 @@ mod tests {
         bus.write_port(0, &(1u32 << 31 | 5 << 11).to_le_bytes());
         bus.read_port(4, &mut data);
         assert_eq!(data, [0xff; 4]);
-        assert_eq!(bus.read_memory(0xc000_0000, &mut data), Decoded::No);
+        data = [0; 4];
+        bus.read_memory(0xc000_0000, &mut data);
+        assert_eq!(data, [0xff; 4]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod msix;
 
 use std::ops::Range;
 
-pub use bus::{Decoded, PciBus, PciBusFull};
+pub use bus::{PciBus, PciBusFull};
 pub use config::{CapabilityId, ConfigSpace, Identity};
 pub use msix::{MsiX, Source};
 

@@ -16,6 +16,8 @@
 //! * `registers` holds what the common configuration shows and the device's life cycle
 
 mod registers;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use transport::{BAR_SIZE, VirtioPci};

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
@@ -61,6 +62,7 @@ pub struct VirtioPci {
     doorbells: Arc<dyn Doorbells>,
     queues: Vec<QueueEvents>,
     config_change: Arc<EventFd>,
+    doorbell_exits: AtomicU64,
     offsets: Offsets,
     state: Mutex<State>,
 }
@@ -109,6 +111,7 @@ impl VirtioPci {
             doorbells,
             queues,
             config_change,
+            doorbell_exits: AtomicU64::new(0),
             offsets,
             state: Mutex::new(State {
                 config,
@@ -119,6 +122,11 @@ impl VirtioPci {
         });
         function.device.attach(function.clone());
         Ok(function)
+    }
+
+    /// How many queue notifications have reached Ferry instead of an ioeventfd.
+    pub fn doorbell_exits(&self) -> u64 {
+        self.doorbell_exits.load(Ordering::Relaxed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -265,6 +273,7 @@ impl PciFunction for VirtioPci {
             COMMON..ISR => self.write_common(&mut self.state(), offset, data),
             at @ DEVICE..DOORBELLS => self.device.write_config(u64::from(at - DEVICE), data),
             at @ DOORBELLS..MSIX_TABLE => {
+                self.doorbell_exits.fetch_add(1, Ordering::Relaxed);
                 let queue = ((at - DOORBELLS) / DOORBELL_STRIDE) as usize;
                 if let Some(queue) = self.queues.get(queue) {
                     let _ = queue.kick.write(1);
