@@ -1,2 +1,57 @@
-//! Ferry.
-fn main() {}
+//! Ferry: a virtual machine monitor for KVM whose devices are vhost-user back-ends.
+//!
+//! A newcomer's way through: [`cli`] reads the command line, [`lifecycle`] owns the virtual machine
+//! from start to end, [`machine`] assembles what a guest runs on, [`boot`] loads it, and
+//! [`cpu::vcpu`] runs it. Devices are in the crate `ferry-devices`.
+
+mod acpi;
+mod boot;
+mod cli;
+mod cpu;
+mod events;
+mod hypervisor;
+mod io_space;
+mod layout;
+mod lifecycle;
+mod logging;
+mod machine;
+mod memory;
+mod terminal;
+
+use std::error::Error as _;
+use std::io::Write;
+use std::process::ExitCode;
+
+use ferry_devices::power::ResetSource;
+
+use cli::{Arguments, Request, UsageError};
+use events::Events;
+use lifecycle::{Ending, Error, Plan};
+
+/// Exit statuses; the README lists them for users.
+mod exit {
+    pub const DONE: u8 = 0;
+    pub const FAILED: u8 = 1;
+    pub const USAGE: u8 = 2;
+    pub const ACPI_RESET: u8 = 10;
+    pub const OTHER_RESET: u8 = 11;
+    pub const TRIPLE_FAULT: u8 = 12;
+}
+
+fn main() -> ExitCode {
+    let status = match cli::parse(std::env::args_os()) {
+        Ok(Request::Print(text)) => {
+            // Whoever closed standard output does not want the text.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            exit::DONE
+        }
+        Ok(Request::Run(arguments)) => run(*arguments),
+        Err(error) => wrong_usage(&error),
+    };
+    ExitCode::from(status)
+}
+
+fn wrong_usage(error: &UsageError) -> u8 {
+    eprintln!("{}", error.report());
+    exit::USAGE
+}

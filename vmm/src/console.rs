@@ -1,0 +1,82 @@
+//! The guest's serial port, connected to where the user wants it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_api::config::SerialConfig;
+use ferry_devices::serial::{SerialError, SerialEvents, SerialPort, Sink};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::terminal::RawMode;
+
+/// How long the end of the guest's output may take to be written: a reader that has stopped reading does not
+/// keep Ferry.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Why the serial port could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("--serial")]
+    Port(#[from] SerialError),
+    #[error("--serial: cannot set up the terminal")]
+    Terminal(#[source] io::Error),
+}
+
+/// A serial port and its far end. Both outlive a reboot of the guest.
+pub struct Console {
+    port: Arc<SerialPort>,
+    interrupt: EventFd,
+    /// Puts the terminal back at the end.
+    _raw: Option<RawMode>,
+}
+
+impl Console {
+    /// Opens what `config` names; none if there is to be no serial port. `escape` is signalled when the operator
+    /// types Ctrl-A x.
+    pub fn open(config: &SerialConfig, escape: EventFd) -> Result<Option<Console>, Error> {
+        let sink = match config {
+            SerialConfig::Off => return Ok(None),
+            SerialConfig::Null => Sink::Null,
+            SerialConfig::Tty => Sink::Tty,
+            SerialConfig::Pty => Sink::Pty,
+            SerialConfig::File(path) => Sink::File(path.clone()),
+            SerialConfig::Socket(path) => Sink::Socket(path.clone()),
+        };
+        let new = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let interrupt = new().map_err(Error::Terminal)?;
+        let events = SerialEvents {
+            interrupt: interrupt.try_clone().map_err(Error::Terminal)?,
+            escape,
+        };
+        let raw = match sink {
+            Sink::Tty => RawMode::enter().map_err(Error::Terminal)?,
+            _ => None,
+        };
+        let port = SerialPort::new(&sink, events)?;
+        if let Some(path) = port.pty() {
+            // Not a log message, because at the default level the user would not see where to connect.
+            eprintln!("ferry: the serial port is at {}", path.display());
+        }
+        Ok(Some(Console { port: Arc::new(port), interrupt, _raw: raw }))
+    }
+
+    /// The port, for the machine's I/O space.
+    pub fn port(&self) -> &Arc<SerialPort> {
+        &self.port
+    }
+
+    /// Signalled when the port wants the guest's attention.
+    pub fn interrupt(&self) -> &EventFd {
+        &self.interrupt
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let rest = self.port.flush(FLUSH);
+        if rest > 0 {
+            tracing::warn!("serial: {rest} bytes of the guest's output were not taken in time");
+        }
+    }
+}

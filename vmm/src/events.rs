@@ -1,0 +1,153 @@
+//! What the vmm thread waits for: one queue of events, and signals.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Instant;
+
+use ferry_devices::vhost_user;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::cpu::vcpu::GuestEnd;
+use crate::lifecycle::Ready;
+
+/// Something that the vmm thread has to act on.
+pub enum Event {
+    /// A back-end has been connected to and negotiated with, or not.
+    DeviceReady { index: usize, outcome: Result<Ready, vhost_user::Error> },
+    /// A device has stopped all its queues, as it was asked to before a reboot.
+    DeviceQuiet { index: usize },
+    /// The guest has ended.
+    GuestEnded(GuestEnd),
+    /// The operator wants the guest to end: a signal, or the terminal's escape.
+    Quit(&'static str),
+}
+
+/// The sending half: cheap to clone, and never waits.
+#[derive(Clone)]
+pub struct EventSender {
+    sender: Sender<Event>,
+    wake: Arc<EventFd>,
+}
+
+impl EventSender {
+    /// Hands an event to the vmm thread.
+    pub fn send(&self, event: Event) {
+        // Without a receiver Ferry is on its way out, and no one needs the event.
+        if self.sender.send(event).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+/// The vmm thread's half.
+pub struct Events {
+    receiver: Receiver<Event>,
+    sender: EventSender,
+    signals: OwnedFd,
+    escape: EventFd,
+}
+
+/// Signals that end Ferry in good order.
+const QUIT_SIGNALS: [(libc::c_int, &str); 3] =
+    [(libc::SIGTERM, "SIGTERM"), (libc::SIGINT, "SIGINT"), (libc::SIGHUP, "SIGHUP")];
+
+impl Events {
+    /// Takes over the signals of this process: to be called before any other thread is started, because threads
+    /// inherit the mask.
+    pub fn new() -> io::Result<Self> {
+        let signals = block_signals()?;
+        let (sender, receiver) = mpsc::channel();
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let escape = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        Ok(Events { receiver, sender: EventSender { sender, wake }, signals, escape })
+    }
+
+    /// A handle for those who have something to tell.
+    pub fn sender(&self) -> EventSender {
+        self.sender.clone()
+    }
+
+    /// To be signalled when the operator types the escape sequence at the guest's terminal.
+    pub fn escape(&self) -> io::Result<EventFd> {
+        self.escape.try_clone()
+    }
+
+    /// The next event; none once `deadline` has passed.
+    pub fn next(&self, deadline: Option<Instant>) -> io::Result<Option<Event>> {
+        loop {
+            // Before looking into the queue, so that what is sent after the look wakes the wait.
+            let _ = self.sender.wake.read();
+            if let Ok(event) = self.receiver.try_recv() {
+                return Ok(Some(event));
+            }
+            if self.escape.read().is_ok() {
+                return Ok(Some(Event::Quit("Ctrl-A x")));
+            }
+            if let Some(signal) = self.read_signal() {
+                return Ok(Some(Event::Quit(signal)));
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(None);
+            }
+            self.wait(deadline)?;
+        }
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> io::Result<()> {
+        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut fds = [
+            poll(self.sender.wake.as_raw_fd()),
+            poll(self.signals.as_raw_fd()),
+            poll(self.escape.as_raw_fd()),
+        ];
+        let timeout = deadline.map_or(-1, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up: waking early would only turn another round.
+            left.as_millis().saturating_add(1).min(i32::MAX as u128) as i32
+        });
+        // SAFETY: `fds` is an array of valid pollfds of that length.
+        let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+        match ready {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => Ok(()),
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_signal(&self) -> Option<&'static str> {
+        let mut info = std::mem::MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the buffer has `size` bytes; signalfd writes whole records.
+        let read =
+            unsafe { libc::read(self.signals.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+        if read != size as isize {
+            return None;
+        }
+        // SAFETY: the record was written in full.
+        let number = unsafe { info.assume_init() }.ssi_signo as libc::c_int;
+        QUIT_SIGNALS.iter().find(|(signal, _)| *signal == number).map(|(_, name)| *name)
+    }
+}
+
+fn block_signals() -> io::Result<OwnedFd> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set that the other calls work on, and the fd that signalfd returns is
+    // new and belongs to no one else.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for (signal, _) in QUIT_SIGNALS {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        let result = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(result));
+        }
+        let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}

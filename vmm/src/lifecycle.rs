@@ -1,0 +1,244 @@
+//! The vmm thread: owner of the virtual machine from its start to its end.
+//!
+//! ```text
+//!  connecting ──all ready──▶ building ──▶ running ──▶ ended ──▶ exit status
+//!       │                        ▲           │ reset
+//!       │ a device is not        │           ▼
+//!       ▼                        └── devices quiet, RAM emptied
+//!  exit status 1 or 2
+//! ```
+//!
+//! The thread itself waits for events only. Whatever a back-end has to answer is waited for by that device's own
+//! worker, which reports here.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ferry_api::config::VmConfig;
+use ferry_devices::power::{PowerRequest, ResetSource};
+use ferry_devices::vhost_user::{self, BackendSpec, DeviceObserver, Limits, VhostUserDevice};
+use ferry_devices::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
+
+use crate::boot::{self, Payload};
+use crate::console::{self, Console};
+use crate::cpu::vcpu::{self, GuestEnd};
+use crate::events::{Event, EventSender, Events};
+use crate::hypervisor::{self, Hypervisor};
+use crate::machine::{self, Machine, Parts};
+use crate::memory::{self, GuestRam};
+
+/// A device that is ready to be put on a bus.
+pub type Ready = Arc<VhostUserDevice>;
+
+/// What a guest's wish for a reset leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnReset {
+    /// The guest starts anew, with the same back-end connections.
+    Restart,
+    /// Ferry ends.
+    Exit,
+}
+
+/// How a run has ended in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest has powered itself off.
+    PowerOff,
+    /// The operator has ended it.
+    Quit,
+    /// The guest wanted a reset, and [`OnReset::Exit`] was asked for.
+    Reset(ResetSource),
+    /// The guest's processor gave up.
+    TripleFault,
+}
+
+/// Why a guest could not be started or run on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Device(#[from] vhost_user::Error),
+    #[error(transparent)]
+    Payload(#[from] boot::Error),
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    #[error("cannot {step}")]
+    System { step: &'static str, source: io::Error },
+    #[error("the guest crashed: {0}")]
+    Crash(String),
+    #[error("ended before the guest was started")]
+    Interrupted,
+    #[error("the device {0} did not come to rest before the reboot")]
+    NotQuiet(String),
+}
+
+fn system(step: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { step, source }
+}
+
+/// What to run, and how.
+pub struct Plan {
+    pub vm: VmConfig,
+    pub limits: Limits,
+    pub on_reset: OnReset,
+}
+
+/// Runs a guest from nothing to its end.
+pub fn run(plan: &Plan, payload: &Payload, events: &Events) -> Result<Ending, Error> {
+    vcpu::install_kick_handler().map_err(system("handle the signal that stops vCPUs"))?;
+    let ram = GuestRam::new(&plan.vm.memory)?;
+    // Back-ends negotiate while KVM is being opened.
+    let connecting = Connecting::start(plan, &ram, events)?;
+    let hypervisor = Hypervisor::open()?;
+    let escape = events.escape().map_err(system("pass the escape key on"))?;
+    let console = Console::open(&plan.vm.serial, escape)?;
+    let devices = connecting.wait(events)?;
+    let parts = Parts {
+        hypervisor: &hypervisor,
+        config: &plan.vm,
+        ram: &ram,
+        payload,
+        devices: &devices,
+        console: console.as_ref(),
+    };
+    run_until_ended(plan, &parts, events)
+}
+
+fn run_until_ended(plan: &Plan, parts: &Parts<'_>, events: &Events) -> Result<Ending, Error> {
+    loop {
+        let mut machine = Machine::build(parts)?;
+        let sender = events.sender();
+        machine.start(move |end| sender.send(Event::GuestEnded(end)))?;
+        let end = wait_for_end(events)?;
+        machine.stop();
+        let source = match end {
+            End::Quit(why) => {
+                tracing::info!("ended by {why}");
+                return Ok(Ending::Quit);
+            }
+            End::Guest(GuestEnd::TripleFault) => {
+                tracing::warn!("the guest's processor gave up: triple fault");
+                return Ok(Ending::TripleFault);
+            }
+            End::Guest(GuestEnd::Crash(reason)) => return Err(Error::Crash(reason)),
+            End::Guest(GuestEnd::Request(PowerRequest::Off)) => {
+                tracing::info!("the guest has powered off");
+                return Ok(Ending::PowerOff);
+            }
+            End::Guest(GuestEnd::Request(PowerRequest::Reset(source))) => source,
+        };
+        tracing::info!("the guest asked for a reset through {source}");
+        if plan.on_reset == OnReset::Exit {
+            return Ok(Ending::Reset(source));
+        }
+        if let Some(ending) = quieten(parts.devices, plan.limits, events)? {
+            return Ok(ending);
+        }
+        parts.ram.discard().map_err(system("empty the guest's RAM for its reboot"))?;
+        if let Some(console) = parts.console {
+            console.port().reset();
+        }
+    }
+}
+
+enum End {
+    Guest(GuestEnd),
+    Quit(&'static str),
+}
+
+fn wait_for_end(events: &Events) -> Result<End, Error> {
+    loop {
+        match events.next(None).map_err(system("wait for events"))? {
+            Some(Event::GuestEnded(end)) => return Ok(End::Guest(end)),
+            Some(Event::Quit(why)) => return Ok(End::Quit(why)),
+            // The device's worker has logged what happened, and the guest knows from the device's status.
+            Some(Event::DeviceReady { .. } | Event::DeviceQuiet { .. }) | None => {}
+        }
+    }
+}
+
+/// Stops every device, so that no back-end writes into the next guest's RAM.
+fn quieten(
+    devices: &[Arc<VhostUserDevice>],
+    limits: Limits,
+    events: &Events,
+) -> Result<Option<Ending>, Error> {
+    for (index, device) in devices.iter().enumerate() {
+        device.attach(Arc::new(Quietener { index, events: events.sender() }));
+        device.reset();
+    }
+    let mut waiting: Vec<usize> = (0..devices.len()).collect();
+    // A worker answers within `limits.dead`, whatever its back-end does; the rest is for busy machines.
+    let deadline = Instant::now() + 2 * limits.dead;
+    while let Some(&first) = waiting.first() {
+        match events.next(Some(deadline)).map_err(system("wait for events"))? {
+            Some(Event::DeviceQuiet { index }) => waiting.retain(|&other| other != index),
+            Some(Event::Quit(_)) => return Ok(Some(Ending::Quit)),
+            Some(_) => {}
+            None => return Err(Error::NotQuiet(devices[first].id().to_string())),
+        }
+    }
+    Ok(None)
+}
+
+/// Stands in for the transport while there is none.
+struct Quietener {
+    index: usize,
+    events: EventSender,
+}
+
+impl TransportEvents for Quietener {
+    fn activated(&self, _: Result<(), ActivationFailed>) {}
+
+    fn reset_done(&self) {
+        self.events.send(Event::DeviceQuiet { index: self.index });
+    }
+
+    fn config_changed(&self) {}
+
+    fn failed(&self) {}
+}
+
+/// Devices on their way to being ready.
+struct Connecting {
+    count: usize,
+}
+
+impl Connecting {
+    fn start(plan: &Plan, ram: &GuestRam, events: &Events) -> Result<Self, Error> {
+        let specs = backend_specs(&plan.vm);
+        let count = specs.len();
+        let regions = ram.shared_regions();
+        for (index, spec) in specs.into_iter().enumerate() {
+            let observer = Observer { index, events: events.sender() };
+            VhostUserDevice::start(spec, plan.limits, regions.clone(), Arc::new(observer))
+                .map_err(system("start a thread for a device"))?;
+        }
+        Ok(Connecting { count })
+    }
+
+    /// Every worker reports within its own deadlines.
+    fn wait(self, events: &Events) -> Result<Vec<Ready>, Error> {
+        let mut ready: Vec<Option<Ready>> = vec![None; self.count];
+        while ready.iter().any(Option::is_none) {
+            match events.next(None).map_err(system("wait for events"))? {
+                Some(Event::DeviceReady { index, outcome }) => ready[index] = Some(outcome?),
+                Some(Event::Quit(_)) => return Err(Error::Interrupted),
+                _ => {}
+            }
+        }
+        Ok(ready.into_iter().flatten().collect())
+    }
+}
+
+/// Passes what happens to a device on to the vmm thread.
+struct Observer {
+    index: usize,
+    events: EventSender,
+}
