@@ -1,6 +1,7 @@
 //! The configuration of a virtual machine.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,4 +139,25 @@ pub enum SerialConfig {
     File(PathBuf),
     /// A unix socket on which Ferry listens for one client at a time.
     Socket(PathBuf),
+}
+
+/// How long Ferry waits for a back-end. Nothing waits without one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// How long a socket without a listener is tried again when Ferry starts.
+    pub connect: Duration,
+    /// How long a request may take until the step that needed its answer is given up.
+    pub request: Duration,
+    /// How long an answer may be owed until the back-end counts as dead; at least `request`.
+    pub dead: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            request: Duration::from_secs(10),
+            dead: Duration::from_secs(60),
+        }
+    }
 }

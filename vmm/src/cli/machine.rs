@@ -1,0 +1,207 @@
+//! The flags that describe the machine itself: kernel, processors, memory, serial port.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ferry_api::config::{CpusConfig, MemoryConfig, PayloadConfig, SerialConfig};
+
+use super::error::{Problem, UsageError};
+use super::options::{Options, split};
+
+/// The size of a page, in bytes.
+const PAGE: u64 = 4096;
+/// Sizes of huge pages, in bytes.
+const HUGE_PAGES: [u64; 2] = [2 << 20, 1 << 30];
+/// What Linux on x86 takes at most, without the terminating zero byte.
+const CMDLINE_MOST: usize = 2047;
+
+/// `--kernel`, `--initramfs` and `--cmdline`.
+pub fn payload(
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    cmdline: Option<String>,
+) -> Result<PayloadConfig, UsageError> {
+    let Some(kernel) = kernel else {
+        let problem = Problem::Flag("is missing: Ferry does not know what to boot".into());
+        return Err(UsageError::new("--kernel", problem)
+            .hint("ferry --kernel vmlinux …; ferry --help shows examples"));
+    };
+    readable_file("--kernel", &kernel)?;
+    if let Some(initramfs) = &initramfs {
+        readable_file("--initramfs", initramfs)?;
+    }
+    let cmdline = cmdline.unwrap_or_default();
+    if cmdline.len() > CMDLINE_MOST {
+        let length = cmdline.len();
+        let problem = Problem::Conflict(format!(
+            "{length} bytes are too long: a guest takes at most {CMDLINE_MOST}"
+        ));
+        return Err(UsageError::new("--cmdline", problem));
+    }
+    Ok(PayloadConfig {
+        kernel,
+        initramfs,
+        cmdline,
+    })
+}
+
+/// Checks that `path` is a file with contents that can be read.
+pub fn readable_file(flag: &'static str, path: &Path) -> Result<(), UsageError> {
+    open_regular(path).map_err(|cause| {
+        let path = path.to_owned();
+        UsageError::new(flag, Problem::File { path, cause })
+    })
+}
+
+fn open_regular(path: &Path) -> io::Result<()> {
+    // Without O_NONBLOCK, opening a FIFO would wait for its writer.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if metadata.len() == 0 {
+        return Err(io::Error::other("it is empty"));
+    }
+    Ok(())
+}
+
+/// `--cpus`.
+pub fn cpus(text: Option<&str>) -> Result<CpusConfig, UsageError> {
+    let Some(text) = text else {
+        return Ok(CpusConfig {
+            boot_vcpus: 1,
+            max_vcpus: 1,
+        });
+    };
+    let mut options = Options::parse("--cpus", text, &["boot", "max"])
+        .map_err(|error| error.hint("for four processors write --cpus boot=4"))?;
+    let range = 1..=CpusConfig::MOST;
+    let boot_vcpus = options.number("boot", range.clone())?.unwrap_or(1);
+    let max_vcpus = options.number("max", range)?.unwrap_or(boot_vcpus);
+    if boot_vcpus > max_vcpus {
+        let problem = Problem::Conflict(format!("boot={boot_vcpus} is more than max={max_vcpus}"));
+        return Err(options.error(problem));
+    }
+    Ok(CpusConfig {
+        boot_vcpus,
+        max_vcpus,
+    })
+}
+
+/// `--memory`.
+pub fn memory(text: Option<&str>) -> Result<MemoryConfig, UsageError> {
+    let mut memory = MemoryConfig {
+        size: 512 << 20,
+        shared: true,
+        hugepages: false,
+        hugepage_size: None,
+        prefault: false,
+    };
+    let Some(text) = text else {
+        return Ok(memory);
+    };
+    let known = ["size", "shared", "hugepages", "hugepage_size", "prefault"];
+    let mut options = Options::parse("--memory", text, &known)
+        .map_err(|error| error.hint("for one gibibyte write --memory size=1G"))?;
+    memory.size = options.size("size")?.unwrap_or(memory.size);
+    memory.shared = options.switch("shared")?.unwrap_or(memory.shared);
+    memory.hugepages = options.switch("hugepages")?.unwrap_or(memory.hugepages);
+    memory.hugepage_size = options.size("hugepage_size")?;
+    memory.prefault = options.switch("prefault")?.unwrap_or(memory.prefault);
+
+    let size = memory.size;
+    if size < MemoryConfig::LEAST {
+        let least = MemoryConfig::LEAST >> 20;
+        return Err(options.bad("size", size, format!("is less than {least}M")));
+    }
+    let page = page_size(&memory, &options)?;
+    if !size.is_multiple_of(page) {
+        return Err(options.bad(
+            "size",
+            size,
+            format!("is not a multiple of the page size, {page} bytes"),
+        ));
+    }
+    Ok(memory)
+}
+
+/// The page size that the amount of memory has to be a multiple of.
+fn page_size(memory: &MemoryConfig, options: &Options) -> Result<u64, UsageError> {
+    match memory.hugepage_size {
+        Some(size) if !HUGE_PAGES.contains(&size) => {
+            Err(options.bad("hugepage_size", size, "is neither 2M nor 1G"))
+        }
+        Some(_) if !memory.hugepages => {
+            let problem = Problem::Conflict("hugepage_size= needs hugepages=on".into());
+            Err(options.error(problem))
+        }
+        Some(size) => Ok(size),
+        None if memory.hugepages => Ok(HUGE_PAGES[0]),
+        None => Ok(PAGE),
+    }
+}
+
+/// `--serial`.
+pub fn serial(text: Option<&str>) -> Result<SerialConfig, UsageError> {
+    let flag = "--serial";
+    let Some(text) = text else {
+        return Ok(SerialConfig::Tty);
+    };
+    let mut items = split(text).map_err(|problem| UsageError::new(flag, problem))?;
+    let item = items.pop().unwrap_or_default();
+    let wrong = || {
+        let problem = Problem::Syntax(format!("there is no `{text}`"));
+        UsageError::new(flag, problem).hint(
+            "write one of off, null, tty, pty, file=PATH, socket=PATH; a path with a comma in double quotes",
+        )
+    };
+    if !items.is_empty() {
+        return Err(wrong());
+    }
+    match (item.key.as_str(), item.value) {
+        ("off", None) => Ok(SerialConfig::Off),
+        ("null", None) => Ok(SerialConfig::Null),
+        ("tty", None) => Ok(SerialConfig::Tty),
+        ("pty", None) => Ok(SerialConfig::Pty),
+        ("file", Some(path)) if !path.is_empty() => Ok(SerialConfig::File(path.into())),
+        ("socket", Some(path)) if !path.is_empty() => {
+            super::devices::check_socket_path(&path)
+                .map_err(|reason| wrong_socket(flag, &path, reason))?;
+            Ok(SerialConfig::Socket(path.into()))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn wrong_socket(flag: &str, path: &str, reason: String) -> UsageError {
+    UsageError::new(
+        flag,
+        Problem::Value {
+            key: "socket",
+            value: path.to_owned(),
+            reason,
+        },
+    )
+}
+
+/// `--console`: Ferry has no virtio console of its own, so both words mean the same.
+pub fn console(text: Option<&str>) -> Result<(), UsageError> {
+    match text {
+        None | Some("off" | "null") => Ok(()),
+        Some(other) => {
+            let problem = Problem::Syntax(format!("there is no `{other}`"));
+            Err(UsageError::new("--console", problem).hint(
+                "Ferry has no virtio console of its own: write off, and use --serial, or --vhost-user with a back-end of device_type=3",
+            ))
+        }
+    }
+}
