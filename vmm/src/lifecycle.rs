@@ -15,12 +15,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ferry_api::config::VmConfig;
+use ferry_api::config::{Timeouts, VmConfig};
 use ferry_devices::power::{PowerRequest, ResetSource};
 use ferry_devices::vhost_user::{self, BackendSpec, DeviceObserver, Limits, VhostUserDevice};
 use ferry_devices::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
 
 use crate::boot::{self, Payload};
+use crate::cli::OnReset;
 use crate::console::{self, Console};
 use crate::cpu::vcpu::{self, GuestEnd};
 use crate::events::{Event, EventSender, Events};
@@ -30,15 +31,6 @@ use crate::memory::{self, GuestRam};
 
 /// A device that is ready to be put on a bus.
 pub type Ready = Arc<VhostUserDevice>;
-
-/// What a guest's wish for a reset leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnReset {
-    /// The guest starts anew, with the same back-end connections.
-    Restart,
-    /// Ferry ends.
-    Exit,
-}
 
 /// How a run has ended in good order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +70,17 @@ pub enum Error {
     NotQuiet(String),
 }
 
+impl Error {
+    /// Whether it is the user's to mend: exit status 2.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::Payload(_) => true,
+            Error::Device(error) => error.is_no_listener(),
+            _ => false,
+        }
+    }
+}
+
 fn system(step: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { step, source }
 }
@@ -85,12 +88,15 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// What to run, and how.
 pub struct Plan {
     pub vm: VmConfig,
-    pub limits: Limits,
+    pub timeouts: Timeouts,
     pub on_reset: OnReset,
 }
 
 /// Runs a guest from nothing to its end.
-pub fn run(plan: &Plan, payload: &Payload, events: &Events) -> Result<Ending, Error> {
+pub fn run(plan: &Plan) -> Result<Ending, Error> {
+    // Everything that the user may have got wrong comes before anything is started.
+    let payload = Payload::open(&plan.vm.payload)?;
+    let events = &Events::new().map_err(system("take over the signals"))?;
     vcpu::install_kick_handler().map_err(system("handle the signal that stops vCPUs"))?;
     let ram = GuestRam::new(&plan.vm.memory)?;
     // Back-ends negotiate while KVM is being opened.
@@ -103,7 +109,7 @@ pub fn run(plan: &Plan, payload: &Payload, events: &Events) -> Result<Ending, Er
         hypervisor: &hypervisor,
         config: &plan.vm,
         ram: &ram,
-        payload,
+        payload: &payload,
         devices: &devices,
         console: console.as_ref(),
     };
@@ -137,7 +143,7 @@ fn run_until_ended(plan: &Plan, parts: &Parts<'_>, events: &Events) -> Result<En
         if plan.on_reset == OnReset::Exit {
             return Ok(Ending::Reset(source));
         }
-        if let Some(ending) = quieten(parts.devices, plan.limits, events)? {
+        if let Some(ending) = quieten(parts.devices, &plan.timeouts, events)? {
             return Ok(ending);
         }
         parts.ram.discard().map_err(system("empty the guest's RAM for its reboot"))?;
@@ -166,7 +172,7 @@ fn wait_for_end(events: &Events) -> Result<End, Error> {
 /// Stops every device, so that no back-end writes into the next guest's RAM.
 fn quieten(
     devices: &[Arc<VhostUserDevice>],
-    limits: Limits,
+    timeouts: &Timeouts,
     events: &Events,
 ) -> Result<Option<Ending>, Error> {
     for (index, device) in devices.iter().enumerate() {
@@ -174,8 +180,8 @@ fn quieten(
         device.reset();
     }
     let mut waiting: Vec<usize> = (0..devices.len()).collect();
-    // A worker answers within `limits.dead`, whatever its back-end does; the rest is for busy machines.
-    let deadline = Instant::now() + 2 * limits.dead;
+    // A worker answers within the dead timeout, whatever its back-end does; the rest is for busy machines.
+    let deadline = Instant::now() + 2 * timeouts.dead;
     while let Some(&first) = waiting.first() {
         match events.next(Some(deadline)).map_err(system("wait for events"))? {
             Some(Event::DeviceQuiet { index }) => waiting.retain(|&other| other != index),
@@ -212,12 +218,13 @@ struct Connecting {
 
 impl Connecting {
     fn start(plan: &Plan, ram: &GuestRam, events: &Events) -> Result<Self, Error> {
-        let specs = backend_specs(&plan.vm);
+        let specs = backends::specs(&plan.vm);
+        let limits = backends::limits(&plan.timeouts);
         let count = specs.len();
         let regions = ram.shared_regions();
         for (index, spec) in specs.into_iter().enumerate() {
             let observer = Observer { index, events: events.sender() };
-            VhostUserDevice::start(spec, plan.limits, regions.clone(), Arc::new(observer))
+            VhostUserDevice::start(spec, limits, regions.clone(), Arc::new(observer))
                 .map_err(system("start a thread for a device"))?;
         }
         Ok(Connecting { count })

@@ -7,6 +7,7 @@
 mod acpi;
 mod boot;
 mod cli;
+mod console;
 mod cpu;
 mod events;
 mod hypervisor;
@@ -25,7 +26,6 @@ use std::process::ExitCode;
 use ferry_devices::power::ResetSource;
 
 use cli::{Arguments, Request, UsageError};
-use events::Events;
 use lifecycle::{Ending, Error, Plan};
 
 /// Exit statuses; the README lists them for users.
@@ -54,4 +54,45 @@ fn main() -> ExitCode {
 fn wrong_usage(error: &UsageError) -> u8 {
     eprintln!("{}", error.report());
     exit::USAGE
+}
+
+fn run(arguments: Arguments) -> u8 {
+    if let Err(error) = logging::start(&arguments.log) {
+        return wrong_usage(&error);
+    }
+    let Arguments {
+        vm,
+        timeouts,
+        log: _,
+        on_reset,
+    } = arguments;
+    let plan = Plan {
+        vm,
+        timeouts,
+        on_reset,
+    };
+    match lifecycle::run(&plan) {
+        Ok(Ending::PowerOff | Ending::Quit) => exit::DONE,
+        Ok(Ending::Reset(ResetSource::Acpi)) => exit::ACPI_RESET,
+        Ok(Ending::Reset(ResetSource::I8042 | ResetSource::Cf9)) => exit::OTHER_RESET,
+        Ok(Ending::TripleFault) => exit::TRIPLE_FAULT,
+        Err(error) => {
+            report(&error);
+            match error.is_usage() {
+                true => exit::USAGE,
+                false => exit::FAILED,
+            }
+        }
+    }
+}
+
+/// An error and its causes on one line.
+fn report(error: &Error) {
+    let mut line = format!("ferry: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    eprintln!("{line}");
 }
