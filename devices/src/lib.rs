@@ -5,5 +5,6 @@
 //! traits in [`interrupt`] and [`virtio`], which the VMM implements.
 
 pub mod interrupt;
+pub mod serial;
 pub mod vhost_user;
 pub mod virtio;
