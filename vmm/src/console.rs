@@ -58,7 +58,11 @@ impl Console {
             // Not a log message, because at the default level the user would not see where to connect.
             eprintln!("ferry: the serial port is at {}", path.display());
         }
-        Ok(Some(Console { port: Arc::new(port), interrupt, _raw: raw }))
+        Ok(Some(Console {
+            port: Arc::new(port),
+            interrupt,
+            _raw: raw,
+        }))
     }
 
     /// The port, for the machine's I/O space.

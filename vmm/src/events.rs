@@ -15,7 +15,10 @@ use crate::lifecycle::Ready;
 /// Something that the vmm thread has to act on.
 pub enum Event {
     /// A back-end has been connected to and negotiated with, or not.
-    DeviceReady { index: usize, outcome: Result<Ready, vhost_user::Error> },
+    DeviceReady {
+        index: usize,
+        outcome: Result<Ready, vhost_user::Error>,
+    },
     /// A device has stopped all its queues, as it was asked to before a reboot.
     DeviceQuiet { index: usize },
     /// The guest has ended.
@@ -50,8 +53,11 @@ pub struct Events {
 }
 
 /// Signals that end Ferry in good order.
-const QUIT_SIGNALS: [(libc::c_int, &str); 3] =
-    [(libc::SIGTERM, "SIGTERM"), (libc::SIGINT, "SIGINT"), (libc::SIGHUP, "SIGHUP")];
+const QUIT_SIGNALS: [(libc::c_int, &str); 3] = [
+    (libc::SIGTERM, "SIGTERM"),
+    (libc::SIGINT, "SIGINT"),
+    (libc::SIGHUP, "SIGHUP"),
+];
 
 impl Events {
     /// Takes over the signals of this process: to be called before any other thread is started, because threads
@@ -61,7 +67,12 @@ impl Events {
         let (sender, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let escape = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Events { receiver, sender: EventSender { sender, wake }, signals, escape })
+        Ok(Events {
+            receiver,
+            sender: EventSender { sender, wake },
+            signals,
+            escape,
+        })
     }
 
     /// A handle for those who have something to tell.
@@ -96,7 +107,11 @@ impl Events {
     }
 
     fn wait(&self, deadline: Option<Instant>) -> io::Result<()> {
-        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let poll = |fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
         let mut fds = [
             poll(self.sender.wake.as_raw_fd()),
             poll(self.signals.as_raw_fd()),
@@ -120,14 +135,16 @@ impl Events {
         let mut info = std::mem::MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
         // SAFETY: the buffer has `size` bytes; signalfd writes whole records.
-        let read =
-            unsafe { libc::read(self.signals.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+        let read = unsafe { libc::read(self.signals.as_raw_fd(), info.as_mut_ptr().cast(), size) };
         if read != size as isize {
             return None;
         }
         // SAFETY: the record was written in full.
         let number = unsafe { info.assume_init() }.ssi_signo as libc::c_int;
-        QUIT_SIGNALS.iter().find(|(signal, _)| *signal == number).map(|(_, name)| *name)
+        QUIT_SIGNALS
+            .iter()
+            .find(|(signal, _)| *signal == number)
+            .map(|(_, name)| *name)
     }
 }
 

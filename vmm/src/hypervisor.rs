@@ -10,7 +10,7 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,7 +28,10 @@ pub enum Error {
     #[error("this kernel's KVM lacks {0}, which Ferry needs")]
     Capability(&'static str),
     #[error("KVM refused to {step}")]
-    Refused { step: &'static str, source: errno::Error },
+    Refused {
+        step: &'static str,
+        source: errno::Error,
+    },
 }
 
 impl Error {
@@ -80,7 +83,10 @@ impl Hypervisor {
 
     /// A virtual machine with `ram`, in-kernel interrupt controllers and PIT, and no vCPU yet.
     pub fn create_vm(&self, ram: &GuestMemoryMmap) -> Result<Vm, Error> {
-        let fd = self.kvm.create_vm().map_err(Error::refused("create a virtual machine"))?;
+        let fd = self
+            .kvm
+            .create_vm()
+            .map_err(Error::refused("create a virtual machine"))?;
         if fd.check_extension_raw(CAP_IOEVENTFD_ANY_LENGTH) <= 0 {
             return Err(Error::Capability("KVM_CAP_IOEVENTFD_ANY_LENGTH"));
         }
@@ -92,11 +98,20 @@ impl Hypervisor {
             fd.set_tss_address(layout::KVM_TSS as usize)
                 .map_err(Error::refused("place its task state segment"))?;
         }
-        fd.create_irq_chip().map_err(Error::refused("create the interrupt controllers"))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        fd.create_pit2(pit).map_err(Error::refused("create the PIT"))?;
+        // Before the interrupt controllers: afterwards KVM would wait for a grace period of theirs, some 5 ms.
         register_ram(&fd, ram)?;
-        Ok(Vm { fd, messages: Mutex::new(Vec::new()) })
+        fd.create_irq_chip()
+            .map_err(Error::refused("create the interrupt controllers"))?;
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        fd.create_pit2(pit)
+            .map_err(Error::refused("create the PIT"))?;
+        Ok(Vm {
+            fd,
+            messages: Mutex::new(Vec::new()),
+        })
     }
 }
 
@@ -132,12 +147,16 @@ const MAX_MESSAGES: usize = 4096 - 16 - IOAPIC_PINS as usize;
 impl Vm {
     /// Creates vCPU `id`, whose APIC id is the same.
     pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, Error> {
-        self.fd.create_vcpu(id.into()).map_err(Error::refused("create a vCPU"))
+        self.fd
+            .create_vcpu(id.into())
+            .map_err(Error::refused("create a vCPU"))
     }
 
     /// Every signal on `event` is an edge on pin `irq` of the interrupt controllers.
     pub fn wire_irq(&self, irq: u32, event: &EventFd) -> Result<(), Error> {
-        self.fd.register_irqfd(event, irq).map_err(Error::refused("wire an interrupt"))
+        self.fd
+            .register_irqfd(event, irq)
+            .map_err(Error::refused("wire an interrupt"))
     }
 
     fn set_routes(&self, messages: &[MsiMessage]) -> io::Result<()> {
@@ -169,8 +188,11 @@ fn pin_routes() -> impl Iterator<Item = kvm_irq_routing_entry> {
 
 fn message_routes(messages: &[MsiMessage]) -> impl Iterator<Item = kvm_irq_routing_entry> {
     (FIRST_MSI..).zip(messages).map(|(gsi, message)| {
-        let mut entry =
-            kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+        let mut entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..Default::default()
+        };
         entry.u.msi.address_lo = message.address as u32;
         entry.u.msi.address_hi = (message.address >> 32) as u32;
         entry.u.msi.data = message.data;

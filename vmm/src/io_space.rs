@@ -49,7 +49,8 @@ impl IoSpace {
                 }
             }
             layout::PCI_CONFIG_ADDRESS_PORT..=PCI_LAST => {
-                self.pci.read_port(port - layout::PCI_CONFIG_ADDRESS_PORT, data);
+                self.pci
+                    .read_port(port - layout::PCI_CONFIG_ADDRESS_PORT, data);
             }
             // A keyboard controller with empty buffers, and a sleep status without a wake event.
             layout::I8042_COMMAND_PORT | layout::SLEEP_STATUS_PORT => data.fill(0),
@@ -71,7 +72,8 @@ impl IoSpace {
             // A single byte to the second port of the configuration address is the chip set's reset register.
             (layout::RESET_CONTROL_PORT, &[value]) => power::reset_control(value),
             (layout::PCI_CONFIG_ADDRESS_PORT..=PCI_LAST, _) => {
-                self.pci.write_port(port - layout::PCI_CONFIG_ADDRESS_PORT, data);
+                self.pci
+                    .write_port(port - layout::PCI_CONFIG_ADDRESS_PORT, data);
                 None
             }
             (layout::I8042_COMMAND_PORT, &[value]) => power::i8042_command(value),

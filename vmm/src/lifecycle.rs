@@ -17,10 +17,10 @@ use std::time::Instant;
 
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_devices::power::{PowerRequest, ResetSource};
-use ferry_devices::vhost_user::{self, BackendSpec, DeviceObserver, Limits, VhostUserDevice};
+use ferry_devices::vhost_user::{self, DeviceObserver, VhostUserDevice};
 use ferry_devices::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
 
-use crate::boot::{self, Payload};
+use crate::backends;
 use crate::cli::OnReset;
 use crate::console::{self, Console};
 use crate::cpu::vcpu::{self, GuestEnd};
@@ -28,6 +28,7 @@ use crate::events::{Event, EventSender, Events};
 use crate::hypervisor::{self, Hypervisor};
 use crate::machine::{self, Machine, Parts};
 use crate::memory::{self, GuestRam};
+use crate::payload::{self, Payload};
 
 /// A device that is ready to be put on a bus.
 pub type Ready = Arc<VhostUserDevice>;
@@ -51,7 +52,7 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] vhost_user::Error),
     #[error(transparent)]
-    Payload(#[from] boot::Error),
+    Payload(#[from] payload::Error),
     #[error(transparent)]
     Memory(#[from] memory::Error),
     #[error(transparent)]
@@ -61,7 +62,10 @@ pub enum Error {
     #[error(transparent)]
     Console(#[from] console::Error),
     #[error("cannot {step}")]
-    System { step: &'static str, source: io::Error },
+    System {
+        step: &'static str,
+        source: io::Error,
+    },
     #[error("the guest crashed: {0}")]
     Crash(String),
     #[error("ended before the guest was started")]
@@ -95,7 +99,7 @@ pub struct Plan {
 /// Runs a guest from nothing to its end.
 pub fn run(plan: &Plan) -> Result<Ending, Error> {
     // Everything that the user may have got wrong comes before anything is started.
-    let payload = Payload::open(&plan.vm.payload)?;
+    let payload = Payload::open(&plan.vm.payload, &plan.vm.memory)?;
     let events = &Events::new().map_err(system("take over the signals"))?;
     vcpu::install_kick_handler().map_err(system("handle the signal that stops vCPUs"))?;
     let ram = GuestRam::new(&plan.vm.memory)?;
@@ -146,7 +150,10 @@ fn run_until_ended(plan: &Plan, parts: &Parts<'_>, events: &Events) -> Result<En
         if let Some(ending) = quieten(parts.devices, &plan.timeouts, events)? {
             return Ok(ending);
         }
-        parts.ram.discard().map_err(system("empty the guest's RAM for its reboot"))?;
+        parts
+            .ram
+            .discard()
+            .map_err(system("empty the guest's RAM for its reboot"))?;
         if let Some(console) = parts.console {
             console.port().reset();
         }
@@ -176,14 +183,20 @@ fn quieten(
     events: &Events,
 ) -> Result<Option<Ending>, Error> {
     for (index, device) in devices.iter().enumerate() {
-        device.attach(Arc::new(Quietener { index, events: events.sender() }));
+        device.attach(Arc::new(Quietener {
+            index,
+            events: events.sender(),
+        }));
         device.reset();
     }
     let mut waiting: Vec<usize> = (0..devices.len()).collect();
     // A worker answers within the dead timeout, whatever its back-end does; the rest is for busy machines.
     let deadline = Instant::now() + 2 * timeouts.dead;
     while let Some(&first) = waiting.first() {
-        match events.next(Some(deadline)).map_err(system("wait for events"))? {
+        match events
+            .next(Some(deadline))
+            .map_err(system("wait for events"))?
+        {
             Some(Event::DeviceQuiet { index }) => waiting.retain(|&other| other != index),
             Some(Event::Quit(_)) => return Ok(Some(Ending::Quit)),
             Some(_) => {}
@@ -223,7 +236,10 @@ impl Connecting {
         let count = specs.len();
         let regions = ram.shared_regions();
         for (index, spec) in specs.into_iter().enumerate() {
-            let observer = Observer { index, events: events.sender() };
+            let observer = Observer {
+                index,
+                events: events.sender(),
+            };
             VhostUserDevice::start(spec, limits, regions.clone(), Arc::new(observer))
                 .map_err(system("start a thread for a device"))?;
         }
@@ -248,4 +264,16 @@ impl Connecting {
 struct Observer {
     index: usize,
     events: EventSender,
+}
+
+impl DeviceObserver for Observer {
+    fn ready(&self, _id: &str, outcome: Result<Ready, vhost_user::Error>) {
+        self.events.send(Event::DeviceReady {
+            index: self.index,
+            outcome,
+        });
+    }
+
+    // The worker has logged what happened, and the guest knows from the device's status.
+    fn failed(&self, _id: &str, _error: &vhost_user::Error) {}
 }

@@ -14,7 +14,7 @@ use ferry_devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use kvm_ioctls::VcpuFd;
 
 use crate::acpi::{self, AcpiInfo};
-use crate::boot::{self, EntryPoint, Payload};
+use crate::boot::{self, EntryPoint};
 use crate::console::Console;
 use crate::cpu::vcpu::{GuestEnd, Vcpu};
 use crate::cpu::{cpuid, registers};
@@ -22,6 +22,7 @@ use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::payload::Payload;
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -72,14 +73,17 @@ impl Machine {
             vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
         }
         let vcpus = parts.config.cpus.boot_vcpus;
-        let rsdp = acpi::build(ram, &AcpiInfo {
-            vcpus,
-            serial: match parts.console {
-                Some(_) => acpi::Serial::Present,
-                None => acpi::Serial::Absent,
+        let rsdp = acpi::build(
+            ram,
+            &AcpiInfo {
+                vcpus,
+                serial: match parts.console {
+                    Some(_) => acpi::Serial::Present,
+                    None => acpi::Serial::Absent,
+                },
+                pci64: layout::pci64_window(parts.config.memory.size, 36),
             },
-            pci64: layout::pci64_window(parts.config.memory.size, 36),
-        })?;
+        )?;
         let entry = parts.payload.load(ram, rsdp)?;
         let vcpu_fds = build_vcpus(parts, &vm, entry)?;
         let io = IoSpace {
@@ -87,7 +91,12 @@ impl Machine {
             serial: parts.console.map(|console| console.port().clone()),
             exits: ExitCounters::default(),
         };
-        Ok(Machine { vcpu_fds, vcpus: Vec::new(), io: Arc::new(io), functions })
+        Ok(Machine {
+            vcpu_fds,
+            vcpus: Vec::new(),
+            io: Arc::new(io),
+            functions,
+        })
     }
 
     /// Lets the guest run. `ended` is called, from any vCPU's thread, when it ends by itself.
@@ -107,7 +116,11 @@ impl Machine {
     pub fn stop(mut self) {
         self.stop_vcpus();
         let exits = &self.io.exits;
-        let notify: u64 = self.functions.iter().map(|function| function.doorbell_exits()).sum();
+        let notify: u64 = self
+            .functions
+            .iter()
+            .map(|function| function.doorbell_exits())
+            .sum();
         tracing::info!(
             "vCPU exits: pio={} mmio={} notify={notify} other={}",
             exits.pio.load(Ordering::Relaxed),
@@ -135,11 +148,21 @@ fn build_bus(parts: &Parts<'_>, vm: &Arc<Vm>) -> Result<(PciBus, Vec<Arc<VirtioP
     let bars = (layout::PCI32.start as u32..).step_by(BAR_SIZE as usize);
     for (device, bar) in parts.devices.iter().zip(bars) {
         let name = || ferry_devices::virtio::VirtioDevice::id(device.as_ref()).to_string();
-        let function =
-            VirtioPci::new(device.clone(), parts.ram.mapping().clone(), bar, vm.clone(), vm.clone())
-                .map_err(|source| Error::Pci { device: name(), source })?;
-        bus.add(function.clone())
-            .map_err(|source| Error::BusFull { device: name(), source })?;
+        let function = VirtioPci::new(
+            device.clone(),
+            parts.ram.mapping().clone(),
+            bar,
+            vm.clone(),
+            vm.clone(),
+        )
+        .map_err(|source| Error::Pci {
+            device: name(),
+            source,
+        })?;
+        bus.add(function.clone()).map_err(|source| Error::BusFull {
+            device: name(),
+            source,
+        })?;
         functions.push(function);
     }
     Ok((bus, functions))

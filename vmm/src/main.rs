@@ -5,6 +5,7 @@
 //! [`cpu::vcpu`] runs it. Devices are in the crate `ferry-devices`.
 
 mod acpi;
+mod backends;
 mod boot;
 mod cli;
 mod console;
@@ -17,6 +18,7 @@ mod lifecycle;
 mod logging;
 mod machine;
 mod memory;
+mod payload;
 mod terminal;
 
 use std::error::Error as _;
@@ -39,6 +41,7 @@ mod exit {
 }
 
 fn main() -> ExitCode {
+    share_heap();
     let status = match cli::parse(std::env::args_os()) {
         Ok(Request::Print(text)) => {
             // Whoever closed standard output does not want the text.
@@ -49,6 +52,13 @@ fn main() -> ExitCode {
         Err(error) => wrong_usage(&error),
     };
     ExitCode::from(status)
+}
+
+/// One heap for all threads: glibc would reserve address space and touch pages for one each, while Ferry's
+/// threads hardly allocate once the guest runs.
+fn share_heap() {
+    // SAFETY: called before any other thread is started; a refusal changes nothing.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 fn wrong_usage(error: &UsageError) -> u8 {

@@ -7,9 +7,11 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
 use ferry_api::config::MemoryConfig;
+use ferry_devices::vhost_user::RamRegion;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
 };
 
 use crate::layout;
@@ -18,9 +20,17 @@ use crate::layout;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot set {bytes} bytes of guest RAM aside{hint}")]
-    Allocate { bytes: u64, hint: &'static str, source: io::Error },
+    Allocate {
+        bytes: u64,
+        hint: &'static str,
+        source: io::Error,
+    },
     #[error("cannot map {bytes} bytes of guest RAM{hint}")]
-    Map { bytes: u64, hint: &'static str, source: MmapRegionError },
+    Map {
+        bytes: u64,
+        hint: &'static str,
+        source: MmapRegionError,
+    },
     #[error("the regions of guest RAM do not fit together")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
 }
@@ -40,7 +50,12 @@ impl GuestRam {
             .into_iter()
             .map(|range| {
                 let file = Arc::new(sealed_memfd(range.end - range.start, config)?);
-                map_region(GuestAddress(range.start), range.end - range.start, file, config)
+                map_region(
+                    GuestAddress(range.start),
+                    range.end - range.start,
+                    file,
+                    config,
+                )
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let mapping = GuestMemoryMmap::from_regions(regions).map_err(Error::Arrange)?;
@@ -52,17 +67,38 @@ impl GuestRam {
         &self.mapping
     }
 
+    /// RAM as back-ends are told of it.
+    pub fn shared_regions(&self) -> Arc<[RamRegion]> {
+        let share = |region: &GuestRegionMmap| {
+            let file = region.file_offset()?;
+            Some(RamRegion {
+                guest: region.start_addr(),
+                size: region.len(),
+                file: file.arc().clone(),
+                offset: file.start(),
+            })
+        };
+        self.mapping.iter().filter_map(share).collect()
+    }
+
     /// Empties all of RAM and gives its pages back, for a guest that starts anew.
     ///
     /// Back-ends keep their mappings and see zeros.
     pub fn discard(&self) -> io::Result<()> {
         for region in self.mapping.iter() {
-            let Some(file) = region.file_offset() else { continue };
+            let Some(file) = region.file_offset() else {
+                continue;
+            };
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             // SAFETY: the call works on a file descriptor that `region` keeps open; what it zeroes is guest RAM,
             // of which Ferry holds no references.
             let result = unsafe {
-                libc::fallocate(file.file().as_raw_fd(), mode, 0, region.len() as libc::off_t)
+                libc::fallocate(
+                    file.file().as_raw_fd(),
+                    mode,
+                    0,
+                    region.len() as libc::off_t,
+                )
             };
             if result < 0 {
                 return Err(io::Error::last_os_error());
@@ -84,7 +120,11 @@ fn sealed_memfd(bytes: u64, config: &MemoryConfig) -> Result<File, Error> {
             flags |= size.trailing_zeros() << libc::MFD_HUGE_SHIFT;
         }
     }
-    let error = |source| Error::Allocate { bytes, hint, source };
+    let error = |source| Error::Allocate {
+        bytes,
+        hint,
+        source,
+    };
     // SAFETY: the name is a C string, and the call has no other memory arguments.
     let fd = unsafe { libc::memfd_create(NAME.as_ptr(), flags) };
     if fd < 0 {
@@ -123,7 +163,11 @@ fn map_region(
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags)
         .build()
-        .map_err(|source| Error::Map { bytes, hint, source })?;
+        .map_err(|source| Error::Map {
+            bytes,
+            hint,
+            source,
+        })?;
     GuestRegionMmap::new(region, start).ok_or(Error::Allocate {
         bytes,
         hint: "",
@@ -150,8 +194,11 @@ mod tests {
     #[test]
     fn ram_crosses_the_hole_and_cannot_be_resized() {
         let ram = GuestRam::new(&config((3 << 30) + (64 << 20))).unwrap();
-        let regions: Vec<_> =
-            ram.mapping().iter().map(|region| (region.start_addr().0, region.len())).collect();
+        let regions: Vec<_> = ram
+            .mapping()
+            .iter()
+            .map(|region| (region.start_addr().0, region.len()))
+            .collect();
         assert_eq!(regions, [(0, 3 << 30), (4 << 30, 64 << 20)]);
         for region in ram.mapping().iter() {
             let file = region.file_offset().unwrap().file();

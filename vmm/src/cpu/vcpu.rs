@@ -78,7 +78,11 @@ impl Vcpu {
         ended: impl FnOnce(GuestEnd) + Send + 'static,
     ) -> io::Result<Vcpu> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut run = Run { fd, io, stop: stop.clone() };
+        let mut run = Run {
+            fd,
+            io,
+            stop: stop.clone(),
+        };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK)
@@ -151,7 +155,9 @@ impl Run {
             Ok(VcpuExit::Intr) => ExitCounters::count(&io.exits.other),
             Ok(VcpuExit::InternalError) => return self.crash("internal error"),
             Ok(VcpuExit::FailEntry(reason, _)) => {
-                return self.crash(&format!("the processor refused to enter the guest ({reason:#x})"));
+                return self.crash(&format!(
+                    "the processor refused to enter the guest ({reason:#x})"
+                ));
             }
             Ok(exit) => {
                 let exit = format!("unexpected exit {exit:?}");
