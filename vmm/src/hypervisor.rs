@@ -145,6 +145,11 @@ const FIRST_MSI: u32 = IOAPIC_PINS;
 const MAX_MESSAGES: usize = 4096 - 16 - IOAPIC_PINS as usize;
 
 impl Vm {
+    /// The file descriptor that KVM knows this machine by.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
     /// Creates vCPU `id`, whose APIC id is the same.
     pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, Error> {
         self.fd

@@ -68,6 +68,7 @@ impl Machine {
     pub fn build(parts: &Parts<'_>) -> Result<Machine, Error> {
         let ram = parts.ram.mapping();
         let vm = Arc::new(parts.hypervisor.create_vm(ram)?);
+        registers::mask_pic(vm.fd())?;
         let (pci, functions) = build_bus(parts, &vm)?;
         if let Some(console) = parts.console {
             vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
@@ -170,16 +171,18 @@ fn build_bus(parts: &Parts<'_>, vm: &Arc<Vm>) -> Result<(PciBus, Vec<Arc<VirtioP
 
 fn build_vcpus(parts: &Parts<'_>, vm: &Vm, entry: EntryPoint) -> Result<Vec<VcpuFd>, Error> {
     let count = parts.config.cpus.boot_vcpus;
-    let template = cpuid::Template::new(parts.hypervisor.kvm(), count)?;
-    (0..count)
-        .map(|index| {
-            let fd = vm.create_vcpu(index)?;
-            let error = |source| Error::Cpu { index, source };
-            registers::set_up(&fd, &template.for_vcpu(index)).map_err(error)?;
-            if index == 0 {
-                registers::enter_at(&fd, parts.ram.mapping(), entry).map_err(error)?;
-            }
-            Ok(fd)
-        })
-        .collect()
+    let supported = cpuid::supported(parts.hypervisor.kvm())?;
+    let mut vcpus = Vec::with_capacity(count.into());
+    for index in 0..count {
+        let fd = vm.create_vcpu(index)?;
+        let cpuid = cpuid::for_vcpu(&supported, index, count)?;
+        fd.set_cpuid2(&cpuid)
+            .map_err(hypervisor::Error::refused("take a vCPU's CPUID"))?;
+        registers::set_msrs(&fd, index)?;
+        vcpus.push(fd);
+    }
+    if let Some(boot) = vcpus.first() {
+        registers::set_boot_processor(boot, parts.ram.mapping(), entry)?;
+    }
+    Ok(vcpus)
 }
