@@ -7,5 +7,6 @@
 pub mod interrupt;
 pub mod pci;
 pub mod power;
+pub mod serial;
 pub mod vhost_user;
 pub mod virtio;
