@@ -102,11 +102,6 @@ pub fn open(sink: &Sink) -> Result<Opened, SerialError> {
         Sink::Tty => opened.line = Some(stdio::open()?),
         Sink::Pty => {
             let pty = pty::open()?;
-            tracing::info!(
-                device = "serial",
-                "the pseudo-terminal is {}",
-                pty.path.display()
-            );
             opened.line = Some(pty.line);
             opened.pty = Some(pty.path);
         }

@@ -32,11 +32,11 @@ pub struct Flags {
     pub serial: Option<String>,
     #[arg(long)]
     pub console: Option<String>,
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub connect_timeout: Option<String>,
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub request_timeout: Option<String>,
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub dead_timeout: Option<String>,
     #[arg(long)]
     pub no_reboot: bool,
