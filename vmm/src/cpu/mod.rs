@@ -1,0 +1,3 @@
+//! Virtual processors: what they say of themselves and the state they start in.
+
+pub mod registers;
