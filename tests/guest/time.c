@@ -1,0 +1,54 @@
+/* Time: the TSC, measured once against the PIT. */
+#include "tiny.h"
+
+#define PIT_HZ 1193182u
+
+static u64 tsc(void)
+{
+    u32 low, high;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return (u64)high << 32 | low;
+}
+
+static u16 pit_count(void)
+{
+    outb(0x43, 0); /* latch channel 0 */
+    u16 low = inb(0x40);
+    return low | inb(0x40) << 8;
+}
+
+static u32 tsc_per_ms;
+static u64 tsc_start;
+
+static void calibrate(void)
+{
+    outb(0x43, 0x34); /* channel 0, both bytes, mode 2: counts down from 65536 again and again */
+    outb(0x40, 0);
+    outb(0x40, 0);
+    while (pit_count() == 0) /* the count is loaded with the next pulse */
+        ;
+    u16 from = pit_count();
+    u64 begin = tsc();
+    u16 passed;
+    do {
+        passed = from - pit_count();
+    } while (passed < PIT_HZ / 200);
+    u64 ticks = tsc() - begin;
+    tsc_per_ms = div64(ticks * (PIT_HZ / 1000), passed, NULL);
+    CHECK(tsc_per_ms, "the TSC stands still");
+    tsc_start = begin;
+}
+
+u32 now_ms(void)
+{
+    if (!tsc_per_ms)
+        calibrate();
+    return div64(tsc() - tsc_start, tsc_per_ms, NULL);
+}
+
+void sleep_ms(u32 ms)
+{
+    u32 begin = now_ms();
+    while (now_ms() - begin < ms)
+        cpu_relax();
+}
