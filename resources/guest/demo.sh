@@ -4,11 +4,13 @@ fail() { echo "ferry: $1: failed: $2"; exit 1; }
 drop_caches() { sync; echo 3 > /proc/sys/vm/drop_caches; }
 checksum() { sha256sum "$@" | cut -d ' ' -f 1; }
 
+echo "ferry: kernel: ok $(uname -r)"
 mount -t virtiofs share /mnt || fail share "cannot mount tag 'share'"
 [ "$1" = shell ] && exit 0
 
 mib=8
-head -c ${mib}M /dev/urandom > /tmp/data || fail data "cannot make data"
+bytes=8388608
+head -c $bytes /dev/urandom > /tmp/data || fail data "cannot make data"
 sum=$(checksum /tmp/data)
 
 [ -b /dev/vda ] || fail disk "there is no /dev/vda"

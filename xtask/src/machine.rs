@@ -10,9 +10,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::assets::{self, Cache, machine_initramfs, machine_kernel};
 use crate::cpio::Archive;
+use crate::process::Process;
 use crate::terminal::RawTerminal;
 
 /// Where Linux guests can run.
@@ -100,13 +100,23 @@ impl Job {
     /// # Errors
     /// There is no current directory.
     pub fn new(argv: Vec<OsString>, timeout: Duration) -> Result<Self> {
-        Ok(Self {
+        let mut job = Self {
             argv,
             environment: std::env::vars_os().collect(),
             directory: std::env::current_dir()?,
             streams: Streams::Plain,
             timeout,
-        })
+        };
+        job.set("FERRY_MACHINE", "native");
+        // Memory, made by stage2. The overlay over 9p lacks file handles, for example.
+        job.set("TMPDIR", "/run/tmp");
+        Ok(job)
+    }
+
+    /// Sets an environment variable.
+    pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
+        self.environment.retain(|(other, _)| other != name);
+        self.environment.push((name.into(), value.into()));
     }
 
     /// The shell script that the machine runs.
@@ -143,11 +153,20 @@ fn quote(script: &mut Vec<u8>, word: &[u8]) {
     script.push(b'\'');
 }
 
-/// Runs `job` and returns its exit status. Its output goes, as it comes, to `output`, its errors to this process's.
+/// What came of a job.
+#[derive(Debug)]
+pub struct Outcome<W> {
+    /// Its exit status.
+    pub status: u8,
+    /// Where its output went.
+    pub output: W,
+}
+
+/// Runs `job` to its end. Its output goes, as it comes, to `output`, its errors to this process's.
 ///
 /// # Errors
 /// The machine cannot be started, does not come up, or takes longer than the job allows.
-pub fn run(cache: &Cache, job: &Job, output: impl Write + Send + 'static) -> Result<u8> {
+pub fn run<W: Write + Send + 'static>(cache: &Cache, job: &Job, output: W) -> Result<Outcome<W>> {
     let kernel = machine_kernel(cache)?;
     let initramfs = machine_initramfs(cache)?;
     let qemu = assets::qemu(cache)?;
@@ -170,9 +189,10 @@ pub fn run(cache: &Cache, job: &Job, output: impl Write + Send + 'static) -> Res
         dir.path(),
         job.streams,
     );
-    let machine = Running::start(command)?;
-    let status = listeners.serve(machine, job, output);
-    status.with_context(|| {
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let machine = Process::start("QEMU", &mut command)?;
+    let outcome = listeners.serve(machine, job, output);
+    outcome.with_context(|| {
         let log = fs::read(&log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let last: Vec<&str> = log.lines().rev().take(20).collect();
@@ -245,37 +265,6 @@ fn memory_mib() -> u64 {
     (available * 3 / 4).clamp(1024, 8192)
 }
 
-/// The machine's process; ends it when dropped.
-struct Running(Child);
-
-impl Running {
-    fn start(mut command: Command) -> Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        die_with_parent(&mut command);
-        let child = command.spawn().context("cannot start QEMU")?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Lets a child be killed when this thread ends, however it ends.
-pub fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure only makes one system call, which is allowed between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
-}
-
 /// Our ends of the machine's ports.
 struct Listeners {
     out: UnixListener,
@@ -298,12 +287,12 @@ impl Listeners {
     }
 
     /// Copies output until the machine has ended; then returns the job's status.
-    fn serve(
+    fn serve<W: Write + Send + 'static>(
         self,
-        mut machine: Running,
+        mut machine: Process,
         job: &Job,
-        output: impl Write + Send + 'static,
-    ) -> Result<u8> {
+        output: W,
+    ) -> Result<Outcome<W>> {
         let deadline = Instant::now() + job.timeout;
         let out = accept(&self.out, &mut machine)?;
         let err = accept(&self.err, &mut machine)?;
@@ -315,27 +304,29 @@ impl Listeners {
                 Some(RawTerminal::enter()?)
             }
         };
-        let copies = [copy(out, output), copy(err, std::io::stderr())];
-        while machine.0.try_wait()?.is_none() {
+        let out = copy(out, output);
+        let err = copy(err, std::io::stderr());
+        while machine.ended()?.is_none() {
             if Instant::now() > deadline {
                 bail!("the job did not end within {} s", job.timeout.as_secs());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        for copy in copies {
-            // A thread that panicked has printed why; the status decides.
-            let _ = copy.join();
-        }
+        let (Ok(output), Ok(_)) = (out.join(), err.join()) else {
+            bail!("copying the job's output failed");
+        };
         let mut text = String::new();
         status.read_to_string(&mut text)?;
-        text.trim()
+        let status = text
+            .trim()
             .parse()
-            .context("the emulated machine ended without telling the job's exit status")
+            .context("the emulated machine ended without telling the job's exit status")?;
+        Ok(Outcome { status, output })
     }
 }
 
 /// Takes QEMU's connection.
-fn accept(listener: &UnixListener, machine: &mut Running) -> Result<UnixStream> {
+fn accept(listener: &UnixListener, machine: &mut Process) -> Result<UnixStream> {
     const LIMIT: Duration = Duration::from_secs(30);
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -349,7 +340,7 @@ fn accept(listener: &UnixListener, machine: &mut Running) -> Result<UnixStream> 
             }
             Err(_) => {}
         }
-        if let Some(status) = machine.0.try_wait()? {
+        if let Some(status) = machine.ended()? {
             bail!("QEMU ended at its start ({status})");
         }
         if Instant::now() > deadline {
@@ -360,7 +351,7 @@ fn accept(listener: &UnixListener, machine: &mut Running) -> Result<UnixStream> 
 }
 
 /// Copies a port's bytes until QEMU closes it.
-fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
+fn copy<W: Write + Send + 'static>(mut from: UnixStream, mut to: W) -> JoinHandle<W> {
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(count) = from.read(&mut buffer) {
@@ -370,6 +361,7 @@ fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandle
             // Output that nobody takes any more is dropped: the job must not stop for it.
             let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
         }
+        to
     })
 }
 

@@ -1,10 +1,14 @@
 //! `cargo xtask`: the demo, the tests, benchmarks, and what they need.
 
 mod assets;
+mod cargo;
 mod cpio;
+mod demo;
 mod machine;
+mod process;
 mod progress;
 mod terminal;
+mod test;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -41,6 +45,8 @@ fn run() -> Result<ExitCode> {
     let command = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
     match command.to_str() {
+        Some("demo") => demo::demo(&rest),
+        Some("test") => test::test(&rest),
         Some("assets") => print_assets(&rest),
         Some("in-machine") => in_machine(&rest),
         Some("help" | "--help" | "-h") => {
@@ -100,6 +106,6 @@ fn in_machine(arguments: &[OsString]) -> Result<ExitCode> {
     }
     let mut job = machine::Job::new(argv.to_vec(), Duration::from_secs(1800))?;
     job.streams = streams;
-    let status = machine::run(&Cache::open()?, &job, std::io::stdout())?;
-    Ok(ExitCode::from(status))
+    let outcome = machine::run(&Cache::open()?, &job, std::io::stdout())?;
+    Ok(ExitCode::from(outcome.status))
 }
