@@ -1,0 +1,191 @@
+//! Programs: the back-ends, and QEMU for the emulated machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::apt::Apt;
+use super::{Cache, given, on_path};
+use crate::progress::Step;
+
+/// virtiofsd, built from crates.io.
+///
+/// # Errors
+/// It cannot be built.
+pub fn virtiofsd(cache: &Cache) -> Result<PathBuf> {
+    const VERSION: &str = "1.14.0";
+    let what = format!("building virtiofsd {VERSION} (about 3 minutes)");
+    let dir = cache.ensure(&format!("tools/virtiofsd-{VERSION}"), &what, |dir, step| {
+        let libraries = static_libraries(cache).context(
+            "virtiofsd needs libseccomp and libcap-ng (Debian: libseccomp-dev and libcap-ng-dev)",
+        )?;
+        cargo_install("virtiofsd", VERSION, dir, Some(&libraries), step)
+    })?;
+    Ok(dir.join("bin/virtiofsd"))
+}
+
+/// One of rust-vmm's vhost-device back-ends, built from crates.io.
+///
+/// # Errors
+/// It cannot be built.
+pub fn vhost_device(cache: &Cache, name: &str, version: &str) -> Result<PathBuf> {
+    let name = format!("vhost-device-{name}");
+    let what = format!("building {name} {version} (about a minute)");
+    let dir = cache.ensure(&format!("tools/{name}-{version}"), &what, |dir, step| {
+        cargo_install(&name, version, dir, None, step)
+    })?;
+    Ok(dir.join("bin").join(name))
+}
+
+fn cargo_install(
+    name: &str,
+    version: &str,
+    dir: &Path,
+    libraries: Option<&Path>,
+    step: &Step,
+) -> Result<()> {
+    let target = dir.join("target");
+    let mut command = Command::new("cargo");
+    command
+        .args(["install", "--locked", "--version", version, "--root"])
+        .arg(dir)
+        .arg(name)
+        // A workspace's own cargo configuration is not for others' programs.
+        .current_dir(dir)
+        .env("CARGO_TARGET_DIR", &target)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if let Some(libraries) = libraries {
+        command
+            .env("LIBSECCOMP_LINK_TYPE", "static")
+            .env("LIBSECCOMP_LIB_PATH", libraries)
+            .env("RUSTFLAGS", format!("-L native={}", libraries.display()));
+    }
+    step.run(&mut command)
+        .with_context(|| format!("cannot build {name} {version}"))?;
+    fs::remove_dir_all(&target)?;
+    Ok(())
+}
+
+/// A directory with libseccomp and libcap-ng as static libraries, and nothing else: the linker would
+/// prefer shared ones, whose development links dangle outside an installed system.
+fn static_libraries(cache: &Cache) -> Result<PathBuf> {
+    cache.ensure(
+        "packages/virtiofsd-libraries-1",
+        "getting libseccomp and libcap-ng",
+        |dir, step| {
+            let apt = Apt::open(cache, step)?;
+            let unpacked = dir.join("package");
+            let packages = ["libseccomp-dev", "libcap-ng-dev"].map(str::to_owned);
+            apt.unpack(&packages, &unpacked, step)?;
+            for library in ["libseccomp.a", "libcap-ng.a"] {
+                let path = unpacked.join("usr/lib/x86_64-linux-gnu").join(library);
+                fs::copy(&path, dir.join(library))
+                    .with_context(|| format!("cannot copy {}", path.display()))?;
+            }
+            fs::remove_dir_all(&unpacked)?;
+            Ok(())
+        },
+    )
+}
+
+/// QEMU, for the emulated machine.
+pub struct Qemu {
+    program: PathBuf,
+    prefix: Option<PathBuf>,
+}
+
+impl Qemu {
+    /// A command that runs it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        if let Some(prefix) = &self.prefix {
+            command.env("LD_LIBRARY_PATH", library_path(prefix));
+            command.env(
+                "QEMU_MODULE_DIR",
+                prefix.join("usr/lib/x86_64-linux-gnu/qemu"),
+            );
+            for share in ["usr/share/seabios", "usr/share/qemu"] {
+                command.arg("-L").arg(prefix.join(share));
+            }
+        }
+        command
+    }
+}
+
+fn library_path(prefix: &Path) -> String {
+    let dirs = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+    dirs.map(|dir| prefix.join(dir).display().to_string())
+        .join(":")
+}
+
+/// The QEMU that the user names in FERRY_QEMU, the system's, or Debian's, unpacked.
+///
+/// # Errors
+/// None can be had.
+pub fn qemu(cache: &Cache) -> Result<Qemu> {
+    if let Some(program) = given("FERRY_QEMU")?.or_else(|| on_path("qemu-system-x86_64")) {
+        return Ok(Qemu {
+            program,
+            prefix: None,
+        });
+    }
+    let prefix = cache.ensure(
+        "packages/qemu-1",
+        "getting QEMU for the emulated machine (15 MB)",
+        |dir, step| {
+            let apt = Apt::open(cache, step)?;
+            // busybox and kernels come on their own. qemu-system-data and seabios hold the firmware.
+            let wanted = [
+                "qemu-system-x86",
+                "qemu-system-common",
+                "qemu-system-data",
+                "seabios",
+            ];
+            apt.unpack(&apt.closure(&wanted)?, dir, step)
+        },
+    )?;
+    Ok(Qemu {
+        program: prefix.join("usr/bin/qemu-system-x86_64"),
+        prefix: Some(prefix),
+    })
+}
+
+/// The system's qemu-storage-daemon, or Debian's, unpacked.
+///
+/// # Errors
+/// None can be had.
+pub fn storage_daemon(cache: &Cache) -> Result<PathBuf> {
+    if let Some(path) = on_path("qemu-storage-daemon") {
+        return Ok(path);
+    }
+    let dir = cache.ensure(
+        "packages/qemu-storage-daemon-1",
+        "getting qemu-storage-daemon",
+        |dir, step| {
+            let apt = Apt::open(cache, step)?;
+            // Debian 12 has it in qemu-system-common, later ones in qemu-utils.
+            apt.unpack(
+                &apt.closure(&["qemu-system-common", "qemu-utils"])?,
+                dir,
+                step,
+            )?;
+            // A script that sets the library path, because its users only know one program's path.
+            let script = "#!/bin/sh\nhere=$(dirname \"$0\")\n\
+             lib=$here/usr/lib/x86_64-linux-gnu:$here/lib/x86_64-linux-gnu\n\
+             LD_LIBRARY_PATH=$lib exec \"$here/usr/bin/qemu-storage-daemon\" \"$@\"\n";
+            let path = dir.join("qemu-storage-daemon");
+            fs::write(&path, script)?;
+            make_executable(&path)
+        },
+    )?;
+    Ok(dir.join("qemu-storage-daemon"))
+}
+
+fn make_executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
