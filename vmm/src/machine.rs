@@ -33,8 +33,8 @@ pub enum Error {
     Boot(#[from] boot::Error),
     #[error("cannot write the ACPI tables")]
     Acpi(#[from] acpi::Error),
-    #[error("cannot set up vCPU {index}")]
-    Cpu { index: u8, source: registers::Error },
+    #[error("cannot set up the processors")]
+    Cpu(#[from] registers::Error),
     #[error("cannot describe the processors to the guest")]
     Cpuid(#[from] cpuid::Error),
     #[error("{device}: cannot be put on the PCI bus")]

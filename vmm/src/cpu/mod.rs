@@ -1,3 +1,5 @@
-//! Virtual processors: what they say of themselves and the state they start in.
+//! Virtual processors: what they say of themselves, the state they start in, and their threads.
 
+pub mod cpuid;
 pub mod registers;
+pub mod vcpu;
