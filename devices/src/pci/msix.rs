@@ -57,6 +57,8 @@ pub struct MsiX {
     sources: Vec<SourceState>,
     enabled: bool,
     function_masked: bool,
+    /// Whether the log has been told of a failure: once, because a guest could fill it.
+    complained: bool,
 }
 
 impl MsiX {
@@ -82,6 +84,7 @@ impl MsiX {
                 .collect(),
             enabled: false,
             function_masked: false,
+            complained: false,
         }
     }
 
@@ -198,7 +201,10 @@ impl MsiX {
     /// Brings the interrupt controller in line with what the guest has programmed.
     fn settle(&mut self) {
         for index in 0..self.sources.len() {
-            if let Err(error) = self.settle_source(index) {
+            let Err(error) = self.settle_source(index) else {
+                continue;
+            };
+            if !std::mem::replace(&mut self.complained, true) {
                 let vector = self.sources[index].vector;
                 tracing::error!(?vector, "cannot route an MSI-X vector: {error}");
             }

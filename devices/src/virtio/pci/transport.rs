@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
@@ -63,6 +63,8 @@ pub struct VirtioPci {
     queues: Vec<QueueEvents>,
     config_change: Arc<EventFd>,
     doorbell_exits: AtomicU64,
+    /// Whether the log has been told of a driver that misuses the device: once, because a guest could fill it.
+    complained: AtomicBool,
     offsets: Offsets,
     state: Mutex<State>,
 }
@@ -112,6 +114,7 @@ impl VirtioPci {
             queues,
             config_change,
             doorbell_exits: AtomicU64::new(0),
+            complained: AtomicBool::new(false),
             offsets,
             state: Mutex::new(State {
                 config,
@@ -134,6 +137,12 @@ impl VirtioPci {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn complain(&self, what: std::fmt::Arguments<'_>) {
+        if !self.complained.swap(true, Ordering::Relaxed) {
+            tracing::error!(device = self.device.id(), "{what}");
+        }
+    }
+
     /// Wires the doorbells to where the guest has put the BAR.
     fn wire_doorbells(&self, state: &mut State) {
         let base = state
@@ -147,7 +156,7 @@ impl VirtioPci {
         if let Some(old) = state.wired.take() {
             for (address, queue) in bells(old) {
                 if let Err(error) = self.doorbells.detach(address, &queue.kick) {
-                    tracing::error!("{}: cannot unwire a doorbell: {error}", self.device.id());
+                    self.complain(format_args!("cannot unwire a doorbell: {error}"));
                 }
             }
         }
@@ -155,7 +164,7 @@ impl VirtioPci {
         for (address, queue) in bells(base) {
             // Without the ioeventfd the write comes here, slower and no less right.
             if let Err(error) = self.doorbells.attach(address, &queue.kick) {
-                tracing::error!("{}: cannot wire a doorbell: {error}", self.device.id());
+                self.complain(format_args!("cannot wire a doorbell: {error}"));
             }
         }
         state.wired = Some(base);
@@ -174,11 +183,10 @@ impl VirtioPci {
                         ..activation
                     }),
                     Err(queue) => {
-                        tracing::error!(
-                            "{}: the driver put queue {queue} outside of RAM or misaligned it: \
-                             the device needs a reset",
-                            self.device.id()
-                        );
+                        self.complain(format_args!(
+                            "the driver put queue {queue} outside of RAM or misaligned it: the device \
+                             needs a reset"
+                        ));
                         let notify = state.registers.activated(Err(ActivationFailed));
                         self.notify(notify);
                     }
