@@ -320,8 +320,11 @@ mod tests {
             }),
         };
         tracing::subscriber::with_default(log, || {
-            let cause = io::Error::other("the cause");
-            let error = UsageError::refused("--kernel", cause);
+            let problem = crate::cli::Problem::File {
+                path: "vmlinux".into(),
+                cause: io::Error::other("the cause"),
+            };
+            let error = UsageError::new("--kernel", problem);
             tracing::warn!(device = "disk0", queue = 3, "gone");
             tracing::info!(error = &error as &dyn Error, "refused");
             tracing::debug!("unseen");
@@ -335,7 +338,7 @@ mod tests {
             lines,
             [
                 "WARN disk0: gone queue=3",
-                "INFO refused: --kernel: the cause"
+                "INFO refused: --kernel: cannot use vmlinux: the cause"
             ]
         );
     }
