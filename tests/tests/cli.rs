@@ -175,6 +175,12 @@ fn wrong_command_lines_are_refused_before_anything_is_started() {
             "device_type=0 is not within 1 and 63",
         ),
         ("--serial", "stdout", "there is no `stdout`"),
+        (
+            "--serial",
+            "file=missing/console",
+            "cannot use missing/console: No such file",
+        ),
+        ("--serial", "socket=text", "cannot use text: it is there"),
         ("--console", "tty", "there is no `tty`"),
         ("--initramfs", "missing", "cannot use missing: No such file"),
         (

@@ -47,7 +47,7 @@ pub const PORT_IRQ: u32 = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
     /// A file or socket cannot be made or opened.
-    #[error("serial: cannot open {}", path.display())]
+    #[error("cannot open {}", path.display())]
     Open {
         /// The path, as the user gave it.
         path: PathBuf,
@@ -56,13 +56,13 @@ pub enum SerialError {
         cause: io::Error,
     },
     /// Another process listens on the socket.
-    #[error("serial: another process listens on {}", path.display())]
+    #[error("another process listens on {}", path.display())]
     InUse {
         /// The path, as the user gave it.
         path: PathBuf,
     },
     /// The terminal, a pseudo-terminal or the serial thread is not to be had.
-    #[error("serial: cannot set up {what}")]
+    #[error("cannot set up {what}")]
     Setup {
         /// What was being set up.
         what: &'static str,

@@ -137,10 +137,7 @@ fn a_file_that_cannot_be_made_is_an_error_with_its_path() {
         },
     )
     .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "serial: cannot open /nonexistent/console"
-    );
+    assert_eq!(error.to_string(), "cannot open /nonexistent/console");
 }
 
 #[test]

@@ -61,9 +61,6 @@ pub enum Problem {
         #[source]
         cause: io::Error,
     },
-    /// A part of Ferry that looked at the value refuses it.
-    #[error(transparent)]
-    Refused(Box<dyn Error + Send + Sync>),
 }
 
 impl UsageError {
@@ -75,11 +72,6 @@ impl UsageError {
             problem,
             hint: None,
         }
-    }
-
-    /// The value of `flag` was refused by whoever looked at it, for instance the kernel loader.
-    pub fn refused(flag: &'static str, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::new(flag, Problem::Refused(cause.into()))
     }
 
     /// Adds what the user may do about it, a sentence without its full stop.

@@ -1,8 +1,8 @@
 //! The flags that describe the machine itself: kernel, processors, memory, serial port.
 
-use std::fs::OpenOptions;
+use std::fs::{FileType, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ferry_api::config::{CpusConfig, MemoryConfig, PayloadConfig, SerialConfig};
@@ -172,14 +172,47 @@ pub fn serial(text: Option<&str>) -> Result<SerialConfig, UsageError> {
         ("null", None) => Ok(SerialConfig::Null),
         ("tty", None) => Ok(SerialConfig::Tty),
         ("pty", None) => Ok(SerialConfig::Pty),
-        ("file", Some(path)) if !path.is_empty() => Ok(SerialConfig::File(path.into())),
+        ("file", Some(path)) if !path.is_empty() => {
+            let path = PathBuf::from(path);
+            check_place(&path, |kind| match kind.is_dir() {
+                true => Err(io::ErrorKind::IsADirectory.into()),
+                false => Ok(()),
+            })?;
+            Ok(SerialConfig::File(path))
+        }
         ("socket", Some(path)) if !path.is_empty() => {
             super::devices::check_socket_path(&path)
                 .map_err(|reason| wrong_socket(flag, &path, reason))?;
-            Ok(SerialConfig::Socket(path.into()))
+            let path = PathBuf::from(path);
+            check_place(&path, |kind| match kind.is_socket() {
+                true => Ok(()),
+                false => Err(io::Error::other("it is there, and it is not a socket")),
+            })?;
+            Ok(SerialConfig::Socket(path))
         }
         _ => Err(wrong()),
     }
+}
+
+/// Checks that the serial port's file can be made at `path`: its directory exists, and what is there
+/// already is of the right kind.
+fn check_place(
+    path: &Path,
+    right_kind: impl Fn(FileType) -> io::Result<()>,
+) -> Result<(), UsageError> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let checked = directory.metadata().and_then(|_| match path.metadata() {
+        Ok(metadata) => right_kind(metadata.file_type()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    });
+    checked.map_err(|cause| {
+        let path = path.to_owned();
+        UsageError::new("--serial", Problem::File { path, cause })
+    })
 }
 
 fn wrong_socket(flag: &str, path: &str, reason: String) -> UsageError {

@@ -320,6 +320,21 @@ fn every_mistake_is_named_with_its_reason() {
         ("--serial", "file=".into(), "there is no `file=`"),
         ("--serial", "tty=1".into(), "there is no `tty=1`"),
         ("--serial", "file=a,b".into(), "there is no `file=a,b`"),
+        (
+            "--serial",
+            "file=/nonexistent/x".into(),
+            "cannot use /nonexistent/x: No such file or directory (os error 2)",
+        ),
+        (
+            "--serial",
+            "file=/tmp".into(),
+            "cannot use /tmp: is a directory",
+        ),
+        (
+            "--serial",
+            "socket=/dev/null".into(),
+            "cannot use /dev/null: it is there, and it is not a socket",
+        ),
         ("--console", "tty".into(), "there is no `tty`"),
         (
             "--connect-timeout",
@@ -465,7 +480,7 @@ fn flags_in(text: &str) -> Vec<String> {
 #[test]
 fn help_names_exactly_the_flags_there_are() {
     use clap::CommandFactory;
-    let command = flags::Flags::command();
+    let command = Flags::command();
     let longs = command.get_arguments().filter_map(|flag| flag.get_long());
     let mut there_are: Vec<String> = longs.map(|flag| format!("--{flag}")).collect();
     there_are.sort();
