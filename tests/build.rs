@@ -23,37 +23,72 @@ const COMPILER_FLAGS: &[&str] = &[
     "-Werror",
 ];
 
-const LINKER_FLAGS: &[&str] =
-    &["-m32", "-no-pie", "-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments"];
+const LINKER_FLAGS: &[&str] = &[
+    "-m32",
+    "-no-pie",
+    "-nostdlib",
+    "-static",
+    "-Wl,--build-id=none",
+    "-Wl,-z,noexecstack",
+    "-Wl,--no-warn-rwx-segments",
+];
 
 fn main() {
-    let sources = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("guest");
+    let sources =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("guest");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     println!("cargo::rerun-if-changed={}", sources.display());
     println!("cargo::rerun-if-env-changed=CC");
 
-    let objects: Vec<PathBuf> = sources_in(&sources).iter().map(|source| compile(source, &out)).collect();
+    let objects: Vec<PathBuf> = sources_in(&sources)
+        .iter()
+        .map(|source| compile(source, &out))
+        .collect();
     let linked = out.join("tiny-guest.elf32");
     let script = sources.join("link.ld");
-    run(compiler().args(LINKER_FLAGS).arg("-T").arg(&script).arg("-o").arg(&linked).args(&objects));
+    run(compiler()
+        .args(LINKER_FLAGS)
+        .arg("-T")
+        .arg(&script)
+        .arg("-o")
+        .arg(&linked)
+        .args(&objects));
 
     let guest = out.join("tiny-guest");
-    run(Command::new("objcopy").args(["-I", "elf32-i386", "-O", "elf64-x86-64"]).arg(&linked).arg(&guest));
+    run(Command::new("objcopy")
+        .args(["-I", "elf32-i386", "-O", "elf64-x86-64"])
+        .arg(&linked)
+        .arg(&guest));
     println!("cargo::rustc-env=TINY_GUEST={}", guest.display());
 }
 
 fn sources_in(folder: &Path) -> Vec<PathBuf> {
-    let entries = folder.read_dir().expect("the guest's sources are part of the package");
-    let mut sources: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
-    sources.retain(|path| path.extension().is_some_and(|extension| extension == "c" || extension == "S"));
+    let entries = folder
+        .read_dir()
+        .expect("the guest's sources are part of the package");
+    let mut sources: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    sources.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "c" || extension == "S")
+    });
     sources.sort();
     sources
 }
 
 fn compile(source: &Path, out: &Path) -> PathBuf {
-    let name = source.file_name().expect("a file has a name").to_string_lossy();
+    let name = source
+        .file_name()
+        .expect("a file has a name")
+        .to_string_lossy();
     let object = out.join(format!("{name}.o"));
-    run(compiler().args(COMPILER_FLAGS).arg("-c").arg(source).arg("-o").arg(&object));
+    run(compiler()
+        .args(COMPILER_FLAGS)
+        .arg("-c")
+        .arg(source)
+        .arg("-o")
+        .arg(&object));
     object
 }
 
@@ -65,6 +100,8 @@ fn run(command: &mut Command) {
     match command.status() {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("{command:?} ended with {status}"),
-        Err(error) => panic!("{command:?} could not be started ({error}); the tiny guest needs gcc and binutils"),
+        Err(error) => panic!(
+            "{command:?} could not be started ({error}); the tiny guest needs gcc and binutils"
+        ),
     }
 }

@@ -23,6 +23,16 @@ pub enum Error {
     Terminal(#[source] io::Error),
 }
 
+impl Error {
+    /// Whether it is the user's to mend: exit status 2.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Error::Port(SerialError::Open { .. } | SerialError::InUse { .. })
+        )
+    }
+}
+
 /// A serial port and its far end. Both outlive a reboot of the guest.
 pub struct Console {
     port: Arc<SerialPort>,

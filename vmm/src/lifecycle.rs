@@ -80,6 +80,7 @@ impl Error {
         match self {
             Error::Payload(_) => true,
             Error::Device(error) => error.is_no_listener(),
+            Error::Console(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -101,13 +102,13 @@ pub fn run(plan: &Plan) -> Result<Ending, Error> {
     // Everything that the user may have got wrong comes before anything is started.
     let payload = Payload::open(&plan.vm.payload, &plan.vm.memory)?;
     let events = &Events::new().map_err(system("take over the signals"))?;
+    let escape = events.escape().map_err(system("pass the escape key on"))?;
+    let console = Console::open(&plan.vm.serial, escape)?;
     vcpu::install_kick_handler().map_err(system("handle the signal that stops vCPUs"))?;
     let ram = GuestRam::new(&plan.vm.memory)?;
     // Back-ends negotiate while KVM is being opened.
     let connecting = Connecting::start(plan, &ram, events)?;
     let hypervisor = Hypervisor::open()?;
-    let escape = events.escape().map_err(system("pass the escape key on"))?;
-    let console = Console::open(&plan.vm.serial, escape)?;
     let devices = connecting.wait(events)?;
     let parts = Parts {
         hypervisor: &hypervisor,

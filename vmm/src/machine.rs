@@ -16,8 +16,9 @@ use kvm_ioctls::VcpuFd;
 use crate::acpi::{self, AcpiInfo};
 use crate::boot::{self, EntryPoint};
 use crate::console::Console;
+use crate::cpu::cpuid::{self, Cpuid};
+use crate::cpu::registers;
 use crate::cpu::vcpu::{GuestEnd, Vcpu};
-use crate::cpu::{cpuid, registers};
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
@@ -74,6 +75,7 @@ impl Machine {
             vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
         }
         let vcpus = parts.config.cpus.boot_vcpus;
+        let cpuid = Cpuid::new(parts.hypervisor.kvm(), vcpus)?;
         let rsdp = acpi::build(
             ram,
             &AcpiInfo {
@@ -82,11 +84,11 @@ impl Machine {
                     Some(_) => acpi::Serial::Present,
                     None => acpi::Serial::Absent,
                 },
-                pci64: layout::pci64_window(parts.config.memory.size, 36),
+                pci64: layout::pci64_window(parts.config.memory.size, cpuid.phys_bits()),
             },
         )?;
         let entry = parts.payload.load(ram, rsdp)?;
-        let vcpu_fds = build_vcpus(parts, &vm, entry)?;
+        let vcpu_fds = build_vcpus(parts, &vm, &cpuid, entry)?;
         let io = IoSpace {
             pci,
             serial: parts.console.map(|console| console.port().clone()),
@@ -169,13 +171,17 @@ fn build_bus(parts: &Parts<'_>, vm: &Arc<Vm>) -> Result<(PciBus, Vec<Arc<VirtioP
     Ok((bus, functions))
 }
 
-fn build_vcpus(parts: &Parts<'_>, vm: &Vm, entry: EntryPoint) -> Result<Vec<VcpuFd>, Error> {
+fn build_vcpus(
+    parts: &Parts<'_>,
+    vm: &Vm,
+    cpuid: &Cpuid,
+    entry: EntryPoint,
+) -> Result<Vec<VcpuFd>, Error> {
     let count = parts.config.cpus.boot_vcpus;
-    let supported = cpuid::supported(parts.hypervisor.kvm())?;
     let mut vcpus = Vec::with_capacity(count.into());
     for index in 0..count {
         let fd = vm.create_vcpu(index)?;
-        let cpuid = cpuid::for_vcpu(&supported, index, count)?;
+        let cpuid = cpuid.for_vcpu(index)?;
         fd.set_cpuid2(&cpuid)
             .map_err(hypervisor::Error::refused("take a vCPU's CPUID"))?;
         registers::set_msrs(&fd, index)?;

@@ -21,14 +21,13 @@ mod memory;
 mod payload;
 mod terminal;
 
-use std::error::Error as _;
 use std::io::Write;
 use std::process::ExitCode;
 
 use ferry_devices::power::ResetSource;
 
 use cli::{Arguments, Request, UsageError};
-use lifecycle::{Ending, Error, Plan};
+use lifecycle::{Ending, Plan};
 
 /// Exit statuses; the README lists them for users.
 mod exit {
@@ -87,22 +86,11 @@ fn run(arguments: Arguments) -> u8 {
         Ok(Ending::Reset(ResetSource::I8042 | ResetSource::Cf9)) => exit::OTHER_RESET,
         Ok(Ending::TripleFault) => exit::TRIPLE_FAULT,
         Err(error) => {
-            report(&error);
+            eprintln!("ferry: {}", logging::chain(&error));
             match error.is_usage() {
                 true => exit::USAGE,
                 false => exit::FAILED,
             }
         }
     }
-}
-
-/// An error and its causes on one line.
-fn report(error: &Error) {
-    let mut line = format!("ferry: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    eprintln!("{line}");
 }

@@ -45,7 +45,11 @@ impl Payload {
     }
 
     /// Puts everything into RAM, which holds nothing but zeros.
-    pub fn load(&self, ram: &GuestMemoryMmap, rsdp: GuestAddress) -> Result<EntryPoint, boot::Error> {
+    pub fn load(
+        &self,
+        ram: &GuestMemoryMmap,
+        rsdp: GuestAddress,
+    ) -> Result<EntryPoint, boot::Error> {
         let params = BootParams {
             initramfs: self.initramfs.as_ref(),
             cmdline: &self.cmdline,
