@@ -32,11 +32,11 @@ impl std::fmt::Display for ResetSource {
     }
 }
 
-/// SLP_TYP that the DSDT's `\_S5` names.
-const SLP_TYP_S5: u8 = 5;
+/// SLP_TYP of soft-off, as the DSDT's `\_S5` has to name it.
+pub const SLP_TYP_S5: u8 = 5;
 const SLP_EN: u8 = 1 << 5;
-/// Value that the FADT names for the reset register.
-const ACPI_RESET: u8 = 1;
+/// What a guest writes to the ACPI reset register, as the FADT has to name it.
+pub const ACPI_RESET_VALUE: u8 = 1;
 const I8042_PULSE_RESET: u8 = 0xfe;
 const CF9_RESET_CPU: u8 = 1 << 2;
 
@@ -47,7 +47,7 @@ pub fn sleep_control(value: u8) -> Option<PowerRequest> {
 
 /// A write to the ACPI reset register (ACPI 6.5, 4.8.3.6).
 pub fn acpi_reset(value: u8) -> Option<PowerRequest> {
-    (value == ACPI_RESET).then_some(PowerRequest::Reset(ResetSource::Acpi))
+    (value == ACPI_RESET_VALUE).then_some(PowerRequest::Reset(ResetSource::Acpi))
 }
 
 /// A command to the i8042 keyboard controller, of which only the reset exists.

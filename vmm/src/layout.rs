@@ -83,24 +83,14 @@ pub const COM1_PORT: u16 = 0x3F8;
 pub const COM1_PORTS: u16 = 8;
 /// Its interrupt, an I/O APIC pin and a KVM GSI.
 pub const COM1_IRQ: u32 = 4;
-/// i8042 data port; only its reset command is served.
-pub const I8042_DATA_PORT: u16 = 0x60;
 /// i8042 command and status port.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
-/// Command to [`I8042_COMMAND_PORT`] that pulses the processor's reset line.
-pub const I8042_RESET: u8 = 0xFE;
 /// ACPI sleep control register, one byte (ACPI 6.5, 4.8.3.7). Ports from 0x600 are nobody's on a PC.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// ACPI sleep status register, one byte.
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// ACPI reset register, one byte.
 pub const ACPI_RESET_PORT: u16 = 0x602;
-/// What a guest writes to [`ACPI_RESET_PORT`].
-pub const ACPI_RESET_VALUE: u8 = 0x01;
-/// What a guest writes to [`SLEEP_CONTROL_PORT`] to power off: SLP_EN (bit 5) and SLP_TYP (bits 4:2) of S5.
-pub const SLEEP_CONTROL_S5: u8 = 1 << 5 | SLP_TYP_S5 << 2;
-/// SLP_TYP of soft-off as the DSDT's `\_S5` names it.
-pub const SLP_TYP_S5: u8 = 5;
 /// PCI configuration mechanism #1, address; four ports.
 pub const PCI_CONFIG_ADDRESS_PORT: u16 = 0xCF8;
 /// PCI configuration mechanism #1, data; four ports.
@@ -108,8 +98,6 @@ pub const PCI_CONFIG_DATA_PORT: u16 = 0xCFC;
 /// Reset control register of PC chip sets, in the middle of the configuration address: only single bytes are meant
 /// for it.
 pub const RESET_CONTROL_PORT: u16 = 0xCF9;
-/// The bit of [`RESET_CONTROL_PORT`] that resets the processor.
-pub const RESET_CONTROL_CPU: u8 = 1 << 2;
 
 /// What the guest may do with a range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

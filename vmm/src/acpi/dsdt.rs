@@ -8,6 +8,8 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use super::{AcpiInfo, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Serial};
+use ferry_devices::power;
+
 use crate::layout;
 
 /// Bytes of a table's header (ACPI 6.5, 5.2.6).
@@ -131,7 +133,7 @@ fn com1(aml: &mut Vec<u8>) {
 fn soft_off(aml: &mut Vec<u8>) {
     Name::new(
         "_S5_".into(),
-        &Package::new(vec![&layout::SLP_TYP_S5, &ZERO, &ZERO, &ZERO]),
+        &Package::new(vec![&power::SLP_TYP_S5, &ZERO, &ZERO, &ZERO]),
     )
     .to_aml_bytes(aml);
 }

@@ -1,12 +1,12 @@
 //! ACPI tables: what tells a guest how many processors there are, where the interrupt controllers and the PCI bus are,
 //! and how to power off and reset. ACPI 6.5, hardware-reduced: no PM timer, no SCI, no fixed buttons.
 //!
-//! **Power-off.** Linux evaluates `\_S5`, finds [`layout::SLP_TYP_S5`], and writes SLP_TYP and SLP_EN together, the
-//! byte [`layout::SLEEP_CONTROL_S5`], to the FADT's sleep control register, I/O port [`layout::SLEEP_CONTROL_PORT`]
+//! **Power-off.** Linux evaluates `\_S5`, finds [`power::SLP_TYP_S5`], and writes SLP_TYP and SLP_EN together, the
+//! byte 0x34, to the FADT's sleep control register, I/O port [`layout::SLEEP_CONTROL_PORT`]
 //! (ACPI 6.5, 4.8.3.7). Before that it writes 0x80 (WAK_STS) to the sleep status register,
 //! [`layout::SLEEP_STATUS_PORT`], which reads as 0.
 //!
-//! **Reset.** Linux' first choice is the FADT's reset register: [`layout::ACPI_RESET_VALUE`] to I/O port
+//! **Reset.** Linux' first choice is the FADT's reset register: [`power::ACPI_RESET_VALUE`] to I/O port
 //! [`layout::ACPI_RESET_PORT`] (ACPI 6.5, 4.8.3.6). Its other ways are the i8042's command 0xFE, port 0xCF9 and a
 //! triple fault.
 
@@ -25,6 +25,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use ferry_devices::power;
 
 use crate::layout;
 
@@ -162,7 +164,7 @@ fn fadt(info: &AcpiInfo, dsdt: u64) -> impl Aml + use<> {
         .flag(Flags::HwReducedAcpi);
     fadt.iapc_boot_arch = arch.into();
     fadt.reset_reg = port(layout::ACPI_RESET_PORT);
-    fadt.reset_value = layout::ACPI_RESET_VALUE;
+    fadt.reset_value = power::ACPI_RESET_VALUE;
     fadt.sleep_control_reg = port(layout::SLEEP_CONTROL_PORT);
     fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT);
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"FERRY\0\0\0").into();

@@ -87,7 +87,7 @@ fn fadt_says_how_to_power_off_and_reset_and_leads_to_the_dsdt() {
         assert_eq!(fadt[at..at + 4], [1, 8, 0, 1]);
         assert_eq!(u64_at(&fadt, at + 4), port);
     }
-    assert_eq!(fadt[128], layout::ACPI_RESET_VALUE);
+    assert_eq!(fadt[128], power::ACPI_RESET_VALUE);
     assert_eq!(
         u32_at(&fadt, 40),
         0,
