@@ -1,1 +1,97 @@
-//! The vhost-user front-end.
+//! The vhost-user front-end: virtio devices that live in other processes.
+//!
+//! Each device has a worker thread of its own, the only one that ever speaks with the back-end. The handle,
+//! [`VhostUserDevice`], answers the transport from what is known, and posts everything else to the worker.
+//!
+//! ```text
+//!              connected        negotiated: ready(Ok)      activate
+//!  Connecting ───────────▶ Negotiating ───────────────▶ Idle ─────────▶ Active
+//!      │                        │                        ▲  reset        │  │
+//!      │ no listener            │ unusable, late         └───────────────┘  │
+//!      ▼                        ▼                                           ▼
+//!   ready(Err): the worker ends                closed, violation, dead: Failed
+//! ```
+//!
+//! A device that has failed stays failed: it answers activations with an error and resets at once, so that the guest
+//! can go on without it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `device` | the handle, and what it shares with the worker |
+//! | `worker` | the thread: its loop, activation, reset |
+//! | `negotiation` | connecting, and agreeing on everything before the guest may see the device |
+//! | `profile` | what is particular to a device's type |
+//! | `frontend` | the messages, typed |
+//! | `connection` | requests and answers, each within a deadline |
+//! | `backend_channel` | requests from the back-end |
+//! | `incoming`, `message`, `socket` | the wire |
+//! | `negotiated` | what was agreed on, apart from the socket |
+//! | `memory`, `rings` | guest RAM and the rings in it |
+
+pub mod backend_channel;
+pub mod connection;
+mod device;
+mod error;
+pub mod frontend;
+pub mod incoming;
+pub mod memory;
+pub mod message;
+pub mod negotiated;
+mod negotiation;
+mod profile;
+mod rings;
+pub mod socket;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use device::{DeviceObserver, DeviceState, Starting, VhostUserDevice};
+pub use error::{Cause, During, Error, Violation, chain};
+pub use memory::RamRegion;
+pub use message::RequestCode;
+pub use negotiated::Negotiated;
+pub use profile::{Access, BackendState, Blk, Fs, Generic, MAX_TAG, Profile};
+pub use socket::MAX_FDS;
+
+/// A device that a back-end is to serve.
+#[derive(Clone, Debug)]
+pub struct BackendSpec {
+    /// The device's name, `disk0`.
+    pub id: String,
+    /// The back-end's listening unix socket.
+    pub socket: PathBuf,
+    /// How many queues carry requests. (fs: without the hiprio queue.)
+    pub num_queues: u16,
+    /// The largest size of each queue, a power of two from 2 to 32768.
+    pub queue_size: u16,
+    /// The device's type.
+    pub profile: Profile,
+}
+
+/// How long a back-end is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a socket without a listener is tried.
+    pub connect: Duration,
+    /// How long an answer may take before what needed it is given up. The answer may still come later.
+    ///
+    /// Activation and reset are waited for only by the guest, and giving up would cost it the device; they may take as
+    /// long as [`Limits::dead`], and the log is told when this limit has passed.
+    pub request: Duration,
+    /// How long an answer may take before the back-end is taken for dead. The device has then failed.
+    pub dead: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connect: Duration::from_secs(5),
+            request: Duration::from_secs(10),
+            dead: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! Requests and answers over the main socket, each within a deadline.
+//!
+//! ```text
+//!              send                    all sent                 answer in time
+//!   Quiet ───────────────▶ Sending ───────────────▶ Awaiting ───────────────────▶ Quiet
+//!     ▲                       │ Late                   │ Late
+//!     │                       ▼                        ▼
+//!     └─────────────────── rest unsent ──────────▶ answer owed
+//!         settled before the next request    (no answer within `dead`: the end)
+//! ```
+//!
+//! An answer that is late is no violation: the caller's attempt ends with [`Cause::Late`], and what is still
+//! to be sent or received is remembered. The next request first completes that and throws the late answer away.
+//! A back-end that owes an answer for longer than [`Limits::dead`] is given up.
+//!
+//! Anything that is not what the protocol allows poisons the connection: the error says what it was, and
+//! every later request fails.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Limits;
+use super::backend_channel::{BackendChannel, ChannelState};
+use super::error::{Cause, During, Violation};
+use super::incoming::{Incoming, Progress, ReadError};
+use super::message::{Acknowledge, Header, ReplyShape, RequestCode};
+use super::socket::{Socket, poll, poll_entry};
+
+/// A request to the back-end.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Its number.
+    pub code: RequestCode,
+    /// What follows the header.
+    pub payload: &'a [u8],
+    /// File descriptors that go with it.
+    pub fds: &'a [BorrowedFd<'a>],
+}
+
+/// An answer, its shape checked.
+#[derive(Debug)]
+pub struct Reply {
+    /// What followed the header.
+    pub payload: Vec<u8>,
+    /// File descriptors that came with it.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// A connection to a back-end.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Socket,
+    /// The device's name, for the log.
+    device: Arc<str>,
+    limits: Limits,
+    /// Signalled, and never reset, when the device is to be given up.
+    stop: Arc<EventFd>,
+    unsent: Option<Unsent>,
+    owed: Option<Owed>,
+    incoming: Incoming,
+    channel: Option<BackendChannel>,
+    /// Whether the back-end has announced a change of the configuration space.
+    config_changed: bool,
+    poisoned: bool,
+}
+
+/// The rest of a request that has been sent in part.
+#[derive(Debug)]
+struct Unsent {
+    request: RequestCode,
+    bytes: Vec<u8>,
+    since: Instant,
+}
+
+/// An answer that is yet to come.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    request: RequestCode,
+    shape: ReplyShape,
+    since: Instant,
+    /// Whether the log has been told that it takes long.
+    noted: bool,
+}
+
+enum Flushed {
+    All,
+    Part,
+}
+
+impl Connection {
+    /// A connection over a socket on which everything asked so far has been answered.
+    pub fn new(socket: Socket, device: Arc<str>, limits: Limits, stop: Arc<EventFd>) -> Self {
+        Connection {
+            socket,
+            device,
+            limits,
+            stop,
+            unsent: None,
+            owed: None,
+            incoming: Incoming::default(),
+            channel: None,
+            config_changed: false,
+            poisoned: false,
+        }
+    }
+
+    /// Serves `channel` from now on, also while an answer is awaited on the main socket.
+    pub fn set_channel(&mut self, channel: BackendChannel) {
+        self.channel = Some(channel);
+    }
+
+    /// Whether the back-end has announced a change of the configuration space since the last call.
+    pub fn take_config_changed(&mut self) -> bool {
+        std::mem::take(&mut self.config_changed)
+    }
+
+    /// The back-end channel's file descriptor while it is open, to be polled for input.
+    pub fn channel_fd(&self) -> Option<RawFd> {
+        self.channel.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// What to poll the main socket for while nothing is being asked.
+    pub fn poll_events(&self) -> libc::c_short {
+        match self.unsent {
+            Some(_) => libc::POLLIN | libc::POLLOUT,
+            None => libc::POLLIN,
+        }
+    }
+
+    /// Whether an earlier request is still to be finished, and when that becomes fatal.
+    pub fn dead_at(&self) -> Option<Instant> {
+        let unsent = self.unsent.as_ref().map(|unsent| unsent.since);
+        let since = unsent.or(self.owed.map(|owed| owed.since))?;
+        Some(since + self.limits.dead)
+    }
+
+    /// Sends a request that has no answer.
+    pub fn tell(&mut self, request: Request<'_>, patience: Duration) -> Result<(), Cause> {
+        let deadline = Instant::now() + patience;
+        let result = self.begin(request, Acknowledge::Natural, None, deadline);
+        self.poison_if_fatal(result)
+    }
+
+    /// Sends a request and awaits its answer.
+    pub fn ask(
+        &mut self,
+        request: Request<'_>,
+        acknowledge: Acknowledge,
+        shape: ReplyShape,
+        patience: Duration,
+    ) -> Result<Reply, Cause> {
+        let deadline = Instant::now() + patience;
+        let result = self
+            .begin(request, acknowledge, Some(shape), deadline)
+            .and_then(|()| self.receive_owed(deadline));
+        self.poison_if_fatal(result)
+    }
+
+    /// To be called when the main socket is ready for [`Connection::poll_events`], or [`Connection::dead_at`] has come,
+    /// while nothing is being asked: takes an owed answer, or finds that the back-end has gone or misbehaves.
+    pub fn idle(&mut self) -> Result<(), Cause> {
+        let result = self.idle_inner();
+        self.poison_if_fatal(result)
+    }
+
+    /// To be called when the back-end channel has become readable.
+    pub fn serve_channel(&mut self) -> Result<(), Cause> {
+        let result = self.serve_channel_inner();
+        self.poison_if_fatal(result)
+    }
+
+    fn poison_if_fatal<T>(&mut self, result: Result<T, Cause>) -> Result<T, Cause> {
+        if let Err(cause) = &result {
+            self.poisoned |= cause.is_fatal();
+        }
+        result
+    }
+
+    /// Settles what is pending, then sends `request`, whose answer is owed from then on.
+    fn begin(
+        &mut self,
+        request: Request<'_>,
+        acknowledge: Acknowledge,
+        shape: Option<ReplyShape>,
+        deadline: Instant,
+    ) -> Result<(), Cause> {
+        if self.poisoned {
+            return Err(Cause::Poisoned);
+        }
+        self.flush(deadline)?;
+        if self.owed.is_some() {
+            let late = self.receive_owed(deadline)?;
+            tracing::debug!(device = %self.device, bytes = late.payload.len(), "a late answer has come");
+        }
+        self.check_quiet(During::Request(request.code))?;
+        self.send_first(request, acknowledge, deadline)?;
+        if let Some(shape) = shape {
+            self.owed = Some(Owed {
+                request: request.code,
+                shape,
+                since: Instant::now(),
+                noted: false,
+            });
+        }
+        self.flush(deadline)
+    }
+
+    /// Sends the beginning of a request with its file descriptors; the rest becomes `unsent`.
+    fn send_first(
+        &mut self,
+        request: Request<'_>,
+        acknowledge: Acknowledge,
+        deadline: Instant,
+    ) -> Result<(), Cause> {
+        let size = request.payload.len() as u32;
+        let mut bytes = Header::request(request.code, acknowledge, size)
+            .encode()
+            .to_vec();
+        bytes.extend_from_slice(request.payload);
+        let began = Instant::now();
+        loop {
+            match self.socket.try_send(&bytes, request.fds) {
+                Ok(sent) => {
+                    bytes.drain(..sent);
+                    if !bytes.is_empty() {
+                        self.unsent = Some(Unsent {
+                            request: request.code,
+                            bytes,
+                            since: began,
+                        });
+                    }
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(libc::POLLOUT, deadline, request.code, began)?;
+                }
+                Err(error) => return Err(send_failed(error, request.code)),
+            }
+        }
+    }
+
+    /// Sends the rest of a request that has been sent in part.
+    fn flush(&mut self, deadline: Instant) -> Result<(), Cause> {
+        while let Flushed::Part = self.try_flush()? {
+            if let Some(unsent) = &self.unsent {
+                let (request, since) = (unsent.request, unsent.since);
+                self.wait(libc::POLLOUT, deadline, request, since)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn try_flush(&mut self) -> Result<Flushed, Cause> {
+        while let Some(unsent) = &mut self.unsent {
+            match self.socket.try_send(&unsent.bytes, &[]) {
+                Ok(sent) => {
+                    unsent.bytes.drain(..sent);
+                    if unsent.bytes.is_empty() {
+                        self.unsent = None;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Flushed::Part);
+                }
+                Err(error) => return Err(send_failed(error, unsent.request)),
+            }
+        }
+        Ok(Flushed::All)
+    }
+
+    fn receive_owed(&mut self, deadline: Instant) -> Result<Reply, Cause> {
+        loop {
+            let Some(owed) = self.owed else {
+                // Callers make sure that an answer is owed.
+                return Err(Cause::Poisoned);
+            };
+            if let Some(reply) = self.advance(owed)? {
+                return Ok(reply);
+            }
+            self.wait(libc::POLLIN, deadline, owed.request, owed.since)?;
+        }
+    }
+
+    /// Reads on at the owed answer without waiting.
+    fn advance(&mut self, owed: Owed) -> Result<Option<Reply>, Cause> {
+        let during = During::Request(owed.request);
+        let violation = |reason| Cause::Violation { during, reason };
+        let progress = self
+            .incoming
+            .advance(&self.socket, |header| {
+                header.check_reply(owed.request, owed.shape)
+            })
+            .map_err(|error| match error {
+                ReadError::Violation(reason) => violation(reason),
+                ReadError::Io(source) => Cause::Io {
+                    step: "receive from the back-end",
+                    source,
+                },
+            })?;
+        match progress {
+            Progress::Waiting => Ok(None),
+            Progress::Closed => Err(Cause::Closed { during }),
+            Progress::Complete(message) => {
+                owed.shape.check_fds(message.fds.len()).map_err(violation)?;
+                self.owed = None;
+                Ok(Some(Reply {
+                    payload: message.payload,
+                    fds: message.fds,
+                }))
+            }
+        }
+    }
+
+    fn idle_inner(&mut self) -> Result<(), Cause> {
+        if self.poisoned {
+            return Err(Cause::Poisoned);
+        }
+        if let Some(unsent) = &self.unsent {
+            let (request, since) = (unsent.request, unsent.since);
+            // Nothing may come before the request has gone out as a whole.
+            self.check_quiet(During::Request(request))?;
+            return match self.try_flush()? {
+                Flushed::All => Ok(()),
+                Flushed::Part => self.check_alive(request, since),
+            };
+        }
+        let Some(owed) = self.owed else {
+            return self.check_quiet(During::Idle);
+        };
+        if self.advance(owed)?.is_none() {
+            return self.check_alive(owed.request, owed.since);
+        }
+        Ok(())
+    }
+
+    /// Nothing is owed, so nothing may have come.
+    fn check_quiet(&mut self, during: During) -> Result<(), Cause> {
+        debug_assert!(!self.incoming.has_begun());
+        let mut byte = [0];
+        match self.socket.try_recv(&mut byte) {
+            Ok(received) if received.len == 0 => Err(Cause::Closed { during }),
+            Ok(_) => Err(Cause::Violation {
+                during: During::Idle,
+                reason: Violation::Unsolicited,
+            }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Err(Cause::Closed { during })
+            }
+            Err(source) => Err(Cause::Io {
+                step: "receive from the back-end",
+                source,
+            }),
+        }
+    }
+
+    fn serve_channel_inner(&mut self) -> Result<(), Cause> {
+        let Some(channel) = &mut self.channel else {
+            return Ok(());
+        };
+        let state = channel.serve()?;
+        self.config_changed |= channel.take_config_changed();
+        if state == ChannelState::Closed {
+            tracing::debug!(device = %self.device, "the back-end has closed the back-end channel");
+            self.channel = None;
+        }
+        Ok(())
+    }
+
+    /// Waits until the main socket is ready for `events`, serving the back-end channel meanwhile: a back-end may
+    /// await an answer there before it gives its own. `since` is when `request` was sent.
+    fn wait(
+        &mut self,
+        events: libc::c_short,
+        deadline: Instant,
+        request: RequestCode,
+        since: Instant,
+    ) -> Result<(), Cause> {
+        loop {
+            self.check_alive(request, since)?;
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Cause::Late {
+                    request,
+                    waited: now - since,
+                });
+            }
+            let note_at = self.note_if_slow(now);
+            let mut until = deadline.min(since + self.limits.dead);
+            if let Some(note_at) = note_at {
+                until = until.min(note_at);
+            }
+            // A negative file descriptor is skipped by poll().
+            let channel_fd = self.channel_fd().unwrap_or(-1);
+            let mut fds = [
+                poll_entry(self.stop.as_raw_fd(), libc::POLLIN),
+                poll_entry(self.socket.as_raw_fd(), events),
+                poll_entry(channel_fd, libc::POLLIN),
+            ];
+            poll(&mut fds, Some(until)).map_err(|source| Cause::Io {
+                step: "wait for the back-end",
+                source,
+            })?;
+            let [stop, socket, channel] = fds;
+            if stop.revents != 0 {
+                return Err(Cause::Stopped);
+            }
+            if channel.revents != 0 {
+                self.serve_channel_inner()?;
+            }
+            if socket.revents != 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells the log once that an answer takes longer than usual; returns when that would be.
+    fn note_if_slow(&mut self, now: Instant) -> Option<Instant> {
+        let owed = self.owed.as_mut().filter(|owed| !owed.noted)?;
+        let at = owed.since + self.limits.request;
+        if now < at {
+            return Some(at);
+        }
+        owed.noted = true;
+        tracing::warn!(
+            device = %self.device,
+            "the back-end has not answered {} for {:?}; it is waited for up to {:?}",
+            owed.request, self.limits.request, self.limits.dead,
+        );
+        None
+    }
+
+    fn check_alive(&self, request: RequestCode, since: Instant) -> Result<(), Cause> {
+        let waited = since.elapsed();
+        if waited >= self.limits.dead {
+            return Err(Cause::Dead { request, waited });
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+fn send_failed(error: io::Error, request: RequestCode) -> Cause {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Cause::Closed {
+            during: During::Request(request),
+        },
+        _ => Cause::Io {
+            step: "send to the back-end",
+            source: error,
+        },
+    }
+}

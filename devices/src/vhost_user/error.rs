@@ -1,0 +1,202 @@
+//! What can go wrong between Ferry and a back-end.
+//!
+//! [`Error`] names the device and its socket; its source, a [`Cause`], names the message and the
+//! reason. Whether a cause ends the connection is said by [`Cause::is_fatal`]: an answer that is late
+//! and an answer that says no are not the end of a back-end.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::message::RequestCode;
+
+/// A vhost-user device could not be started, or has failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("vhost-user device {device} at {}", socket.display())]
+pub struct Error {
+    /// The device's name, `disk0`.
+    pub device: String,
+    /// The back-end's socket.
+    pub socket: PathBuf,
+    /// What happened.
+    #[source]
+    pub cause: Arc<Cause>,
+}
+
+impl Error {
+    /// Whether nobody was listening at the socket, so that the back-end was never spoken to.
+    pub fn is_no_listener(&self) -> bool {
+        matches!(*self.cause, Cause::NoListener { .. })
+    }
+}
+
+/// Why a device could not be started, or has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// Nobody accepted a connection in time.
+    #[error(
+        "nothing listens there after {waited:?}; start the back-end, or check the path of its socket"
+    )]
+    NoListener {
+        /// How long it was tried.
+        waited: Duration,
+        /// The last refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// The back-end has closed the connection, most often by exiting.
+    #[error("the back-end closed the connection {during}; see the back-end's own log")]
+    Closed {
+        /// In the middle of what.
+        during: During,
+    },
+    /// No answer in time. The answer stays owed; the connection lives on.
+    #[error("the back-end has not answered {request} within {waited:?}")]
+    Late {
+        /// The unanswered request.
+        request: RequestCode,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// No answer for so long that the back-end is given up.
+    #[error("the back-end has not answered {request} for {waited:?} and is taken for dead")]
+    Dead {
+        /// The unanswered request.
+        request: RequestCode,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The back-end does not keep to the protocol.
+    #[error("the back-end violated the vhost-user protocol {during}")]
+    Violation {
+        /// In the middle of what.
+        during: During,
+        /// What it did.
+        #[source]
+        reason: Violation,
+    },
+    /// The back-end answered that it could not do what it was asked to.
+    #[error("the back-end refused {request}")]
+    Refused {
+        /// The request.
+        request: RequestCode,
+    },
+    /// The back-end is not fit for the device it was to serve.
+    #[error("the back-end is not usable: {reason}")]
+    Unusable {
+        /// What it lacks or offers wrongly, and what to do.
+        reason: String,
+    },
+    /// The activation makes no sense for this device: a defect in Ferry.
+    #[error("the queues cannot be set up: {reason}")]
+    BadSetup {
+        /// What does not fit.
+        reason: String,
+    },
+    /// An operating system call failed.
+    #[error("cannot {step}")]
+    Io {
+        /// What was attempted, as an infinitive.
+        step: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection has failed before, which was reported then.
+    #[error("the connection to the back-end has failed before")]
+    Poisoned,
+    /// The device is being removed.
+    #[error("the device is being removed")]
+    Stopped,
+    /// The guest asked for a reset before its activation had ended.
+    #[error("a reset was asked for before the activation had ended")]
+    Overtaken,
+}
+
+impl Cause {
+    /// Whether the connection is of no use any more.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Cause::Late { .. }
+            | Cause::Refused { .. }
+            | Cause::Unusable { .. }
+            | Cause::BadSetup { .. }
+            | Cause::Overtaken => false,
+            Cause::NoListener { .. }
+            | Cause::Closed { .. }
+            | Cause::Dead { .. }
+            | Cause::Violation { .. }
+            | Cause::Io { .. }
+            | Cause::Poisoned
+            | Cause::Stopped => true,
+        }
+    }
+}
+
+/// What was going on when something happened on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum During {
+    /// Nothing was asked of the back-end.
+    Idle,
+    /// A request was being sent, or its answer awaited.
+    Request(RequestCode),
+    /// A request from the back-end arrived on the back-end channel.
+    BackendRequest(u32),
+    /// The back-end channel was being read.
+    BackendChannel,
+}
+
+impl std::fmt::Display for During {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            During::Idle => f.write_str("while nothing was asked of it"),
+            During::Request(code) => write!(f, "in answer to {code}"),
+            During::BackendRequest(code) => {
+                write!(f, "with request {code} on the back-end channel")
+            }
+            During::BackendChannel => f.write_str("on the back-end channel"),
+        }
+    }
+}
+
+/// How a back-end left the protocol. Each of these poisons the connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// An answer to something else.
+    #[error("its answer is to request {0}")]
+    WrongRequest(RequestCode),
+    /// Header flags that are not those of an answer (or a request) of protocol version 1.
+    #[error("its header has the flags {0:#x}")]
+    WrongFlags(u32),
+    /// A message whose size does not belong to it.
+    #[error("its message has {0} bytes of payload")]
+    WrongSize(u32),
+    /// A message with more or fewer file descriptors than belong to it.
+    #[error("its message has {0} file descriptors")]
+    WrongFds(usize),
+    /// More file descriptors than any message of the protocol may have.
+    #[error("its message has more than {most} file descriptors", most = super::socket::MAX_FDS)]
+    TooManyFds,
+    /// Bytes that nobody asked for.
+    #[error("it sent a message that nobody asked for")]
+    Unsolicited,
+    /// An answer whose contents cannot be.
+    #[error("{0}")]
+    Contents(String),
+    /// It asks on the back-end channel and does not read the answers.
+    #[error("it does not read the answers to its own requests")]
+    AnswersUnread,
+}
+
+/// `error` and all its sources in one line, for the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        next = source.source();
+    }
+    line
+}

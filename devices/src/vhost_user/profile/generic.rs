@@ -1,0 +1,173 @@
+//! Devices of any other type: the user says what Ferry cannot know.
+
+use std::ops::Range;
+
+use vm_migration::Saveability;
+
+use super::{BackendView, DeviceState, Rules, needs_device_state};
+use crate::vhost_user::frontend::MAX_CONFIG;
+
+/// Feature bits that belong to a device's type: 0 to 23, and from 50 on (Virtual I/O Device 1.2, 2.2).
+const TYPE_FEATURES: u64 = 0x00ff_ffff | !((1 << 50) - 1);
+
+/// What the back-end keeps between requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendState {
+    /// Nothing that has to move with the guest.
+    None,
+    /// State that has to move, so that the back-end must offer DEVICE_STATE.
+    Required,
+    /// Not said: the device may be saved only if the back-end offers DEVICE_STATE.
+    Unspecified,
+}
+
+/// A device of any type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generic {
+    /// The virtio device type (Virtual I/O Device 1.2, 5).
+    pub device_type: u32,
+    /// What the back-end keeps between requests.
+    pub state: BackendState,
+    /// The queues that carry requests.
+    pub drain: Vec<u16>,
+    /// The configuration space to present; `None`: the back-end's.
+    pub config: Option<Vec<u8>>,
+}
+
+impl Rules for Generic {
+    fn device_type(&self) -> u32 {
+        self.device_type
+    }
+
+    fn queue_count(&self, requested: u16) -> u32 {
+        u32::from(requested)
+    }
+
+    fn queues_without_mq(&self) -> Option<u16> {
+        None
+    }
+
+    fn config_sizes(&self, _backend_features: u64) -> Vec<u32> {
+        if self.config.is_some() {
+            return Vec::new();
+        }
+        match known_config_size(self.device_type) {
+            Some(0) => Vec::new(),
+            Some(size) => vec![size],
+            None => vec![MAX_CONFIG, 128, 64, 32, 16, 8, 4],
+        }
+    }
+
+    fn device_features(&self, view: &BackendView<'_>) -> u64 {
+        view.features & TYPE_FEATURES
+    }
+
+    fn config(&self, view: &BackendView<'_>) -> Result<Vec<u8>, String> {
+        match &self.config {
+            Some(given) => Ok(given.clone()),
+            None => Ok(view.config.unwrap_or_default().to_vec()),
+        }
+    }
+
+    fn writable(&self, _features: u64, config_len: usize) -> Range<usize> {
+        match self.config {
+            Some(_) => 0..0,
+            None => 0..config_len,
+        }
+    }
+
+    fn drains(&self, queue: u16) -> bool {
+        self.drain.contains(&queue)
+    }
+
+    fn saveability(&self, device_state: DeviceState) -> Saveability {
+        match self.state {
+            BackendState::None => Saveability::Stateless,
+            BackendState::Required | BackendState::Unspecified => needs_device_state(device_state),
+        }
+    }
+}
+
+/// The size in bytes of the configuration space of a type whose back-ends insist on it; 0: it has none.
+fn known_config_size(device_type: u32) -> Option<u32> {
+    let size = match device_type {
+        1 => 12,      // network: mac, status, max_virtqueue_pairs, mtu
+        3 => 12,      // console
+        4 => 0,       // entropy
+        8 => 36,      // SCSI host
+        18 => 136,    // input
+        19 => 8,      // socket
+        25 => 12,     // sound
+        26 => 40,     // file system
+        27 => 16,     // persistent memory
+        32 | 34 => 0, // SCMI, I2C
+        41 => 8,      // GPIO
+        _ => return None,
+    };
+    Some(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic() -> Generic {
+        Generic {
+            device_type: 19,
+            state: BackendState::Unspecified,
+            drain: vec![1],
+            config: None,
+        }
+    }
+
+    #[test]
+    fn only_the_types_own_features_pass() {
+        let view = BackendView {
+            features: u64::MAX,
+            config: None,
+            requested_queues: 1,
+        };
+        let offered = generic().device_features(&view);
+        for bit in 0..64 {
+            let own = bit < 24 || bit >= 50;
+            assert_eq!(offered & (1 << bit) != 0, own, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_given_configuration_space_wins() {
+        let given = Generic {
+            config: Some(vec![1, 2, 3]),
+            ..generic()
+        };
+        let view = BackendView {
+            features: 0,
+            config: Some(&[9; 8]),
+            requested_queues: 1,
+        };
+        assert!(given.config_sizes(0).is_empty());
+        assert_eq!(given.config(&view).unwrap(), [1, 2, 3]);
+        assert_eq!(generic().config(&view).unwrap(), [9; 8]);
+    }
+
+    #[test]
+    fn an_undeclared_device_is_saved_only_with_device_state() {
+        let unspecified = generic();
+        assert_eq!(
+            unspecified.saveability(DeviceState::Offered),
+            Saveability::Saved
+        );
+        assert!(matches!(
+            unspecified.saveability(DeviceState::Absent),
+            Saveability::Unsupported(_)
+        ));
+        let stateless = Generic {
+            state: BackendState::None,
+            ..generic()
+        };
+        assert_eq!(
+            stateless.saveability(DeviceState::Absent),
+            Saveability::Stateless
+        );
+    }
+}
