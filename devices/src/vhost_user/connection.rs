@@ -86,6 +86,11 @@ struct Owed {
     noted: bool,
 }
 
+enum Flushed {
+    All,
+    Part,
+}
+
 impl Connection {
     /// A connection over a socket on which everything asked so far has been answered.
     pub fn new(socket: Socket, device: Arc<str>, limits: Limits, stop: Arc<EventFd>) -> Self {
@@ -118,6 +123,14 @@ impl Connection {
         self.channel.as_ref().map(AsRawFd::as_raw_fd)
     }
 
+    /// What to poll the main socket for while nothing is being asked.
+    pub fn poll_events(&self) -> libc::c_short {
+        match self.unsent {
+            Some(_) => libc::POLLIN | libc::POLLOUT,
+            None => libc::POLLIN,
+        }
+    }
+
     /// Whether an earlier request is still to be finished, and when that becomes fatal.
     pub fn dead_at(&self) -> Option<Instant> {
         let unsent = self.unsent.as_ref().map(|unsent| unsent.since);
@@ -147,7 +160,7 @@ impl Connection {
         self.poison_if_fatal(result)
     }
 
-    /// To be called when the main socket has become readable, or [`Connection::dead_at`] has come,
+    /// To be called when the main socket is ready for [`Connection::poll_events`], or [`Connection::dead_at`] has come,
     /// while nothing is being asked: takes an owed answer, or finds that the back-end has gone or misbehaves.
     pub fn idle(&mut self) -> Result<(), Cause> {
         let result = self.idle_inner();
@@ -232,8 +245,17 @@ impl Connection {
 
     /// Sends the rest of a request that has been sent in part.
     fn flush(&mut self, deadline: Instant) -> Result<(), Cause> {
+        while let Flushed::Part = self.try_flush()? {
+            if let Some(unsent) = &self.unsent {
+                let (request, since) = (unsent.request, unsent.since);
+                self.wait(libc::POLLOUT, deadline, request, since)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn try_flush(&mut self) -> Result<Flushed, Cause> {
         while let Some(unsent) = &mut self.unsent {
-            let (request, since) = (unsent.request, unsent.since);
             match self.socket.try_send(&unsent.bytes, &[]) {
                 Ok(sent) => {
                     unsent.bytes.drain(..sent);
@@ -242,12 +264,12 @@ impl Connection {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(libc::POLLOUT, deadline, request, since)?;
+                    return Ok(Flushed::Part);
                 }
-                Err(error) => return Err(send_failed(error, request)),
+                Err(error) => return Err(send_failed(error, unsent.request)),
             }
         }
-        Ok(())
+        Ok(Flushed::All)
     }
 
     fn receive_owed(&mut self, deadline: Instant) -> Result<Reply, Cause> {
@@ -298,9 +320,13 @@ impl Connection {
             return Err(Cause::Poisoned);
         }
         if let Some(unsent) = &self.unsent {
-            // An answer cannot come before the request has gone out as a whole; the next request sends the rest.
             let (request, since) = (unsent.request, unsent.since);
-            return self.check_alive(request, since);
+            // Nothing may come before the request has gone out as a whole.
+            self.check_quiet(During::Request(request))?;
+            return match self.try_flush()? {
+                Flushed::All => Ok(()),
+                Flushed::Part => self.check_alive(request, since),
+            };
         }
         let Some(owed) = self.owed else {
             return self.check_quiet(During::Idle);

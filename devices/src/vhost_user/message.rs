@@ -19,7 +19,6 @@ pub const MAX_PAYLOAD: u32 = 4096;
 
 /// The protocol's version, in the two lowest bits of a header's flags.
 const VERSION: u32 = 1;
-const VERSION_MASK: u32 = 3;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
@@ -143,11 +142,6 @@ impl Header {
         }
         Ok(())
     }
-
-    /// Whether the version in the flags is the one version there is.
-    pub fn has_known_version(&self) -> bool {
-        self.flags & VERSION_MASK == VERSION
-    }
 }
 
 /// What an answer may look like.
@@ -209,7 +203,6 @@ mod tests {
         );
         assert_eq!(Header::decode(&header.encode()), header);
         assert!(header.needs_reply());
-        assert!(header.has_known_version());
     }
 
     #[test]

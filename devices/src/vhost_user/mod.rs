@@ -28,19 +28,19 @@
 //! | `negotiated` | what was agreed on, apart from the socket |
 //! | `memory`, `rings` | guest RAM and the rings in it |
 
-mod backend_channel;
-mod connection;
+pub mod backend_channel;
+pub mod connection;
 mod device;
 mod error;
-mod frontend;
-mod incoming;
-mod memory;
-mod message;
-mod negotiated;
+pub mod frontend;
+pub mod incoming;
+pub mod memory;
+pub mod message;
+pub mod negotiated;
 mod negotiation;
 mod profile;
 mod rings;
-mod socket;
+pub mod socket;
 mod worker;
 
 #[cfg(test)]

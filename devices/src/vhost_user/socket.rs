@@ -18,7 +18,7 @@ pub const MAX_FDS: usize = 8;
 
 /// Room for a control message with [`MAX_FDS`] file descriptors, aligned as control messages are: a header
 /// of 16 bytes and 4 bytes for each.
-const CONTROL_WORDS: usize = (16 + MAX_FDS * mem::size_of::<RawFd>()).div_ceil(8);
+const CONTROL_WORDS: usize = (16 + MAX_FDS * size_of::<RawFd>()).div_ceil(8);
 
 type Control = [u64; CONTROL_WORDS];
 
@@ -56,7 +56,7 @@ impl Socket {
         }
         // SAFETY: the descriptor has just been made and belongs to nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        let length = mem::size_of::<libc::sockaddr_un>() as libc::socklen_t;
+        let length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
         // SAFETY: `address` is a sockaddr_un, and `length` is its size.
         let result = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), length) };
         if result < 0 {
@@ -128,7 +128,7 @@ impl Socket {
         message.msg_iov = &raw mut vector;
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = mem::size_of::<Control>();
+        message.msg_controllen = size_of::<Control>();
         let len = retry(|| {
             // SAFETY: `message` points to `vector`, `buffer` and `control`, which outlive the call and
             // have the lengths given.
@@ -236,7 +236,7 @@ fn empty_message() -> libc::msghdr {
 /// Puts `fds` (at most [`MAX_FDS`]) as one SCM_RIGHTS message into `control` and hangs that onto `message`.
 fn attach_fds(message: &mut libc::msghdr, control: &mut Control, fds: &[BorrowedFd<'_>]) {
     debug_assert!(fds.len() <= MAX_FDS);
-    let data_length = (fds.len() * mem::size_of::<RawFd>()) as libc::c_uint;
+    let data_length = (fds.len() * size_of::<RawFd>()) as libc::c_uint;
     message.msg_control = control.as_mut_ptr().cast();
     // SAFETY: CMSG_SPACE only computes.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(data_length) } as usize;
@@ -267,7 +267,7 @@ fn take_fds(message: &libc::msghdr) -> Vec<OwnedFd> {
                     .cmsg_len
                     .saturating_sub(libc::CMSG_LEN(0) as usize);
                 let data: *const RawFd = libc::CMSG_DATA(header).cast();
-                for index in 0..length / mem::size_of::<RawFd>() {
+                for index in 0..length / size_of::<RawFd>() {
                     let fd = ptr::read_unaligned(data.add(index));
                     fds.push(OwnedFd::from_raw_fd(fd));
                 }

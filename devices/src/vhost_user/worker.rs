@@ -4,6 +4,7 @@
 //! on the main socket (an answer that was late, or the end), a request on the back-end channel, and the
 //! handle's being dropped. Orders are carried out one at a time, in the order given.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,6 @@ use super::profile::BackendView;
 use super::socket::{MAX_FDS, poll, poll_entry};
 use super::{Limits, negotiation, rings};
 use crate::virtio::{Activation, ActivationFailed, ActiveQueue, TransportEvents};
-use std::os::fd::AsRawFd;
 
 /// How often the rings are looked at while a reset waits for them to run empty.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(1);
@@ -192,7 +192,7 @@ impl<'a> Worker<'a> {
         let mut fds = [
             poll_entry(self.shared.stop.as_raw_fd(), libc::POLLIN),
             poll_entry(self.shared.wake.as_raw_fd(), libc::POLLIN),
-            poll_entry(connection.as_raw_fd(), libc::POLLIN),
+            poll_entry(connection.as_raw_fd(), connection.poll_events()),
             poll_entry(channel_fd, libc::POLLIN),
         ];
         poll(&mut fds, deadline).map_err(|source| Cause::Io {

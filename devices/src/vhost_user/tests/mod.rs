@@ -1,1 +1,5 @@
-//! Scenarios over real sockets: a scripted peer for the wire, and the real qemu-storage-daemon.
+//! Scenarios over real sockets: a scripted peer for the wire, and real back-ends.
+
+mod harness;
+mod qemu;
+mod ring;
