@@ -57,7 +57,7 @@ void triple_fault(void)
 {
     irq_off();
     load_idt(NULL, 0);
-    __asm__ volatile("int3");
+    __asm__ volatile("ud2"); /* int3 is not emulated */
 }
 
 u32 smp_start(void)
