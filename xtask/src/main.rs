@@ -1,6 +1,7 @@
 //! `cargo xtask`: the demo, the tests, benchmarks, and what they need.
 
 mod assets;
+mod bench;
 mod cargo;
 mod cpio;
 mod demo;
@@ -46,6 +47,7 @@ fn run() -> Result<ExitCode> {
     let rest: Vec<OsString> = arguments.collect();
     match command.to_str() {
         Some("demo") => demo::demo(&rest),
+        Some("bench") => bench::bench(&rest),
         Some("test") => test::test(&rest),
         Some("assets") => print_assets(&rest),
         Some("in-machine") => in_machine(&rest),
