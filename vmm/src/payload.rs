@@ -3,7 +3,7 @@
 use ferry_api::config::{MemoryConfig, PayloadConfig};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::boot::{self, BootParams, EntryPoint, Initramfs, Kernel, RamState};
+use crate::boot::{self, BootParams, EntryPoint, Initramfs, Kernel};
 
 /// What is wrong with the user's files or command line.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,6 @@ impl Payload {
             initramfs: self.initramfs.as_ref(),
             cmdline: &self.cmdline,
             rsdp,
-            ram: RamState::Zeroed,
         };
         self.kernel.load(ram, &params)
     }

@@ -1,3 +1,5 @@
+use ferry_devices::power::{self, PowerRequest};
+
 use super::*;
 
 fn info(vcpus: u8, serial: Serial) -> AcpiInfo {
@@ -94,6 +96,30 @@ fn fadt_says_how_to_power_off_and_reset_and_leads_to_the_dsdt() {
         "only one of DSDT and X_DSDT may be used"
     );
     assert_eq!(&guest.table_at(u64_at(&fadt, 140))[..4], b"DSDT");
+}
+
+#[test]
+fn what_the_tables_tell_a_guest_to_write_is_understood() {
+    let guest = Guest::with(&info(1, Serial::Present));
+    let fadt = guest.table(b"FACP");
+    assert!(power::acpi_reset(fadt[128]).is_some());
+    // Name, "_S5_", package, its length and number of elements, and a byte prefix before the first one.
+    let dsdt = guest.table_at(u64_at(&fadt, 140));
+    let s5 = dsdt.windows(4).position(|name| name == b"_S5_").unwrap();
+    assert_eq!(
+        (dsdt[s5 - 1], dsdt[s5 + 4], dsdt[s5 + 7]),
+        (0x08, 0x12, 0x0A)
+    );
+    let slp_typ = dsdt[s5 + 8];
+    assert_eq!(
+        power::sleep_control(1 << 5 | slp_typ << 2),
+        Some(PowerRequest::Off)
+    );
+    assert_eq!(
+        power::sleep_control(slp_typ << 2),
+        None,
+        "without SLP_EN nothing happens"
+    );
 }
 
 #[test]

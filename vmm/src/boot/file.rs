@@ -5,7 +5,9 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile, VolatileMemoryError,
+};
 
 use super::Error;
 
@@ -71,7 +73,7 @@ impl BootFile {
         self.read(0, len, "the start")
     }
 
-    /// Reads `len` bytes from `offset` straight into guest RAM, without a copy in between.
+    /// Reads a part of the file straight into guest RAM, without a copy in between.
     pub fn load(
         &self,
         ram: &GuestMemoryMmap,
@@ -82,11 +84,20 @@ impl BootFile {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(span.offset))
             .map_err(|source| self.read_error(what, source))?;
-        ram.read_exact_volatile_from(to, &mut file, span.len as usize)
-            .map_err(|source| match source {
-                GuestMemoryError::IOError(source) => self.read_error(what, source),
-                source => Error::Ram { what, source },
-            })
+        // Not `read_exact_volatile_from`: it takes a read of less than asked for as the end, and Linux reads at most
+        // 2 GiB at once.
+        for slice in GuestMemoryBackend::get_slices(ram, to, span.len as usize) {
+            let mut slice = slice.map_err(|source| Error::Ram { what, source })?;
+            file.read_exact_volatile(&mut slice)
+                .map_err(|error| match error {
+                    VolatileMemoryError::IOError(source) => self.read_error(what, source),
+                    other => Error::Ram {
+                        what,
+                        source: other.into(),
+                    },
+                })?;
+        }
+        Ok(())
     }
 
     fn read_error(&self, what: &'static str, source: io::Error) -> Error {

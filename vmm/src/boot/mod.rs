@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A [`Kernel`] and an [`Initramfs`] keep their files open. A guest that reboots is loaded once more from the same
-//! files with [`RamState::Used`], even if others have taken their names meanwhile.
+//! files, even if others have taken their names meanwhile. Each time RAM holds nothing but zeros before: what a kernel
+//! wants to be zero is left alone, so that it costs neither time nor memory.
 //!
 //! Two ways lead in, chosen by looking at the file: [`pvh`] for ELF kernels, [`linux`] for bzImages.
 
@@ -18,6 +19,8 @@ mod identify;
 mod linux;
 mod place;
 mod pvh;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
@@ -51,15 +54,6 @@ pub enum EntryPoint {
     },
 }
 
-/// What guest RAM holds before a kernel is loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RamState {
-    /// Nothing but zeros: new RAM. What must be zero is left alone, so that it costs no memory.
-    Zeroed,
-    /// Anything: a guest has run in it.
-    Used,
-}
-
 /// What goes into RAM with the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct BootParams<'a> {
@@ -69,8 +63,6 @@ pub struct BootParams<'a> {
     pub cmdline: &'a str,
     /// Address of the ACPI root pointer, from [`crate::acpi::build`].
     pub rsdp: GuestAddress,
-    /// What RAM holds.
-    pub ram: RamState,
 }
 
 /// A kernel file whose headers have been checked.
@@ -124,7 +116,8 @@ impl Kernel {
         self.place(ram_size, initramfs).map(drop)
     }
 
-    /// Puts the kernel and all it asks for into guest RAM, which is laid out as [`layout::ram_regions`] says.
+    /// Puts the kernel and all it asks for into guest RAM, which is laid out as [`layout::ram_regions`] says and
+    /// holds nothing but zeros.
     ///
     /// # Errors
     /// Those of [`Kernel::check`]; [`Error::Read`] if a file has changed; [`Error::Ram`] if guest RAM is not laid out
@@ -150,9 +143,6 @@ impl Kernel {
                         GuestAddress(segment.to.start),
                         "a segment",
                     )?;
-                    if params.ram == RamState::Used {
-                        zero(ram, segment.to.start + segment.span.len..segment.to.end)?;
-                    }
                 }
                 pvh::write_start_info(ram, ram_size, params.rsdp, &placement)?;
                 Ok(EntryPoint::Pvh {
@@ -221,16 +211,4 @@ fn write(
 ) -> Result<(), Error> {
     ram.write_slice(bytes, to)
         .map_err(|source| Error::Ram { what, source })
-}
-
-/// Fills guest RAM with zeros.
-fn zero(ram: &GuestMemoryMmap, range: std::ops::Range<u64>) -> Result<(), Error> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(ZEROS.len() as u64) as usize;
-        write(ram, &ZEROS[..len], GuestAddress(at), "zeros")?;
-        at += len as u64;
-    }
-    Ok(())
 }
