@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::error::{Error, chain};
 use super::memory::RamRegion;
 use super::negotiated::Negotiated;
-use super::profile::DeviceState as StateOffer;
+use super::profile::StateTransfer;
 use super::worker::Worker;
 use super::{BackendSpec, Limits};
 use crate::virtio::{Activation, TransportEvents, VirtioDevice};
@@ -60,16 +60,19 @@ pub enum DeviceState {
     Failed,
 }
 
-/// A device that is being started.
+/// A device that is being started. Dropping it changes nothing.
 #[derive(Debug)]
 pub struct Starting {
-    stop: Arc<EventFd>,
+    shared: Arc<Shared>,
 }
 
 impl Starting {
-    /// Gives the start up. The observer may still be told that it succeeded, if it has just done so.
+    /// Gives the start up: the worker ends, and the observer is not told. Nothing happens if the
+    /// start has ended by then.
     pub fn cancel(&self) {
-        signal(&self.stop);
+        if self.shared.end_start(DeviceState::Failed) {
+            signal(&self.shared.stop);
+        }
     }
 }
 
@@ -143,23 +146,25 @@ impl VhostUserDevice {
         ram: Arc<[RamRegion]>,
         observer: Arc<dyn DeviceObserver>,
     ) -> io::Result<Starting> {
-        let stop = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let shared = Arc::new(Shared {
             spec,
             wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
-            stop: Arc::clone(&stop),
+            stop: Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?),
             inbox: Mutex::default(),
             config: Mutex::default(),
             state: AtomicU8::new(DeviceState::Starting as u8),
             error: Mutex::default(),
         });
+        let starting = Starting {
+            shared: Arc::clone(&shared),
+        };
         // The kernel keeps 15 bytes of a thread's name.
         let name: String = shared.spec.id.chars().take(15).collect();
         thread::Builder::new()
             .name(name)
             .stack_size(STACK)
             .spawn(move || Worker::run(shared, limits, &ram, &*observer))?;
-        Ok(Starting { stop })
+        Ok(starting)
     }
 
     pub(super) fn new(shared: Arc<Shared>, negotiated: Negotiated) -> Self {
@@ -194,8 +199,8 @@ impl VhostUserDevice {
             return Saveability::Unsupported(format!("it has failed: {}", chain(&error)));
         }
         let offer = match self.negotiated.offers_device_state() {
-            true => StateOffer::Offered,
-            false => StateOffer::Absent,
+            true => StateTransfer::Offered,
+            false => StateTransfer::Absent,
         };
         self.shared.spec.profile.rules().saveability(offer)
     }
@@ -317,6 +322,14 @@ impl Shared {
 
     pub fn set_state(&self, state: DeviceState) {
         self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Ends the start with `state`; returns whether it had not ended yet.
+    pub fn end_start(&self, state: DeviceState) -> bool {
+        let starting = DeviceState::Starting as u8;
+        self.state
+            .compare_exchange(starting, state as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     pub fn set_error(&self, error: Error) {

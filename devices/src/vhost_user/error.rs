@@ -25,9 +25,12 @@ pub struct Error {
 }
 
 impl Error {
-    /// Whether nobody was listening at the socket, so that the back-end was never spoken to.
-    pub fn is_no_listener(&self) -> bool {
-        matches!(*self.cause, Cause::NoListener { .. })
+    /// Whether there was nobody to speak with at the socket: it is missing, nobody listens, or it may not be used.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            *self.cause,
+            Cause::NoListener { .. } | Cause::CannotConnect { .. }
+        )
     }
 }
 
@@ -42,6 +45,13 @@ pub enum Cause {
         /// How long it was tried.
         waited: Duration,
         /// The last refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket cannot be used, and waiting would not help.
+    #[error("cannot connect to the socket")]
+    CannotConnect {
+        /// The refusal.
         #[source]
         source: io::Error,
     },
@@ -124,6 +134,7 @@ impl Cause {
             | Cause::BadSetup { .. }
             | Cause::Overtaken => false,
             Cause::NoListener { .. }
+            | Cause::CannotConnect { .. }
             | Cause::Closed { .. }
             | Cause::Dead { .. }
             | Cause::Violation { .. }

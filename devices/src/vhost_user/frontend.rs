@@ -397,7 +397,7 @@ fn borrow(event: &EventFd) -> BorrowedFd<'_> {
 }
 
 fn parse<T: ByteValued + Default>(code: RequestCode, bytes: &[u8]) -> Result<T, Cause> {
-    payload(bytes).ok_or_else(|| Cause::Violation {
+    payload(bytes).ok_or(Cause::Violation {
         during: During::Request(code),
         reason: Violation::WrongSize(bytes.len() as u32),
     })

@@ -31,10 +31,7 @@ pub(super) fn connect(path: &Path, limit: Duration, stop: &EventFd) -> Result<So
             Err(error) => error,
         };
         if !may_pass(&source) {
-            return Err(Cause::Io {
-                step: "connect",
-                source,
-            });
+            return Err(Cause::CannotConnect { source });
         }
         let waited = began.elapsed();
         if waited >= limit {

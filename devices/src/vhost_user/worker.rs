@@ -91,15 +91,17 @@ impl<'a> Worker<'a> {
         let id = shared.spec.id.clone();
         let worker = match Self::start(&shared, limits, ram) {
             Ok(worker) => worker,
-            Err(Cause::Stopped) => return,
             Err(cause) => {
                 let error = error(&shared, cause);
-                shared.set_error(error.clone());
-                observer.ready(&id, Err(error));
+                if shared.end_start(DeviceState::Failed) {
+                    observer.ready(&id, Err(error));
+                }
                 return;
             }
         };
-        shared.set_state(DeviceState::Idle);
+        if !shared.end_start(DeviceState::Idle) {
+            return;
+        }
         let device = VhostUserDevice::new(Arc::clone(&shared), worker.negotiated.clone());
         observer.ready(&id, Ok(Arc::new(device)));
         // The connection is closed when this returns.

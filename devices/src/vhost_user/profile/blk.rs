@@ -13,7 +13,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_migration::Saveability;
 
-use super::{BackendView, DeviceState, Rules};
+use super::{BackendView, Rules, StateTransfer};
 
 /// VIRTIO_BLK_F_LIFETIME, which the bindings lack.
 const VIRTIO_BLK_F_LIFETIME: u32 = 15;
@@ -124,11 +124,10 @@ impl Rules for Blk {
 
     fn config(&self, view: &BackendView<'_>) -> Result<Vec<u8>, String> {
         let Some(config) = view.config else {
-            return Err(
-                "a disk's size comes from the back-end, but it does not offer the protocol \
-                        feature CONFIG; is it a vhost-user-blk back-end?"
-                    .into(),
-            );
+            return Err(format!(
+                "a disk's size comes from its configuration space, of which it does not serve {UP_TO_NUM_QUEUES} \
+                 bytes (protocol feature CONFIG); is it a vhost-user-blk back-end?"
+            ));
         };
         let sectors = read_u64(config, 0).unwrap_or(0);
         if sectors > MOST_SECTORS {
@@ -160,11 +159,11 @@ impl Rules for Blk {
         true
     }
 
-    fn saveability(&self, device_state: DeviceState) -> Saveability {
-        match device_state {
-            DeviceState::Offered => Saveability::Saved,
+    fn saveability(&self, transfer: StateTransfer) -> Saveability {
+        match transfer {
+            StateTransfer::Offered => Saveability::Saved,
             // With its queues drained, a disk is its image and its configuration space.
-            DeviceState::Absent => Saveability::Stateless,
+            StateTransfer::Absent => Saveability::Stateless,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use vm_migration::Saveability;
 
-use super::{BackendView, DeviceState, Rules, needs_device_state};
+use super::{BackendView, Rules, StateTransfer, needs_transfer};
 
 /// The longest tag, in bytes.
 pub const MAX_TAG: usize = 36;
@@ -63,8 +63,8 @@ impl Rules for Fs {
         true
     }
 
-    fn saveability(&self, device_state: DeviceState) -> Saveability {
-        needs_device_state(device_state)
+    fn saveability(&self, transfer: StateTransfer) -> Saveability {
+        needs_transfer(transfer)
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use vm_migration::Saveability;
 
-use super::{BackendView, DeviceState, Rules, needs_device_state};
+use super::{BackendView, Rules, StateTransfer, needs_transfer};
 use crate::vhost_user::frontend::MAX_CONFIG;
 
 /// Feature bits that belong to a device's type: 0 to 23, and from 50 on (Virtual I/O Device 1.2, 2.2).
@@ -80,10 +80,10 @@ impl Rules for Generic {
         self.drain.contains(&queue)
     }
 
-    fn saveability(&self, device_state: DeviceState) -> Saveability {
+    fn saveability(&self, transfer: StateTransfer) -> Saveability {
         match self.state {
             BackendState::None => Saveability::Stateless,
-            BackendState::Required | BackendState::Unspecified => needs_device_state(device_state),
+            BackendState::Required | BackendState::Unspecified => needs_transfer(transfer),
         }
     }
 }
@@ -129,7 +129,7 @@ mod tests {
         };
         let offered = generic().device_features(&view);
         for bit in 0..64 {
-            let own = bit < 24 || bit >= 50;
+            let own = !(24..50).contains(&bit);
             assert_eq!(offered & (1 << bit) != 0, own, "bit {bit}");
         }
     }
@@ -154,11 +154,11 @@ mod tests {
     fn an_undeclared_device_is_saved_only_with_device_state() {
         let unspecified = generic();
         assert_eq!(
-            unspecified.saveability(DeviceState::Offered),
+            unspecified.saveability(StateTransfer::Offered),
             Saveability::Saved
         );
         assert!(matches!(
-            unspecified.saveability(DeviceState::Absent),
+            unspecified.saveability(StateTransfer::Absent),
             Saveability::Unsupported(_)
         ));
         let stateless = Generic {
@@ -166,7 +166,7 @@ mod tests {
             ..generic()
         };
         assert_eq!(
-            stateless.saveability(DeviceState::Absent),
+            stateless.saveability(StateTransfer::Absent),
             Saveability::Stateless
         );
     }

@@ -72,7 +72,7 @@ pub(super) trait Rules {
     fn drains(&self, queue: u16) -> bool;
 
     /// Whether the device can be saved.
-    fn saveability(&self, device_state: DeviceState) -> Saveability;
+    fn saveability(&self, transfer: StateTransfer) -> Saveability;
 }
 
 /// What the back-end has said.
@@ -87,7 +87,7 @@ pub(super) struct BackendView<'a> {
 
 /// Whether a back-end can hand its state over (DEVICE_STATE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DeviceState {
+pub(super) enum StateTransfer {
     /// It can.
     Offered,
     /// It cannot.
@@ -95,10 +95,10 @@ pub(super) enum DeviceState {
 }
 
 /// The answer for a device whose back-end has to hand its state over.
-fn needs_device_state(device_state: DeviceState) -> Saveability {
-    match device_state {
-        DeviceState::Offered => Saveability::Saved,
-        DeviceState::Absent => Saveability::Unsupported(
+fn needs_transfer(transfer: StateTransfer) -> Saveability {
+    match transfer {
+        StateTransfer::Offered => Saveability::Saved,
+        StateTransfer::Absent => Saveability::Unsupported(
             "its back-end does not offer DEVICE_STATE, so that the state it holds would be lost"
                 .into(),
         ),

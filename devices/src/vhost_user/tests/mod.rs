@@ -1,5 +1,11 @@
-//! Scenarios over real sockets: a scripted peer for the wire, and real back-ends.
+//! Scenarios over real sockets: a scripted peer for what no honest back-end does, and real back-ends.
 
+mod channel;
 mod harness;
+mod hostile;
+mod negotiation;
+mod peer;
 mod qemu;
 mod ring;
+mod slow;
+mod wire;

@@ -278,7 +278,7 @@ fn two_queues_work_and_three_are_too_many() {
         )
         .unwrap();
         let error = started(&reports).unwrap_err();
-        assert!(!error.is_no_listener());
+        assert!(!error.is_unreachable());
         assert!(chain(&error).contains("2 queues"), "{}", chain(&error));
     }
     let disk = start(spec(&daemon.socket(), 2), Limits::default(), &ram);
@@ -331,7 +331,7 @@ fn a_socket_without_a_listener_is_tried_and_then_told_apart() {
     let socket = directory.path().join("nobody.sock");
     VhostUserDevice::start(spec(&socket, 1), limits, Arc::clone(&ram.regions), observer).unwrap();
     let error = started(&reports).unwrap_err();
-    assert!(error.is_no_listener(), "{}", chain(&error));
+    assert!(error.is_unreachable(), "{}", chain(&error));
 }
 
 #[test]

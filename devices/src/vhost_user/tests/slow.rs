@@ -1,0 +1,195 @@
+//! A back-end that is slow, and one that says no.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhost::vhost_user::message::FrontendReq;
+
+use super::harness::{Event, HANG, LOW, Observer, TestRam, Transport, failure, next, started};
+use super::peer::{Offer, Peer, Reaction, answer, count, once};
+use super::ring::Ring;
+use crate::vhost_user::{DeviceState, Limits, VhostUserDevice, chain};
+use crate::virtio::{Activation, ActivationFailed, VirtioDevice};
+
+const IMPATIENT: Limits = Limits {
+    connect: HANG,
+    request: Duration::from_millis(20),
+    dead: HANG,
+};
+
+const LATE: Reaction = Reaction::Late(Duration::from_millis(200));
+
+struct Disk {
+    peer: Peer,
+    device: Arc<VhostUserDevice>,
+    events: std::sync::mpsc::Receiver<Event>,
+    reports: std::sync::mpsc::Receiver<super::harness::Report>,
+    activation: Activation,
+}
+
+fn disk(peer: Peer, limits: Limits, ram: &TestRam) -> Disk {
+    let (observer, reports) = Observer::new();
+    VhostUserDevice::start(peer.disk(), limits, Arc::clone(&ram.regions), observer).unwrap();
+    let device = started(&reports).unwrap();
+    let (transport, events) = Transport::new();
+    device.attach(transport);
+    let activation = Activation {
+        features: device.features(),
+        queues: vec![Ring::new(ram, 0, LOW).queue.clone()],
+    };
+    Disk {
+        peer,
+        device,
+        events,
+        reports,
+        activation,
+    }
+}
+
+#[test]
+fn activation_and_reset_wait_for_late_answers() {
+    for request in [
+        FrontendReq::SET_FEATURES,
+        FrontendReq::SET_MEM_TABLE,
+        FrontendReq::SET_VRING_KICK,
+        FrontendReq::SET_VRING_ENABLE,
+        FrontendReq::GET_VRING_BASE,
+        FrontendReq::RESET_DEVICE,
+    ] {
+        let ram = TestRam::new();
+        let peer = Peer::start(Offer::default(), once(request, LATE));
+        let disk = disk(peer, IMPATIENT, &ram);
+        disk.device.activate(disk.activation.clone());
+        assert_eq!(next(&disk.events), Event::Activated(Ok(())), "{request:?}");
+        disk.device.reset();
+        assert_eq!(next(&disk.events), Event::ResetDone, "{request:?}");
+        assert_eq!(disk.device.state(), DeviceState::Idle, "{request:?}");
+        assert!(disk.reports.try_recv().is_err());
+    }
+}
+
+#[test]
+fn a_late_answer_at_the_start_is_the_end_of_the_start() {
+    let ram = TestRam::new();
+    let peer = Peer::start(Offer::default(), once(FrontendReq::GET_FEATURES, LATE));
+    let (observer, reports) = Observer::new();
+    let limits = Limits {
+        request: Duration::from_millis(20),
+        ..IMPATIENT
+    };
+    VhostUserDevice::start(peer.disk(), limits, Arc::clone(&ram.regions), observer).unwrap();
+    let error = started(&reports).unwrap_err();
+    assert!(!error.is_unreachable());
+    assert!(chain(&error).contains("GET_FEATURES"), "{}", chain(&error));
+}
+
+#[test]
+fn a_reset_overtakes_an_activation_that_takes_long() {
+    let ram = TestRam::new();
+    let peer = Peer::start(
+        Offer::default(),
+        once(
+            FrontendReq::SET_FEATURES,
+            Reaction::Late(Duration::from_millis(500)),
+        ),
+    );
+    let disk = disk(peer, IMPATIENT, &ram);
+    disk.device.activate(disk.activation.clone());
+    disk.device.reset();
+    assert_eq!(next(&disk.events), Event::Activated(Err(ActivationFailed)));
+    assert_eq!(next(&disk.events), Event::ResetDone);
+    assert_eq!(count(&disk.peer.seen).get("SET_VRING_KICK"), None);
+    // And the next one works.
+    disk.device.activate(disk.activation.clone());
+    assert_eq!(next(&disk.events), Event::Activated(Ok(())));
+}
+
+#[test]
+fn a_refused_activation_can_be_tried_again() {
+    let ram = TestRam::new();
+    let refusal = answer(FrontendReq::SET_MEM_TABLE.into(), &1u64.to_ne_bytes());
+    let peer = Peer::start(
+        Offer::default(),
+        once(FrontendReq::SET_MEM_TABLE, Reaction::Send(refusal, 0)),
+    );
+    let disk = disk(peer, Limits::default(), &ram);
+    disk.device.activate(disk.activation.clone());
+    assert_eq!(next(&disk.events), Event::Activated(Err(ActivationFailed)));
+    assert_eq!(disk.device.state(), DeviceState::Idle);
+    disk.device.reset();
+    assert_eq!(next(&disk.events), Event::ResetDone);
+    disk.device.activate(disk.activation.clone());
+    assert_eq!(next(&disk.events), Event::Activated(Ok(())));
+    assert_eq!(count(&disk.peer.seen)["SET_MEM_TABLE"], 2);
+}
+
+#[test]
+fn the_memory_table_is_sent_once_and_resets_without_rings_ask_nothing() {
+    let ram = TestRam::new();
+    let disk = disk(Peer::honest(), Limits::default(), &ram);
+    disk.device.reset();
+    assert_eq!(next(&disk.events), Event::ResetDone);
+    let before = count(&disk.peer.seen);
+    assert_eq!(before.get("GET_VRING_BASE"), None);
+    assert_eq!(before.get("RESET_DEVICE"), None);
+    for _ in 0..3 {
+        disk.device.activate(disk.activation.clone());
+        assert_eq!(next(&disk.events), Event::Activated(Ok(())));
+        disk.device.reset();
+        assert_eq!(next(&disk.events), Event::ResetDone);
+    }
+    let seen = count(&disk.peer.seen);
+    assert_eq!(seen["SET_MEM_TABLE"], 1);
+    assert_eq!(seen["SET_FEATURES"], 3);
+    assert_eq!(seen["GET_VRING_BASE"], 3);
+    assert_eq!(seen["RESET_DEVICE"], 3);
+}
+
+#[test]
+fn queues_outside_guest_ram_are_refused_before_the_back_end_hears_of_them() {
+    let ram = TestRam::new();
+    let disk = disk(Peer::honest(), Limits::default(), &ram);
+    count(&disk.peer.seen);
+    let mut activation = disk.activation.clone();
+    activation.queues[0].used = vm_memory::GuestAddress(u64::MAX - 15);
+    disk.device.activate(activation);
+    assert_eq!(next(&disk.events), Event::Activated(Err(ActivationFailed)));
+    assert!(count(&disk.peer.seen).is_empty());
+}
+
+#[test]
+fn a_base_that_cannot_be_fails_the_device() {
+    let ram = TestRam::new();
+    let base = answer(
+        FrontendReq::GET_VRING_BASE.into(),
+        &(0x1_0000u64 << 32).to_ne_bytes(),
+    );
+    let peer = Peer::start(
+        Offer::default(),
+        once(FrontendReq::GET_VRING_BASE, Reaction::Send(base, 0)),
+    );
+    let disk = disk(peer, Limits::default(), &ram);
+    disk.device.activate(disk.activation.clone());
+    assert_eq!(next(&disk.events), Event::Activated(Ok(())));
+    disk.device.reset();
+    assert_eq!(next(&disk.events), Event::ResetDone);
+    let line = chain(&failure(&disk.reports));
+    assert!(line.contains("GET_VRING_BASE"), "{line}");
+}
+
+#[test]
+fn a_cancelled_start_ends_and_tells_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let ram = TestRam::new();
+    let mut spec = Peer::honest().disk();
+    spec.socket = directory.path().join("nobody.sock");
+    let (observer, reports) = Observer::new();
+    let starting =
+        VhostUserDevice::start(spec, IMPATIENT, Arc::clone(&ram.regions), observer).unwrap();
+    starting.cancel();
+    // The worker held the only other reference to the sender.
+    assert_eq!(
+        reports.recv_timeout(HANG).err(),
+        Some(std::sync::mpsc::RecvTimeoutError::Disconnected)
+    );
+}
