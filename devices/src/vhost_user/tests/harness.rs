@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vm_memory::GuestAddress;
 
@@ -40,6 +42,24 @@ impl TestRam {
         };
         TestRam {
             regions: Arc::new([region(LOW, 0x20_0000 + REGION), region(HIGH, 0x20_0000)]),
+        }
+    }
+
+    /// The same RAM, in more regions than a memory table can hold.
+    pub fn in_many_regions() -> Self {
+        const PARTS: u64 = 8;
+        let size = REGION / PARTS;
+        let whole = TestRam::new();
+        let parts = whole.regions.iter().flat_map(|region| {
+            (0..PARTS).map(move |part| RamRegion {
+                guest: GuestAddress(region.guest.0 + part * size),
+                size,
+                file: Arc::clone(&region.file),
+                offset: region.offset + part * size,
+            })
+        });
+        TestRam {
+            regions: parts.collect(),
         }
     }
 
@@ -159,6 +179,23 @@ pub fn failure(reports: &Receiver<Report>) -> Error {
     match reports.recv_timeout(HANG).unwrap() {
         Report::Failed(error) => error,
         Report::Ready(_) => panic!("ready twice"),
+    }
+}
+
+/// Where a back-end's program is: named by an environment variable, or on the path.
+pub fn program(variable: &str, name: &str) -> PathBuf {
+    match std::env::var_os(variable).filter(|value| !value.is_empty()) {
+        Some(path) => path.into(),
+        None => name.into(),
+    }
+}
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + HANG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(2));
     }
 }
 

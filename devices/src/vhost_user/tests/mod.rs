@@ -8,4 +8,5 @@ mod peer;
 mod qemu;
 mod ring;
 mod slow;
+mod virtiofsd;
 mod wire;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::harness::{
-    Event, HANG, HIGH, LOW, Observer, Report, TestRam, Transport, failure, next, started,
+    Event, HANG, HIGH, LOW, Observer, Report, TestRam, Transport, failure, next, program, started,
 };
 use super::ring::{Buffer, BufferAccess, Ring};
 use crate::vhost_user::{
@@ -22,6 +22,33 @@ use crate::virtio::{Activation, ActivationFailed, VirtioDevice};
 
 const IMAGE_SIZE: u64 = 8 << 20;
 
+/// How fast the disk is.
+#[derive(Clone, Copy)]
+enum Speed {
+    Full,
+    /// Requests a second.
+    Throttled(u32),
+}
+
+impl Speed {
+    fn objects(self) -> Vec<String> {
+        match self {
+            Speed::Full => Vec::new(),
+            Speed::Throttled(rate) => vec![
+                "--object".into(),
+                format!("throttle-group,id=group,x-iops-total={rate},x-iops-total-max={rate}"),
+            ],
+        }
+    }
+
+    fn top_node(self) -> &'static str {
+        match self {
+            Speed::Full => "driver=raw,node-name=disk,file=file",
+            Speed::Throttled(_) => "driver=throttle,node-name=disk,throttle-group=group,file=file",
+        }
+    }
+}
+
 /// A running qemu-storage-daemon, ended when dropped.
 struct StorageDaemon {
     child: Child,
@@ -29,21 +56,23 @@ struct StorageDaemon {
 }
 
 impl StorageDaemon {
-    fn start(queues: u16, blockdev_options: &str) -> Self {
+    fn start(queues: u16, speed: Speed) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name| directory.path().join(name);
         File::create(path("disk.img"))
             .unwrap()
             .set_len(IMAGE_SIZE)
             .unwrap();
-        let child = Command::new("qemu-storage-daemon")
+        let mut command = Command::new(program("FERRY_QSD", "qemu-storage-daemon"));
+        command.args(speed.objects());
+        let child = command
             .arg("--blockdev")
             .arg(format!(
                 "driver=file,node-name=file,filename={}",
                 path("disk.img").display()
             ))
             .arg("--blockdev")
-            .arg(format!("driver=raw,node-name=disk,file=file{blockdev_options}"))
+            .arg(speed.top_node())
             .arg("--chardev")
             .arg(format!(
                 "socket,id=qmp,path={},server=on,wait=off",
@@ -58,7 +87,7 @@ impl StorageDaemon {
             ))
             .stdin(Stdio::null())
             .spawn()
-            .expect("qemu-storage-daemon is needed for this test");
+            .expect("qemu-storage-daemon (or FERRY_QSD) is needed; `cargo xtask test` provides it");
         StorageDaemon { child, directory }
     }
 
@@ -73,6 +102,13 @@ impl StorageDaemon {
     fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Stops the process or lets it go on.
+    fn signal(&self, signal: libc::c_int) {
+        let pid = self.child.id() as libc::pid_t;
+        // SAFETY: kill() takes no pointers; the child has not been waited for, so the pid is its.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
     fn resize(&self, size: u64) {
@@ -220,7 +256,7 @@ fn read_sector(ring: &mut Ring<'_>, ram: &TestRam, sector: u64) -> Vec<u8> {
 
 #[test]
 fn a_disk_works_before_and_after_a_reset() {
-    let daemon = StorageDaemon::start(1, "");
+    let daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();
     let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
     let mut sectors = [0; 8];
@@ -242,7 +278,7 @@ fn a_disk_works_before_and_after_a_reset() {
 
 #[test]
 fn a_back_end_that_dies_fails_the_device_once() {
-    let mut daemon = StorageDaemon::start(1, "");
+    let mut daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();
     let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
     let ring = Ring::new(&ram, 0, LOW);
@@ -266,7 +302,7 @@ fn a_back_end_that_dies_fails_the_device_once() {
 
 #[test]
 fn two_queues_work_and_three_are_too_many() {
-    let daemon = StorageDaemon::start(2, "");
+    let daemon = StorageDaemon::start(2, Speed::Full);
     let ram = TestRam::new();
     {
         let (observer, reports) = Observer::new();
@@ -290,14 +326,14 @@ fn two_queues_work_and_three_are_too_many() {
 }
 
 #[test]
-fn a_reset_with_requests_in_flight_waits_for_them() {
-    let daemon = StorageDaemon::start(1, "");
+fn a_reset_takes_requests_along_that_nobody_announced() {
+    let daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();
     let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
     let mut ring = Ring::new(&ram, 0, LOW);
     disk.activate(&[&ring]);
     ram.write(places(0).data, &[0x5a; 512]);
-    // Published, but the vCPU got no further: nobody has been told.
+    // Published, but the vCPU got no further.
     for sector in 0..4 {
         submit(&mut ring, &ram, 0, WRITE, sector);
     }
@@ -306,8 +342,30 @@ fn a_reset_with_requests_in_flight_waits_for_them() {
 }
 
 #[test]
+fn a_reset_with_requests_in_flight_waits_for_them() {
+    let daemon = StorageDaemon::start(1, Speed::Throttled(4));
+    let ram = TestRam::new();
+    let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
+    let mut ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    for slot in 0..5 {
+        submit(&mut ring, &ram, slot, WRITE, u64::from(slot));
+    }
+    ring.kick();
+    disk.reset();
+    assert_eq!(ring.used_index(), 5);
+    for slot in 0..5 {
+        assert_eq!(ram.read(places(slot).status, 1), [0]);
+    }
+    // The daemon has not been hurt by it.
+    ring.clear();
+    disk.activate(&[&ring]);
+    write_sector(&mut ring, &ram, 9, 0x99);
+}
+
+#[test]
 fn a_resized_image_reaches_the_guest() {
-    let daemon = StorageDaemon::start(1, "");
+    let daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();
     let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
     let ring = Ring::new(&ram, 0, LOW);
@@ -336,7 +394,7 @@ fn a_socket_without_a_listener_is_tried_and_then_told_apart() {
 
 #[test]
 fn dropping_the_device_closes_the_connection() {
-    let daemon = StorageDaemon::start(1, "");
+    let daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();
     // The daemon serves one client at a time: the second is served only when the first has gone.
     let first = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
@@ -344,4 +402,48 @@ fn dropping_the_device_closes_the_connection() {
     let began = Instant::now();
     let _second = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
     assert!(began.elapsed() < HANG);
+}
+
+#[test]
+fn ram_in_many_regions_is_told_slot_by_slot() {
+    let daemon = StorageDaemon::start(1, Speed::Full);
+    let ram = TestRam::in_many_regions();
+    let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
+    assert!(disk.device.negotiated().memory_slots.unwrap() >= ram.regions.len() as u64);
+    let mut ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    write_sector(&mut ring, &ram, 3, 0x33);
+    assert_eq!(read_sector(&mut ring, &ram, 3), [0x33; 512]);
+}
+
+#[test]
+fn a_daemon_that_stands_still_is_slow_and_then_dead() {
+    let daemon = StorageDaemon::start(1, Speed::Full);
+    let ram = TestRam::new();
+    let limits = Limits {
+        request: Duration::from_millis(50),
+        dead: Duration::from_secs(2),
+        ..Limits::default()
+    };
+    let disk = start(spec(&daemon.socket(), 1), limits, &ram);
+    let mut ring = Ring::new(&ram, 0, LOW);
+    let activation = Activation {
+        features: disk.device.features() & !(1 << 29),
+        queues: vec![ring.queue.clone()],
+    };
+
+    daemon.signal(libc::SIGSTOP);
+    disk.device.activate(activation.clone());
+    assert!(disk.events.recv_timeout(4 * limits.request).is_err());
+    daemon.signal(libc::SIGCONT);
+    assert_eq!(next(&disk.events), Event::Activated(Ok(())));
+    write_sector(&mut ring, &ram, 5, 0x55);
+    disk.reset();
+
+    daemon.signal(libc::SIGSTOP);
+    disk.device.activate(activation);
+    assert_eq!(next(&disk.events), Event::Activated(Err(ActivationFailed)));
+    let line = chain(&failure(&disk.reports));
+    assert!(line.contains("taken for dead"), "{line}");
+    assert_eq!(disk.device.state(), DeviceState::Failed);
 }
