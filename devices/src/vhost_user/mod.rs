@@ -18,7 +18,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `device` | the handle, and what it shares with the worker |
-//! | `worker` | the thread: its loop, activation, reset |
+//! | `worker` | the thread: its loop; `session`: from activation to reset |
 //! | `negotiation` | connecting, and agreeing on everything before the guest may see the device |
 //! | `profile` | what is particular to a device's type |
 //! | `frontend` | the messages, typed |

@@ -147,6 +147,13 @@ impl Rules for Blk {
         Ok(config)
     }
 
+    fn caution(&self, backend_features: u64) -> Option<&'static str> {
+        let guarded = has(backend_features, VIRTIO_BLK_F_RO) || self.access == Access::ReadWrite;
+        (!guarded).then_some(
+            "the disk is read-only for the guest, but its back-end would take writes; make it read-only there, too",
+        )
+    }
+
     fn writable(&self, features: u64, _config_len: usize) -> Range<usize> {
         if has(features, VIRTIO_BLK_F_CONFIG_WCE) {
             WRITEBACK..WRITEBACK + 1

@@ -55,6 +55,10 @@ impl Rules for Fs {
         Ok(config)
     }
 
+    fn caution(&self, _backend_features: u64) -> Option<&'static str> {
+        None
+    }
+
     fn writable(&self, _features: u64, _config_len: usize) -> Range<usize> {
         0..0
     }

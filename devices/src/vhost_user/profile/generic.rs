@@ -69,6 +69,10 @@ impl Rules for Generic {
         }
     }
 
+    fn caution(&self, _backend_features: u64) -> Option<&'static str> {
+        None
+    }
+
     fn writable(&self, _features: u64, config_len: usize) -> Range<usize> {
         match self.config {
             Some(_) => 0..0,

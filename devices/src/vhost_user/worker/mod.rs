@@ -4,6 +4,8 @@
 //! on the main socket (an answer that was late, or the end), a request on the back-end channel, and the
 //! handle's being dropped. Orders are carried out one at a time, in the order given.
 
+mod session;
+
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +18,12 @@ use super::device::{
     Action, Command, ConfigWrite, DeviceObserver, DeviceState, Shared, VhostUserDevice,
 };
 use super::error::{Cause, Error, chain};
-use super::frontend::{Frontend, Patience, RingEvent, RingState};
+use super::frontend::{Frontend, Patience};
 use super::memory::RamRegion;
 use super::negotiated::Negotiated;
 use super::profile::BackendView;
-use super::socket::{MAX_FDS, poll, poll_entry};
-use super::{Limits, negotiation, rings};
+use super::socket::{poll, poll_entry};
+use super::{Limits, negotiation};
 use crate::virtio::{Activation, ActivationFailed, ActiveQueue, TransportEvents};
 
 /// How often the rings are looked at while a reset waits for them to run empty.
@@ -141,6 +143,9 @@ impl<'a> Worker<'a> {
         );
         let negotiated = negotiation::negotiate(&mut frontend, spec)?;
         tracing::debug!(device = spec.id, ?negotiated, "negotiated");
+        if let Some(caution) = spec.profile.rules().caution(negotiated.backend_features) {
+            tracing::warn!(device = spec.id, "{caution}");
+        }
         Ok(Worker {
             shared: Arc::clone(shared),
             limits,
@@ -257,40 +262,6 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn start_rings(&mut self, activation: Activation) -> Result<(), Cause> {
-        for queue in &activation.queues {
-            if !rings::fits(self.ram, queue) {
-                return Err(Cause::BadSetup {
-                    reason: format!("queue {} does not lie in guest RAM", queue.index),
-                });
-            }
-        }
-        let session = self.session.insert(Session::default());
-        let frontend = &mut self.frontend;
-        frontend.set_features(self.negotiated.acknowledge(activation.features))?;
-        if self.memory == MemoryTable::Unknown {
-            send_memory(frontend, self.ram, self.negotiated.memory_slots)?;
-            self.memory = MemoryTable::Sent;
-        }
-        for queue in &activation.queues {
-            if self.shared.has_command() {
-                return Err(Cause::Overtaken);
-            }
-            frontend.set_vring_num(queue.index, queue.size)?;
-            frontend.set_vring_base(queue.index, 0)?;
-            frontend.set_vring_addr(queue)?;
-            // The call before the kick: back-ends start at the kick, and what they complete then must raise
-            // its interrupt. Whether the kick arrived may stay unknown, so the ring counts as running before it.
-            frontend.set_vring_event(queue.index, RingEvent::Call, Some(&queue.call))?;
-            session.rings.push(queue.clone());
-            frontend.set_vring_event(queue.index, RingEvent::Kick, Some(&queue.kick))?;
-        }
-        for queue in &activation.queues {
-            frontend.set_vring_enable(queue.index, RingState::Enabled)?;
-        }
-        frontend.fence()
-    }
-
     /// Stops the rings and puts the back-end's device into its initial state. A back-end
     /// that cannot be stopped would go on writing to guest memory, so here a late answer is the device's end.
     fn reset(&mut self) -> Result<(), Cause> {
@@ -305,57 +276,6 @@ impl<'a> Worker<'a> {
             }
         }
         self.shared.set_state(DeviceState::Idle);
-        Ok(())
-    }
-
-    fn end_session(&mut self, session: &Session) -> Result<(), Cause> {
-        self.drain(&session.rings)?;
-        for queue in &session.rings {
-            self.frontend.get_vring_base(queue.index)?;
-        }
-        let protocol = self.negotiated.protocol;
-        if !protocol.contains(VhostUserProtocolFeatures::RESET_DEVICE) {
-            return Ok(());
-        }
-        // It clears what the back-end keeps for this driver (open files, say), and in some back-ends the accepted
-        // features, which the next activation sends anyway. Rings alone it would not stop everywhere.
-        match self.frontend.reset_device() {
-            Err(cause @ Cause::Refused { .. }) => {
-                self.log_refusal(cause, "the device is only stopped, not reset");
-                Ok(())
-            }
-            other => other,
-        }?;
-        self.frontend.fence()
-    }
-
-    /// Lets requests in flight come to their end. By the protocol GET_VRING_BASE does this, but qemu-storage-daemon
-    /// answers at once and writes to guest memory later, when it may hold something else. Bounded, because a
-    /// ring that the guest has filled with nonsense never runs empty.
-    fn drain(&mut self, started: &[ActiveQueue]) -> Result<(), Cause> {
-        let rules = self.shared.spec.profile.rules();
-        let deadline = Instant::now() + self.limits.request;
-        let mut draining: Vec<&ActiveQueue> = started
-            .iter()
-            .filter(|queue| rules.drains(queue.index) && is_outstanding(self.ram, queue))
-            .collect();
-        for queue in &draining {
-            // A request may have been made available and not been announced. The signal can only fail
-            // when as many are pending that one more makes no difference.
-            let _ = queue.kick.write(1);
-        }
-        while !draining.is_empty() && Instant::now() < deadline {
-            self.wait(Some(deadline.min(Instant::now() + DRAIN_INTERVAL)))?;
-            let ram = self.ram;
-            draining.retain(|queue| is_outstanding(ram, queue));
-        }
-        if !draining.is_empty() {
-            tracing::warn!(
-                device = self.shared.spec.id,
-                "reset with requests in flight: the back-end has not completed them within {:?}",
-                self.limits.request
-            );
-        }
         Ok(())
     }
 
@@ -416,36 +336,6 @@ impl<'a> Worker<'a> {
             tracing::warn!(device = id, "{consequence}: {}", chain(&error));
         }
     }
-}
-
-/// Tells the back-end all of guest RAM: in one table if it fits there, which replaces whatever was
-/// told before, else region by region.
-fn send_memory(
-    frontend: &mut Frontend,
-    ram: &[RamRegion],
-    memory_slots: Option<u64>,
-) -> Result<(), Cause> {
-    if ram.len() <= MAX_FDS {
-        return frontend.set_mem_table(ram);
-    }
-    if memory_slots.unwrap_or(0) < ram.len() as u64 {
-        return Err(Cause::Unusable {
-            reason: format!(
-                "guest RAM has {} regions, and it can hold {}",
-                ram.len(),
-                memory_slots.unwrap_or(MAX_FDS as u64)
-            ),
-        });
-    }
-    for region in ram {
-        frontend.add_mem_reg(region)?;
-    }
-    Ok(())
-}
-
-/// Whether the back-end still has requests of `queue` to complete. A ring that makes no sense has none.
-fn is_outstanding(ram: &[RamRegion], queue: &ActiveQueue) -> bool {
-    rings::outstanding(ram, queue).is_ok_and(|count| count > 0 && count <= queue.size)
 }
 
 /// What is left to do for a device that has failed: answering.
