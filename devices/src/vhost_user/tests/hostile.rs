@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::Duration;
 
 use super::harness::{
@@ -14,8 +15,8 @@ use crate::virtio::{Activation, VirtioDevice};
 
 const QUICK: Limits = Limits {
     connect: HANG,
-    request: Duration::from_millis(30),
-    dead: Duration::from_millis(60),
+    request: Duration::from_millis(300),
+    dead: Duration::from_millis(600),
 };
 
 /// How a device's whole life with a back-end went.
@@ -90,11 +91,21 @@ fn at_each_message(limits: Limits, words: &[&str], reaction: fn(u32) -> Reaction
     let ram = TestRam::new();
     let count = messages(&ram);
     assert!(count > 15);
+    let outcomes: Vec<Outcome> = thread::scope(|scope| {
+        let lives: Vec<_> = (0..count)
+            .map(|number| {
+                scope.spawn(move || {
+                    let peer = Peer::start(Offer::default(), at(number, reaction));
+                    live(&peer, limits, &TestRam::new())
+                })
+            })
+            .collect();
+        lives.into_iter().map(|life| life.join().unwrap()).collect()
+    });
     let mut not_started = 0;
     let mut failed = 0;
-    for number in 0..count {
-        let peer = Peer::start(Offer::default(), at(number, reaction));
-        let error = match live(&peer, limits, &ram) {
+    for (number, outcome) in outcomes.iter().enumerate() {
+        let error = match outcome {
             Outcome::Fine => continue,
             Outcome::NotStarted(error) => {
                 not_started += 1;
@@ -105,7 +116,7 @@ fn at_each_message(limits: Limits, words: &[&str], reaction: fn(u32) -> Reaction
                 error
             }
         };
-        let line = chain(&error);
+        let line = chain(error);
         assert!(line.contains("disk0"), "{line}");
         assert!(
             words.iter().any(|word| line.contains(word)),

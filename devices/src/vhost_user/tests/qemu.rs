@@ -421,8 +421,8 @@ fn a_daemon_that_stands_still_is_slow_and_then_dead() {
     let daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();
     let limits = Limits {
-        request: Duration::from_millis(50),
-        dead: Duration::from_secs(2),
+        request: Duration::from_millis(500),
+        dead: Duration::from_secs(4),
         ..Limits::default()
     };
     let disk = start(spec(&daemon.socket(), 1), limits, &ram);
@@ -434,7 +434,7 @@ fn a_daemon_that_stands_still_is_slow_and_then_dead() {
 
     daemon.signal(libc::SIGSTOP);
     disk.device.activate(activation.clone());
-    assert!(disk.events.recv_timeout(4 * limits.request).is_err());
+    assert!(disk.events.recv_timeout(limits.request * 3 / 2).is_err());
     daemon.signal(libc::SIGCONT);
     assert_eq!(next(&disk.events), Event::Activated(Ok(())));
     write_sector(&mut ring, &ram, 5, 0x55);

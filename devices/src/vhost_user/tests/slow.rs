@@ -13,11 +13,11 @@ use crate::virtio::{Activation, ActivationFailed, VirtioDevice};
 
 const IMPATIENT: Limits = Limits {
     connect: HANG,
-    request: Duration::from_millis(20),
+    request: Duration::from_millis(250),
     dead: HANG,
 };
 
-const LATE: Reaction = Reaction::Late(Duration::from_millis(200));
+const LATE: Reaction = Reaction::Late(Duration::from_millis(500));
 
 struct Disk {
     peer: Peer,
@@ -73,11 +73,7 @@ fn a_late_answer_at_the_start_is_the_end_of_the_start() {
     let ram = TestRam::new();
     let peer = Peer::start(Offer::default(), once(FrontendReq::GET_FEATURES, LATE));
     let (observer, reports) = Observer::new();
-    let limits = Limits {
-        request: Duration::from_millis(20),
-        ..IMPATIENT
-    };
-    VhostUserDevice::start(peer.disk(), limits, Arc::clone(&ram.regions), observer).unwrap();
+    VhostUserDevice::start(peer.disk(), IMPATIENT, Arc::clone(&ram.regions), observer).unwrap();
     let error = started(&reports).unwrap_err();
     assert!(!error.is_unreachable());
     assert!(chain(&error).contains("GET_FEATURES"), "{}", chain(&error));
