@@ -23,7 +23,7 @@ use guest::{Guest, Kernel};
 
 /// Writes 8 MiB to the disk and reads them back from the device.
 const DISK_WORKS: &str = "
-    head -c 8M /dev/urandom > /tmp/data
+    head -c 8388608 /dev/urandom > /tmp/data
     sum=$(sha256sum < /tmp/data)
     dd if=/tmp/data of=/dev/vda bs=64k conv=fsync 2> /dev/null
     echo 3 > /proc/sys/vm/drop_caches
@@ -35,7 +35,7 @@ const DISK_WORKS: &str = "
 const SHARE_WORKS: &str = "
     mkdir -p /share
     mount -t virtiofs share /share
-    head -c 8M /dev/urandom > /share/data
+    head -c 8388608 /dev/urandom > /share/data
     sum=$(sha256sum < /share/data)
     umount /share
     mount -t virtiofs share /share
@@ -125,7 +125,7 @@ fn disk_and_share_work_at_the_same_time() {
         ({}) & share=$!
         wait $disk
         wait $share",
-        SHARE_WORKS.replace("8M", "4M")
+        SHARE_WORKS.replace("8388608", "4194304")
     );
     Guest::runs(&script)
         .with(["--cpus", "boot=4"])
