@@ -26,8 +26,11 @@ const LINUX: &str = "linux";
 /// All Linux tests together, in the emulated machine.
 const MACHINE_LIMIT: Duration = Duration::from_secs(25 * 60);
 
-/// Assets of tests that do not boot Linux.
-const NATIVE_ASSETS: [Asset; 2] = [Asset::Virtiofsd, Asset::StorageDaemon];
+/// Packages whose tests talk to real back-ends without booting Linux, and to which.
+const NATIVE_ASSETS: [(&str, &[Asset]); 2] = [
+    ("devices", &[Asset::StorageDaemon]),
+    ("tests", &[Asset::StorageDaemon, Asset::Virtiofsd]),
+];
 
 /// Runs the tests.
 ///
@@ -48,16 +51,19 @@ pub fn test(arguments: &[OsString]) -> Result<ExitCode> {
     let linux = with_matches(linux.into_iter().collect(), filter)?;
 
     let mut assets = Vec::new();
+    for (directory, needed) in NATIVE_ASSETS {
+        let package = cargo::workspace().join(directory);
+        if native
+            .iter()
+            .any(|suite| suite.executable.package == package)
+        {
+            assets.extend(needed);
+        }
+    }
     if !linux.is_empty() {
         assets = Asset::ALL.to_vec();
-    } else if native
-        .iter()
-        .any(|suite| suite.executable.package == cargo::workspace().join("tests"))
-    {
-        assets = NATIVE_ASSETS.to_vec();
     }
-    let mut variables = assets::environment(&cache, &assets)?;
-    variables.push(("FERRY_BIN".to_owned(), ferry));
+    let variables = variables(&cache, &assets, ferry)?;
 
     let mut runner = Runner {
         cache,
@@ -71,6 +77,21 @@ pub fn test(arguments: &[OsString]) -> Result<ExitCode> {
     }
     runner.run(&linux, &Place::detect()?)?;
     Ok(runner.tally.conclude())
+}
+
+/// What tests find in their environment. The back-ends are on `PATH`, too.
+fn variables(cache: &Cache, assets: &[Asset], ferry: PathBuf) -> Result<Vec<(String, OsString)>> {
+    let mut variables = vec![("FERRY_BIN".to_owned(), ferry.into_os_string())];
+    let mut path = Vec::new();
+    for (name, asset) in assets::environment(cache, assets)? {
+        path.extend(asset.parent().map(PathBuf::from));
+        variables.push((name, asset.into_os_string()));
+    }
+    path.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    variables.push(("PATH".to_owned(), std::env::join_paths(path)?));
+    Ok(variables)
 }
 
 /// The Linux tests' executable, if the package has such a target.
@@ -134,7 +155,7 @@ fn with_matches(executables: Vec<Executable>, filter: Option<&str>) -> Result<Ve
 /// What all runs have in common.
 struct Runner {
     cache: Cache,
-    variables: Vec<(String, PathBuf)>,
+    variables: Vec<(String, OsString)>,
     filter: Option<String>,
     tally: Tally,
 }
