@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cargo;
-use crate::progress::{Step, output};
+use crate::progress::output;
 
 const GUEST_MIB: u64 = 128;
 /// The tiny guest says hello and halts.
@@ -32,10 +32,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// A VMM does not start the guest.
 pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
     let Options { others, runs } = Options::read(arguments)?;
-    let step = Step::begin("building ferry with all optimizations (about a minute)");
     let ferry = cargo::build_one("ferry", "ferry", "release")?;
     let helper = cargo::build_one("ferry-tests", "tiny-guest-path", "dev")?;
-    step.end();
     let kernel = PathBuf::from(output(&mut Command::new(helper))?.trim());
 
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;

@@ -15,6 +15,8 @@ pub struct Executable {
     pub package: PathBuf,
     /// Where it is.
     pub path: PathBuf,
+    /// Whether it is a test, and not a program.
+    pub is_test: bool,
 }
 
 /// The workspace's directory.
@@ -37,7 +39,7 @@ pub fn command() -> Command {
 pub fn build(arguments: &[&str]) -> Result<Vec<Executable>> {
     let output = command()
         .args(arguments)
-        .args(["--quiet", "--message-format=json-render-diagnostics"])
+        .arg("--message-format=json-render-diagnostics")
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -60,6 +62,7 @@ fn executable(message: &Value) -> Option<Executable> {
         target: message.get("target")?.get("name")?.as_str()?.to_owned(),
         package: manifest.parent()?.to_owned(),
         path: message.get("executable")?.as_str()?.into(),
+        is_test: message.get("profile")?.get("test")?.as_bool()?,
     })
 }
 

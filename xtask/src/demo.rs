@@ -17,7 +17,7 @@ use crate::assets::{self, Asset, Cache};
 use crate::cargo;
 use crate::machine::{self, Job, Place, Streams};
 use crate::process::Process;
-use crate::progress::{Step, output};
+use crate::progress::output;
 
 const NEEDED: [Asset; 4] = [
     Asset::Vmlinux,
@@ -65,9 +65,7 @@ pub fn demo(arguments: &[OsString]) -> Result<ExitCode> {
     }
 
     let place = Place::detect()?;
-    let step = Step::begin("building ferry");
     let ferry = cargo::build_one("ferry", "ferry", "dev")?;
-    step.end();
     let cache = Cache::open()?;
     let variables = assets::environment(&cache, &NEEDED)?;
     let Place::Emulated(reason) = place else {

@@ -1,10 +1,11 @@
 //! `cargo xtask test`: all tests, with the sum at the end.
 //!
-//! First what runs anywhere (unit tests, tiny guests on `/dev/kvm`), through `cargo test`. Then the
-//! tests with Linux guests (target `linux` of `ferry-tests`), in the emulated machine where needed.
-//! What only those need is made only if a Linux test's name matches the filter.
+//! First what needs no Linux guest (unit tests, tiny guests on `/dev/kvm`), here unless there is no
+//! `/dev/kvm`. Then the tests with Linux guests (target `linux` of `ferry-tests`), in the emulated machine
+//! where needed. Only programs with tests that match the filter run, and only what these need is made.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -23,10 +24,13 @@ const PACKAGE: &str = "ferry-tests";
 /// Its test target with Linux guests.
 const LINUX: &str = "linux";
 /// All Linux tests together, in the emulated machine.
-const LINUX_LIMIT: Duration = Duration::from_secs(25 * 60);
+const MACHINE_LIMIT: Duration = Duration::from_secs(25 * 60);
 
-/// Assets of tests that do not boot Linux.
-const NATIVE_ASSETS: [Asset; 2] = [Asset::Virtiofsd, Asset::StorageDaemon];
+/// Packages whose tests talk to real back-ends without booting Linux, and to which.
+const NATIVE_ASSETS: [(&str, &[Asset]); 2] = [
+    ("devices", &[Asset::StorageDaemon]),
+    ("tests", &[Asset::StorageDaemon, Asset::Virtiofsd]),
+];
 
 /// Runs the tests.
 ///
@@ -43,111 +47,207 @@ pub fn test(arguments: &[OsString]) -> Result<ExitCode> {
     let built = cargo::build(&["test", "--workspace", "--no-run"])?;
     let linux = linux_target()?;
 
-    let package = cargo::workspace().join("tests");
-    let needs_back_ends = built
-        .iter()
-        .filter(|executable| executable.package == package)
-        .map(|executable| matching(executable, filter))
-        .sum::<Result<usize>>()?;
-    let mut variables = vec![("FERRY_BIN".to_owned(), ferry)];
-    if needs_back_ends > 0 {
-        variables.extend(assets::environment(&cache, &NATIVE_ASSETS)?);
-    }
+    let native = with_matches(built, filter)?;
+    let linux = with_matches(linux.into_iter().collect(), filter)?;
 
-    let mut tally = Tally::default();
-    run_native(&variables, filter, &mut tally)?;
-    if let Some(linux) = linux {
-        let count = matching(&linux, filter)?;
-        if count > 0 {
-            variables.extend(assets::environment(&cache, &Asset::ALL)?);
-            run_linux(&cache, &linux, count, &variables, filter, &mut tally)?;
+    let mut assets = Vec::new();
+    for (directory, needed) in NATIVE_ASSETS {
+        let package = cargo::workspace().join(directory);
+        if native
+            .iter()
+            .any(|suite| suite.executable.package == package)
+        {
+            assets.extend(needed);
         }
     }
-    Ok(tally.conclude())
+    if !linux.is_empty() {
+        assets = Asset::ALL.to_vec();
+    }
+    let variables = variables(&cache, &assets, ferry)?;
+
+    let mut runner = Runner {
+        cache,
+        variables,
+        filter: filter.map(str::to_owned),
+        tally: Tally::default(),
+    };
+    runner.run(&native, &kvm_place()?)?;
+    if filter.is_none() {
+        runner.run_documentation()?;
+    }
+    runner.run(&linux, &Place::detect()?)?;
+    Ok(runner.tally.conclude())
+}
+
+/// What tests find in their environment. The back-ends are on `PATH`, too.
+fn variables(cache: &Cache, assets: &[Asset], ferry: PathBuf) -> Result<Vec<(String, OsString)>> {
+    let mut variables = vec![("FERRY_BIN".to_owned(), ferry.into_os_string())];
+    let mut path = Vec::new();
+    for (name, asset) in assets::environment(cache, assets)? {
+        path.extend(asset.parent().map(PathBuf::from));
+        variables.push((name, asset.into_os_string()));
+    }
+    path.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    variables.push(("PATH".to_owned(), std::env::join_paths(path)?));
+    Ok(variables)
 }
 
 /// The Linux tests' executable, if the package has such a target.
 fn linux_target() -> Result<Option<Executable>> {
-    if !cargo::workspace().join("tests/tests/linux").exists()
-        && !cargo::workspace().join("tests/tests/linux.rs").exists()
-    {
+    let tests = cargo::workspace().join("tests/tests");
+    if !tests.join(LINUX).exists() && !tests.join(format!("{LINUX}.rs")).exists() {
         return Ok(None);
     }
     let built = cargo::build(&["test", "--package", PACKAGE, "--test", LINUX, "--no-run"])?;
-    let linux = built.into_iter().find(|built| built.target == LINUX);
+    let linux = built
+        .into_iter()
+        .find(|built| built.is_test && built.target == LINUX);
     linux
         .map(Some)
         .with_context(|| format!("cargo has built no test {LINUX}"))
 }
 
-/// How many of an executable's tests match the filter.
-fn matching(executable: &Executable, filter: Option<&str>) -> Result<usize> {
-    let list = output(Command::new(&executable.path).arg("--list").args(filter))?;
-    Ok(list.lines().filter(|line| line.ends_with(": test")).count())
-}
-
-type Variables<'a> = &'a [(String, PathBuf)];
-
-fn run_native(variables: Variables, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
-    let mut command = cargo::command();
-    command
-        .args(["test", "--workspace", "--no-fail-fast", "--quiet", "--"])
-        .args(filter)
-        .envs(variables.iter().map(|(name, value)| (name, value)));
-    run(&mut command, "cargo test", tally)
-}
-
-fn run_linux(
-    cache: &Cache,
-    linux: &Executable,
-    count: usize,
-    variables: Variables,
-    filter: Option<&str>,
-    tally: &mut Tally,
-) -> Result<()> {
-    match Place::detect()? {
-        Place::Native => {
-            let mut command = Command::new(&linux.path);
-            command
-                .args(filter)
-                .current_dir(&linux.package)
-                .envs(variables.iter().map(|(name, value)| (name, value)));
-            run(&mut command, "the Linux tests", tally)
-        }
-        Place::Emulated(reason) => {
-            println!(
-                "\n{count} tests with Linux guests, in an emulated machine, because {reason}:"
-            );
-            let mut argv = vec![linux.path.clone().into_os_string()];
-            argv.extend(filter.map(OsString::from));
-            let mut job = Job::new(argv, LINUX_LIMIT)?;
-            job.directory.clone_from(&linux.package);
-            for (name, value) in variables {
-                job.set(name, value);
-            }
-            let counter = Counter::new(std::io::stdout());
-            match machine::run(cache, &job, counter) {
-                Ok(outcome) => tally.add(outcome.output.tally, outcome.status == 0),
-                Err(error) => {
-                    eprintln!("ferry: {error:#}");
-                    tally.add(Tally::default(), false);
-                }
-            }
-            Ok(())
-        }
+/// Tiny guests run on any `/dev/kvm`, even one that only interprets.
+fn kvm_place() -> Result<Place> {
+    match fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        Ok(_) => Ok(Place::Native),
+        Err(error) if std::env::var_os("FERRY_MACHINE").is_none() => Ok(Place::Emulated(format!(
+            "/dev/kvm cannot be opened: {error}"
+        ))),
+        Err(_) => Place::detect(),
     }
 }
 
-/// Runs a command, shows what it prints, and counts.
-fn run(command: &mut Command, name: &str, tally: &mut Tally) -> Result<()> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut process = Process::start(name, command)?;
-    let stdout = process.take_stdout().context("standard output is a pipe")?;
-    let mut counter = Counter::new(std::io::stdout());
-    std::io::copy(&mut BufReader::new(stdout), &mut counter)?;
-    let status = process.wait()?;
-    tally.add(counter.tally, status.success());
-    Ok(())
+/// An executable with tests that match.
+struct Suite {
+    executable: Executable,
+    tests: usize,
+}
+
+/// Leaves out what has no matching test.
+fn with_matches(executables: Vec<Executable>, filter: Option<&str>) -> Result<Vec<Suite>> {
+    let mut suites = Vec::new();
+    for executable in executables
+        .into_iter()
+        .filter(|executable| executable.is_test)
+    {
+        let mut command = Command::new(&executable.path);
+        let list = output(
+            command
+                .arg("--list")
+                .args(filter)
+                .current_dir(&executable.package),
+        )?;
+        let tests = list.lines().filter(|line| line.ends_with(": test")).count();
+        if tests > 0 {
+            suites.push(Suite { executable, tests });
+        }
+    }
+    Ok(suites)
+}
+
+/// What all runs have in common.
+struct Runner {
+    cache: Cache,
+    variables: Vec<(String, OsString)>,
+    filter: Option<String>,
+    tally: Tally,
+}
+
+impl Runner {
+    fn run(&mut self, suites: &[Suite], place: &Place) -> Result<()> {
+        if suites.is_empty() {
+            return Ok(());
+        }
+        match place {
+            Place::Native => {
+                for suite in suites {
+                    self.run_here(suite)?;
+                }
+            }
+            Place::Emulated(reason) => {
+                let tests: usize = suites.iter().map(|suite| suite.tests).sum();
+                println!("\n{tests} tests in an emulated machine, because {reason}:");
+                self.run_in_machine(suites)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_here(&mut self, suite: &Suite) -> Result<()> {
+        let Executable {
+            target,
+            package,
+            path,
+            ..
+        } = &suite.executable;
+        println!(
+            "\n{target} ({}):",
+            package
+                .strip_prefix(cargo::workspace())
+                .unwrap_or(package)
+                .display()
+        );
+        let mut command = Command::new(path);
+        command
+            .args(&self.filter)
+            .current_dir(package)
+            .env("CARGO_MANIFEST_DIR", package);
+        self.count(&mut command, target)
+    }
+
+    /// Examples in documentation; cargo alone can run these.
+    fn run_documentation(&mut self) -> Result<()> {
+        println!("\ndocumentation:");
+        let mut command = cargo::command();
+        command.args(["test", "--workspace", "--doc", "--no-fail-fast", "--quiet"]);
+        self.count(&mut command, "cargo test")
+    }
+
+    /// Runs a command, shows what it prints, and counts.
+    fn count(&mut self, command: &mut Command, name: &str) -> Result<()> {
+        command
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut process = Process::start(name, command)?;
+        let stdout = process.take_stdout().context("standard output is a pipe")?;
+        let mut counter = Counter::new(std::io::stdout());
+        std::io::copy(&mut BufReader::new(stdout), &mut counter)?;
+        let status = process.wait()?;
+        self.tally.add(counter.tally, status.success());
+        Ok(())
+    }
+
+    /// Runs all suites in one emulated machine.
+    fn run_in_machine(&mut self, suites: &[Suite]) -> Result<()> {
+        let script = "status=0; while [ $# -gt 0 ]; do cd \"$1\" || exit 126; \
+                      CARGO_MANIFEST_DIR=$1 \"$2\" $FERRY_FILTER || status=1; shift 2; done; exit $status";
+        let mut argv: Vec<OsString> = ["sh", "-c", script, "sh"].map(OsString::from).to_vec();
+        for suite in suites {
+            argv.push(suite.executable.package.clone().into());
+            argv.push(suite.executable.path.clone().into());
+        }
+        let mut job = Job::new(argv, MACHINE_LIMIT)?;
+        for (name, value) in &self.variables {
+            job.set(name, value);
+        }
+        job.set("FERRY_FILTER", self.filter.as_deref().unwrap_or_default());
+        match machine::run(&self.cache, &job, Counter::new(std::io::stdout())) {
+            Ok(outcome) => self.tally.add(outcome.output.tally, outcome.status == 0),
+            Err(error) => {
+                eprintln!("ferry: {error:#}");
+                self.tally.add(Tally::default(), false);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Numbers of tests.
