@@ -14,7 +14,7 @@ pub struct Placement {
 }
 
 /// Places the initramfs as high as it may be, below `limit` and the 3 GiB hole: there it is out of the way of a kernel
-/// that grows as it unpacks itself.
+/// that grows as it unpacks itself. If there is no room above the kernel, as in small guests, it goes below.
 pub fn place(
     path: &Path,
     kernel: Range<u64>,
@@ -36,19 +36,27 @@ pub fn place(
         return Ok(Placement { initramfs: None });
     };
     let size = initramfs.size();
-    let floor = kernel.end.next_multiple_of(layout::PAGE_SIZE);
-    let ceiling = low.min(limit);
-    let start = ceiling
-        .checked_sub(size)
-        .map(|start| start - start % layout::PAGE_SIZE);
-    match start.filter(|start| *start >= floor) {
-        Some(start) => Ok(Placement {
-            initramfs: Some(start..start + size),
-        }),
+    let above = pages(kernel.end, room.end.min(limit));
+    let below = pages(room.start, kernel.start.min(limit));
+    let fits = |gap: &&Range<u64>| gap.end - gap.start >= size;
+    match [&above, &below].into_iter().find(fits) {
+        Some(gap) => {
+            let start = gap.end - size;
+            let start = start - start % layout::PAGE_SIZE;
+            Ok(Placement {
+                initramfs: Some(start..start + size),
+            })
+        }
         None => Err(Error::InitramfsTooLarge {
             path: initramfs.path().to_owned(),
             size,
-            room: ceiling.saturating_sub(floor),
+            room: (above.end - above.start).max(below.end - below.start),
         }),
     }
+}
+
+/// A gap that begins on a page; empty if `end` comes first.
+fn pages(start: u64, end: u64) -> Range<u64> {
+    let start = start.next_multiple_of(layout::PAGE_SIZE);
+    start..end.max(start)
 }

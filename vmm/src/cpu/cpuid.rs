@@ -16,6 +16,9 @@
 //!
 //! Performance counters are hidden: what they count is the host's, and a snapshot could not move them.
 
+use std::arch::x86_64::__cpuid;
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
@@ -74,7 +77,9 @@ impl Cpuid {
         } else {
             DeadlineTimer::Absent
         };
-        Ok(Self::from_supported(supported.as_slice(), vcpus, timer))
+        let mut supported = supported.as_slice().to_vec();
+        add_brand(&mut supported);
+        Ok(Self::from_supported(&supported, vcpus, timer))
     }
 
     fn from_supported(supported: &[kvm_cpuid_entry2], vcpus: u8, timer: DeadlineTimer) -> Self {
@@ -182,6 +187,26 @@ impl Leaves {
             _ => Vendor::Other,
         }
     }
+}
+
+/// Adds the name of the host's processor, which KVM leaves to the VMM: guests show it to their users.
+fn add_brand(entries: &mut Vec<kvm_cpuid_entry2>) {
+    const BRAND: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+    entries.retain(|entry| !BRAND.contains(&entry.function));
+    if __cpuid(0x8000_0000).eax < *BRAND.end() {
+        return;
+    }
+    entries.extend(BRAND.map(|function| {
+        let host = __cpuid(function);
+        kvm_cpuid_entry2 {
+            function,
+            eax: host.eax,
+            ebx: host.ebx,
+            ecx: host.ecx,
+            edx: host.edx,
+            ..Default::default()
+        }
+    }));
 }
 
 /// Feature bits that depend on Ferry and not on the host.

@@ -326,3 +326,6 @@ fn msrs(entries: &[kvm_msr_entry]) -> Msrs {
     )]
     Msrs::from_entries(entries).expect("a few entries")
 }
+
+#[cfg(test)]
+mod tests;

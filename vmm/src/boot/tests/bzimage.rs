@@ -138,6 +138,7 @@ fn it_needs_room_to_unpack_itself() {
     let text = message(&larger.check(64 * MIB, None, "").unwrap_err());
     assert!(text.contains("0x1000000-0x4000000 (49 MiB)"), "{text}");
     let rd = initramfs(&vec![1; 17 << 20]);
+    // 16 MiB above it, 15 MiB below.
     assert!(matches!(
         kernel.check(64 * MIB, Some(&rd), ""),
         Err(Error::InitramfsTooLarge { .. })

@@ -276,28 +276,45 @@ fn a_kernel_that_is_too_large_for_ram_is_refused_with_sizes() {
     ));
 }
 
+/// An initramfs of any size that takes no place on disk.
+fn sparse(bytes: u64) -> Initramfs {
+    let file = TestFile::new(b"x");
+    let options = std::fs::File::options().write(true).open(file.path());
+    options.unwrap().set_len(bytes).unwrap();
+    Initramfs::open(file.path()).unwrap()
+}
+
 #[test]
 fn an_initramfs_that_is_too_large_is_refused_with_sizes() {
+    // From 1 MiB up to 1 MiB below the end of RAM.
     let kernel = open(&kernel().segment(0x300_0000, b"", 0xF0_0000).build()).unwrap();
-    let size = |bytes: u64| {
-        let file = TestFile::new(b"x");
-        std::fs::File::options()
-            .write(true)
-            .open(file.path())
-            .unwrap()
-            .set_len(bytes)
-            .unwrap();
-        Initramfs::open(file.path()).unwrap()
-    };
-    kernel.check(64 * MIB, Some(&size(MIB)), "").unwrap();
+    kernel.check(64 * MIB, Some(&sparse(MIB)), "").unwrap();
     let error = kernel
-        .check(64 * MIB, Some(&size(MIB + 1)), "")
+        .check(64 * MIB, Some(&sparse(MIB + 1)), "")
         .unwrap_err();
+    let text = message(&error);
     assert!(
-        message(&error)
-            .contains("has 1048577 bytes, but beside the kernel there is room for 1048576")
+        text.contains("has 1048577 bytes, but beside the kernel there is room for 1048576"),
+        "{text}"
     );
-    assert!(kernel.check(64 * MIB, Some(&size(1 << 40)), "").is_err());
+    assert!(kernel.check(64 * MIB, Some(&sparse(1 << 40)), "").is_err());
+}
+
+#[test]
+fn an_initramfs_goes_below_the_kernel_if_there_is_no_room_above() {
+    // As Linux: from 16 MiB on, in a guest that it nearly fills.
+    let kernel = ElfFile::new(0x100_0000, b"code").segment(0x200_0000, b"", 30 * MIB);
+    let kernel = open(&kernel.build()).unwrap();
+    let ram = ram(64 * MIB);
+    let place = |size| {
+        kernel.load(&ram, &params("", Some(&sparse(size)))).unwrap();
+        u64_at(&ram, layout::MODULE_LIST.0)
+    };
+    assert_eq!(place(2 * MIB), 62 * MIB);
+    assert_eq!(place(2 * MIB + 1), 14 * MIB - 4096);
+    assert_eq!(place(15 * MIB), MIB);
+    let error = kernel.check(64 * MIB, Some(&sparse(15 * MIB + 1)), "");
+    assert!(matches!(error, Err(Error::InitramfsTooLarge { room, .. }) if room == 15 * MIB));
 }
 
 #[test]

@@ -249,3 +249,16 @@ fn kvm_takes_it_for_32_processors() {
         assert_eq!(read.cpuid(1, 0)[2] >> 31, 1);
     }
 }
+
+#[test]
+fn guests_see_the_name_of_the_hosts_processor() {
+    let kvm = Kvm::new().unwrap();
+    let guest = Guest(Cpuid::new(&kvm, 1).unwrap().for_vcpu(0).unwrap());
+    let leaves = (0x8000_0002..=0x8000_0004).flat_map(|leaf| guest.cpuid(leaf, 0));
+    let name: Vec<u8> = leaves.flat_map(u32::to_le_bytes).collect();
+    let name = String::from_utf8_lossy(&name);
+    let name = name.trim_matches(['\0', ' ']);
+    let host = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let model = host.lines().find(|line| line.starts_with("model name"));
+    assert_eq!(model.unwrap().split_once(": ").unwrap().1, name);
+}
