@@ -132,6 +132,9 @@ fn register_ram(fd: &VmFd, ram: &GuestMemoryMmap) -> Result<(), Error> {
 }
 
 /// A virtual machine. It belongs to the process that made it.
+///
+/// It has to be kept while its vCPUs run: they would run on without it, but KVM takes irqfds and ioeventfds
+/// away with it.
 pub struct Vm {
     fd: VmFd,
     /// The message of each MSI line, from [`FIRST_MSI`] on.

@@ -79,7 +79,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Payload(_) => true,
-            Error::Device(error) => error.is_no_listener(),
+            Error::Device(error) => error.is_unreachable(),
             Error::Console(error) => error.is_usage(),
             _ => false,
         }

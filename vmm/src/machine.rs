@@ -62,6 +62,8 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     io: Arc<IoSpace>,
     functions: Vec<Arc<VirtioPci>>,
+    /// Last, because it goes after everything that is wired to it.
+    _vm: Arc<Vm>,
 }
 
 impl Machine {
@@ -99,6 +101,7 @@ impl Machine {
             vcpus: Vec::new(),
             io: Arc::new(io),
             functions,
+            _vm: vm,
         })
     }
 
