@@ -141,8 +141,9 @@ void mode_blk_writer(void)
     virtio_open(&blk.device, VIRTIO_BLK, &setup);
     struct job job = job_from_args();
     const char *op = arg_text("op", "write+verify");
-    say("blk sectors=%U read-only=%u flush=%u queues=%u depth=%u", blk_capacity(), !!(blk.device.features & BLK_F_RO),
-        !!(blk.device.features & BLK_F_FLUSH), job.queues, job.depth);
+    say("blk sectors=%U read-only=%u flush=%u queues=%u depth=%u offered=%X", blk_capacity(),
+        !!(blk.device.features & BLK_F_RO), !!(blk.device.features & BLK_F_FLUSH), job.queues, job.depth,
+        blk.device.offered);
     if (!streq(op, "verify")) {
         if (run(&job) != WORKS)
             return;
@@ -196,5 +197,32 @@ void mode_blk_try(void)
         fail("what was read is not what was written");
     if (outcome != NO_DEVICE)
         status = blk.device.common->device_status;
-    say("blk-try outcome=%s status=%x", outcome_name(outcome), status);
+    say("blk-try outcome=%s status=%x offered=%X", outcome_name(outcome), status, blk.device.offered);
+}
+
+/* Resets the disk that the mode before has used. */
+void mode_blk_reset(void)
+{
+    CHECK(blk.device.common, "no disk has been used");
+    enum outcome outcome = virtio_reset(&blk.device, arg("patience", 5000));
+    say("blk-reset outcome=%s status=%x", outcome_name(outcome), blk.device.common->device_status);
+}
+
+/* Waits until the disk says that it has another size. */
+void mode_blk_resize(void)
+{
+    struct setup setup = blk_setup();
+    virtio_open(&blk.device, VIRTIO_BLK, &setup);
+    u64 before = blk_capacity();
+    volatile u32 *changes = &irq_count[VECTOR_MSIX];
+    u32 seen = *changes;
+    say("blk-resize sectors=%U generation=%u", before, blk.device.common->config_generation);
+    while (blk_capacity() == before) {
+        irq_off();
+        if (*changes == seen)
+            irq_on_and_sleep();
+        irq_on();
+        seen = *changes;
+    }
+    say("blk-resized sectors=%U generation=%u interrupts=%u", blk_capacity(), blk.device.common->config_generation, *changes);
 }

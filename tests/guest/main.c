@@ -12,6 +12,8 @@ static const struct {
     {"blk-writer", mode_blk_writer},
     {"blk-requests", mode_blk_requests},
     {"blk-try", mode_blk_try},
+    {"blk-reset", mode_blk_reset},
+    {"blk-resize", mode_blk_resize},
     {"fuse", mode_fuse},
     {"dirty", mode_dirty},
     {"ticks", mode_ticks},

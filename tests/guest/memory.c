@@ -1,23 +1,43 @@
 /* RAM: the VMM's map, and whether memory is where the map says, also above 4 GiB. */
 #include "tiny.h"
 
-/* Above 4 GiB memory is seen through a window of 2 MiB, with PAE paging that maps all else onto itself. */
+/* Above 4 GiB memory is seen through a window of 2 MiB, with paging that maps all else below 4 GiB onto
+ * itself. It is that of long mode, in which this code goes on in compatibility mode: not every KVM that
+ * interprets knows PAE by itself. No interrupt may come meanwhile. */
 #define WINDOW 0x40000000u
 #define LARGE_PAGE (2u << 20)
+#define MSR_EFER 0xc0000080u
+#define EFER_LME 0x100u
 
-static u64 page_directory_pointers[4] __attribute__((aligned(32)));
-static u64 page_directories[4][512] __attribute__((aligned(4096)));
+enum { PRESENT_WRITABLE = 3, LARGE = 0x80 };
+
+static u64 level4[512] __attribute__((aligned(4096)));
+static u64 level3[512] __attribute__((aligned(4096)));
+static u64 level2[4][512] __attribute__((aligned(4096)));
+
+static void set_long_mode(int enabled)
+{
+    u32 low, high;
+    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(MSR_EFER));
+    low = enabled ? low | EFER_LME : low & ~EFER_LME;
+    __asm__ volatile("wrmsr" ::"a"(low), "d"(high), "c"(MSR_EFER));
+}
+
+static void load_tables(void) { __asm__ volatile("movl %0, %%cr3" ::"r"(level4) : "memory"); }
 
 static void paging_on(void)
 {
+    level4[0] = (u32)level3 | PRESENT_WRITABLE;
     for (u32 i = 0; i < 4; i++) {
-        page_directory_pointers[i] = (u32)page_directories[i] | 1;
+        level3[i] = (u32)level2[i] | PRESENT_WRITABLE;
         for (u32 j = 0; j < 512; j++)
-            page_directories[i][j] = (u64)(i * 512 + j) * LARGE_PAGE | 0x83;
+            level2[i][j] = (u64)(i * 512 + j) * LARGE_PAGE | LARGE | PRESENT_WRITABLE;
     }
+    irq_off();
     u32 value;
     __asm__ volatile("movl %%cr4, %0; orl $0x20, %0; movl %0, %%cr4" : "=r"(value)); /* PAE */
-    __asm__ volatile("movl %0, %%cr3" ::"r"(page_directory_pointers) : "memory");
+    load_tables();
+    set_long_mode(1);
     __asm__ volatile("movl %%cr0, %0; orl $0x80000000, %0; movl %0, %%cr0" : "=r"(value)::"memory"); /* PG */
 }
 
@@ -25,7 +45,9 @@ static void paging_off(void)
 {
     u32 value;
     __asm__ volatile("movl %%cr0, %0; andl $0x7fffffff, %0; movl %0, %%cr0" : "=r"(value)::"memory");
+    set_long_mode(0);
     __asm__ volatile("movl %%cr4, %0; andl $~0x20, %0; movl %0, %%cr4" : "=r"(value));
+    irq_on();
 }
 
 /* The word at a guest-physical address; valid until the next call. */
@@ -33,8 +55,8 @@ static volatile u32 *reach(u64 address)
 {
     if (!(address >> 32))
         return (volatile u32 *)(u32)address;
-    page_directories[WINDOW >> 30][0] = (address & ~(u64)(LARGE_PAGE - 1)) | 0x83;
-    __asm__ volatile("movl %0, %%cr3" ::"r"(page_directory_pointers) : "memory");
+    level2[WINDOW >> 30][0] = (address & ~(u64)(LARGE_PAGE - 1)) | LARGE | PRESENT_WRITABLE;
+    load_tables();
     return (volatile u32 *)(WINDOW + ((u32)address & (LARGE_PAGE - 1)));
 }
 

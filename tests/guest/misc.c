@@ -73,15 +73,15 @@ static void reset_machine(const char *how)
     fail("the machine goes on after the reset");
 }
 
-/* Resets the machine times= over. RAM does not survive, so the count is kept in a sector of the disk; without
- * a disk it resets each time it is asked. */
+/* Resets the machine times= over. RAM does not survive, so the count is kept in sector counter= of disk counter-disk=;
+ * without a disk it resets each time it is asked. */
 void mode_reboot(void)
 {
     const char *how = arg_text("how", "acpi");
-    u32 times = arg("times", 1), sector = arg("start", 0), count = 0;
+    u32 times = arg("times", 1), sector = arg("counter", 0), count = 0;
     struct setup setup = blk_setup();
     u32 *data = blk.slots[0][0].data;
-    if (!virtio_find(&blk.device, VIRTIO_BLK, arg("index", 0))) {
+    if (!virtio_find(&blk.device, VIRTIO_BLK, arg("counter-disk", 0))) {
         say("reboot how=%s", how);
         reset_machine(how);
     }

@@ -120,6 +120,8 @@ void mode_pci(void);
 void mode_blk_writer(void);
 void mode_blk_requests(void);
 void mode_blk_try(void);
+void mode_blk_reset(void);
+void mode_blk_resize(void);
 void mode_fuse(void);
 void mode_dirty(void);
 void mode_ticks(void);

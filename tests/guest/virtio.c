@@ -125,6 +125,7 @@ enum outcome virtio_start(struct device *device, const struct setup *setup)
     u64 features = offered(common);
     if (!(features & F_VERSION_1))
         return REFUSED;
+    device->offered = features;
     device->features = features & (setup->features | F_VERSION_1);
     accept(common, device->features);
     u8 status = STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK;

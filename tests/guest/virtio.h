@@ -42,7 +42,7 @@ struct device {
     u8 msix; /* offset of the capability */
     volatile struct msix_entry *table;
     volatile u32 *pending;
-    u64 features;
+    u64 offered, features;
     u16 queue_count;
 };
 

@@ -1,4 +1,34 @@
-//! Test harness.
+//! The harness of Ferry's integration tests.
+//!
+//! A test is a scenario: start back-ends, start Ferry with a guest, look at what the guest says.
+//!
+//! ```no_run
+//! use ferry_tests::{Ferry, Qsd};
+//!
+//! let disk = Qsd::serving("1M").start();
+//! let ended = Ferry::tiny("mode=blk-writer count=100").with_disk(&disk).run().succeeded();
+//! assert_eq!(ended.line("blk verified").number("verified"), 100);
+//! ```
+//!
+//! Nothing here is timed. The limits only keep a test that fails from hanging.
+
+#![allow(
+    clippy::expect_used,
+    reason = "in a test, a harness that cannot do its work is a failure"
+)]
+
+pub mod backend;
+mod daemons;
+mod ferry;
+mod lines;
+pub mod pattern;
+mod process;
+pub mod units;
+
+pub use daemons::{Qsd, QsdOptions, Virtiofsd};
+pub use ferry::{Ended, Ferry, Guest, Listener, ferry_binary};
+pub use lines::Line;
+pub use process::Process;
 
 /// The path of the tiny guest, a PVH kernel that `build.rs` makes from `guest/`.
 pub const TINY_GUEST: &str = env!("TINY_GUEST");

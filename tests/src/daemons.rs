@@ -1,0 +1,181 @@
+//! Real back-ends: each in a process of its own, ended with the test.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::ferry::Listener;
+use crate::process::{Process, tool};
+
+/// qemu-storage-daemon with a raw image, yet to be started.
+#[derive(Debug)]
+pub struct QsdOptions {
+    size: u64,
+    queues: u16,
+    writable: &'static str,
+    throttle: Option<u32>,
+}
+
+impl QsdOptions {
+    /// Request queues.
+    pub fn queues(mut self, count: u16) -> Self {
+        self.queues = count;
+        self
+    }
+
+    /// Serves the image read-only.
+    pub fn readonly(mut self) -> Self {
+        self.writable = "off";
+        self
+    }
+
+    /// At most so many requests a second.
+    pub fn throttle(mut self, iops: u32) -> Self {
+        self.throttle = Some(iops);
+        self
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Qsd {
+        let directory = TempDir::new().expect("a temporary directory");
+        let image = directory.path().join("disk.img");
+        File::create(&image)
+            .and_then(|file| file.set_len(self.size))
+            .expect("an image");
+        let socket = directory.path().join("qsd.sock");
+        let mut command = Command::new(tool("FERRY_QSD", "qemu-storage-daemon"));
+        command.arg("--blockdev").arg(format!(
+            "driver=file,node-name=file,filename={}",
+            image.display()
+        ));
+        let mut node = "file";
+        if let Some(iops) = self.throttle {
+            command
+                .arg("--object")
+                .arg(format!("throttle-group,id=limits,x-iops-total={iops}"));
+            command.args([
+                "--blockdev",
+                "driver=throttle,node-name=slow,throttle-group=limits,file=file",
+            ]);
+            node = "slow";
+        }
+        command.arg("--export").arg(format!(
+            "type=vhost-user-blk,id=export,node-name={node},addr.type=unix,addr.path={},writable={},num-queues={}",
+            socket.display(),
+            self.writable,
+            self.queues
+        ));
+        let process = Process::start(command, Some(&directory.path().join("log")));
+        Qsd {
+            process,
+            socket,
+            image,
+            _directory: directory,
+        }
+    }
+}
+
+/// qemu-storage-daemon at work.
+#[derive(Debug)]
+pub struct Qsd {
+    process: Process,
+    socket: PathBuf,
+    image: PathBuf,
+    _directory: TempDir,
+}
+
+impl Qsd {
+    /// Serves an empty image of this size ("1M") with one queue, writable. (The methods of
+    /// [`QsdOptions`] change that.)
+    pub fn serving(size: &str) -> QsdOptions {
+        QsdOptions {
+            size: crate::units::bytes(size),
+            queues: 1,
+            writable: "on",
+            throttle: None,
+        }
+    }
+
+    /// The first bytes of the image.
+    pub fn read(&self, bytes: usize) -> Vec<u8> {
+        let mut data = vec![0; bytes];
+        let file = File::open(&self.image).expect("the image");
+        file.read_exact_at(&mut data, 0)
+            .expect("the image is long enough");
+        data
+    }
+
+    /// Writes the first bytes of the image.
+    pub fn write(&self, data: &[u8]) {
+        File::options()
+            .write(true)
+            .open(&self.image)
+            .and_then(|file| file.write_all_at(data, 0))
+            .expect("the image");
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Listener for Qsd {
+    fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+/// virtiofsd at work, on an empty directory of its own.
+#[derive(Debug)]
+pub struct Virtiofsd {
+    process: Process,
+    socket: PathBuf,
+    shared: PathBuf,
+    _directory: TempDir,
+}
+
+impl Virtiofsd {
+    /// Starts it.
+    pub fn start() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let (socket, shared) = (
+            directory.path().join("fs.sock"),
+            directory.path().join("shared"),
+        );
+        fs::create_dir(&shared).expect("a directory to share");
+        let mut command = Command::new(tool("FERRY_VIRTIOFSD", "virtiofsd"));
+        command
+            .arg("--socket-path")
+            .arg(&socket)
+            .arg("--shared-dir")
+            .arg(&shared);
+        command.args(["--sandbox", "none"]);
+        let process = Process::start(command, Some(&directory.path().join("log")));
+        Virtiofsd {
+            process,
+            socket,
+            shared,
+            _directory: directory,
+        }
+    }
+
+    /// The shared directory.
+    pub fn shared(&self) -> &Path {
+        &self.shared
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Listener for Virtiofsd {
+    fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
