@@ -3,7 +3,7 @@
 //! These need a KVM that can run Linux: `cargo xtask test` brings an emulated machine that has one where this one
 //! has not.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod back_ends;
 #[path = "../../../xtask/src/cpio.rs"]
