@@ -73,7 +73,9 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x1_0000);
 pub const CMDLINE_SPACE: u64 = 0x1_0000;
 
 /// ACPI tables: RSDP first, so that a guest that scans for it finds it at once (ACPI 6.5, 5.2.5.1).
-pub const ACPI: Range<u64> = 0xE_0000..0x10_0000;
+pub const ACPI: Range<u64> = 0xE_0000..0xF_FFF0;
+/// Where real-mode code jumps to reset a PC, `F000:FFF0`: the last 16 bytes below 1 MiB.
+pub const RESET_VECTOR: GuestAddress = GuestAddress(0xF_FFF0);
 
 // Interrupts and ports.
 
@@ -225,6 +227,7 @@ mod tests {
             CMDLINE.0..CMDLINE.0 + CMDLINE_SPACE,
             LOW_MEMORY_END..ACPI.start,
             ACPI,
+            RESET_VECTOR.0..HIGH_MEMORY,
         ];
         for pair in taken.windows(2) {
             assert!(pair[0].end <= pair[1].start, "{pair:x?}");

@@ -6,9 +6,11 @@
 //! (ACPI 6.5, 4.8.3.7). Before that it writes 0x80 (WAK_STS) to the sleep status register,
 //! [`layout::SLEEP_STATUS_PORT`], which reads as 0.
 //!
-//! **Reset.** Linux' first choice is the FADT's reset register: [`power::ACPI_RESET_VALUE`] to I/O port
-//! [`layout::ACPI_RESET_PORT`] (ACPI 6.5, 4.8.3.6). Its other ways are the i8042's command 0xFE, port 0xCF9 and a
-//! triple fault.
+//! **Reset.** The FADT names the reset register: [`power::ACPI_RESET_VALUE`] to I/O port
+//! [`layout::ACPI_RESET_PORT`] (ACPI 6.5, 4.8.3.6). Linux takes it with `reboot=acpi`; left to itself, it takes a
+//! hardware-reduced machine for one with EFI, finds none, and jumps to the BIOS in real mode, where
+//! `boot::reset` has code that writes the same register. Its other ways are the i8042's command 0xFE, port 0xCF9 and
+//! a triple fault.
 
 mod dsdt;
 

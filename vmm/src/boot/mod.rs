@@ -19,6 +19,7 @@ mod identify;
 mod linux;
 mod place;
 mod pvh;
+mod reset;
 #[cfg(test)]
 mod tests;
 
@@ -131,6 +132,7 @@ impl Kernel {
         self.check_cmdline(params.cmdline)?;
         let placement = self.place(ram_size, params.initramfs)?;
         self.write_cmdline(ram, params.cmdline)?;
+        reset::write_vector(ram)?;
         if let (Some(initramfs), Some(place)) = (params.initramfs, &placement.initramfs) {
             initramfs.load(ram, GuestAddress(place.start))?;
         }

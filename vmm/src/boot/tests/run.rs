@@ -106,3 +106,33 @@ fn a_bzimage_runs_in_long_mode_and_finds_its_zero_page() {
     assert_eq!(guest.report(), 0x7FFF_FFFF);
     assert_eq!(guest.report(), 0x10, "__BOOT_CS");
 }
+
+#[test]
+fn real_mode_code_that_jumps_to_the_bios_resets_the_machine() {
+    let kernel = open(&ElfFile::new(0x10_0000, b"\xF4").build()).unwrap();
+    let mut guest = Machine::boot(&kernel);
+    let mut sregs = guest.vcpu.get_sregs().unwrap();
+    sregs.cr0 &= !1;
+    sregs.cs = kvm_bindings::kvm_segment {
+        base: 0xF_0000,
+        limit: 0xFFFF,
+        selector: 0xF000,
+        type_: 0xB,
+        present: 1,
+        s: 1,
+        ..Default::default()
+    };
+    guest.vcpu.set_sregs(&sregs).unwrap();
+    let regs = kvm_bindings::kvm_regs {
+        rip: 0xFFF0,
+        rflags: 2,
+        ..Default::default()
+    };
+    guest.vcpu.set_regs(&regs).unwrap();
+    match guest.vcpu.run().unwrap() {
+        VcpuExit::IoOut(layout::ACPI_RESET_PORT, [value]) => {
+            assert!(ferry_devices::power::acpi_reset(*value).is_some());
+        }
+        other => panic!("{other:?}"),
+    }
+}
