@@ -27,22 +27,37 @@ enum Outcome {
 }
 use Outcome::{DeviceFails, NoStart, Works};
 
+/// --request-timeout and --dead-timeout, in seconds, and something in between.
+const REQUEST: u32 = 2;
+const LATE: Duration = Duration::from_secs(3);
+const DEAD: u32 = 5;
+
 fn backend() -> Backend {
     Backend::blk("1M")
 }
 
 fn ferry(disk: &Running) -> Ferry {
     Ferry::tiny(CMDLINE)
-        .request_timeout(1)
-        .dead_timeout(3)
+        .request_timeout(REQUEST)
+        .dead_timeout(DEAD)
         .with_disk(disk)
 }
 
-/// Runs a guest with this back-end and finds out whether the outcome is the expected one.
-fn check(name: &str, backend: Backend, expected: Outcome) -> Result<(), String> {
-    let disk = backend.start();
-    let ended = ferry(&disk).run();
-    judge(&ended, expected).map_err(|reason| format!("{name}: {reason}\n{}", ended.transcript()))
+/// A row of a table.
+struct Row {
+    name: String,
+    backend: Backend,
+    outcome: Outcome,
+}
+
+impl Row {
+    /// Runs a guest with this back-end and finds out whether the outcome is the expected one.
+    fn check(self) -> Result<(), String> {
+        let disk = self.backend.start();
+        let ended = ferry(&disk).run();
+        judge(&ended, self.outcome)
+            .map_err(|reason| format!("{}: {reason}\n{}", self.name, ended.transcript()))
+    }
 }
 
 fn judge(ended: &Ended, expected: Outcome) -> Result<(), String> {
@@ -84,7 +99,7 @@ fn judge(ended: &Ended, expected: Outcome) -> Result<(), String> {
 }
 
 /// Checks all rows, a few at a time, and reports all that failed.
-fn check_all(rows: Vec<(String, Backend, Outcome)>) {
+fn check_all(rows: Vec<Row>) {
     let count = rows.len();
     let rows = Mutex::new(rows.into_iter());
     let failures = Mutex::new(Vec::new());
@@ -93,10 +108,10 @@ fn check_all(rows: Vec<(String, Backend, Outcome)>) {
             scope.spawn(|| {
                 loop {
                     let row = rows.lock().unwrap().next();
-                    let Some((name, backend, outcome)) = row else {
+                    let Some(row) = row else {
                         return;
                     };
-                    if let Err(failure) = check(&name, backend, outcome) {
+                    if let Err(failure) = row.check() {
                         failures.lock().unwrap().push(failure);
                     }
                 }
@@ -112,14 +127,18 @@ fn check_all(rows: Vec<(String, Backend, Outcome)>) {
     );
 }
 
-fn row(name: &str, backend: Backend, outcome: Outcome) -> (String, Backend, Outcome) {
-    (name.to_owned(), backend, outcome)
+fn row(name: &str, backend: Backend, outcome: Outcome) -> Row {
+    Row {
+        name: name.to_owned(),
+        backend,
+        outcome,
+    }
 }
 
 /// A row in which one message goes wrong.
-fn at(request: Req, does: Does, outcome: Outcome) -> (String, Backend, Outcome) {
+fn at(request: Req, does: Does, outcome: Outcome) -> Row {
     let backend = backend().on(When::Nth(request, 1), does);
-    (format!("{does:?} at {request:?}"), backend, outcome)
+    row(&format!("{does:?} at {request:?}"), backend, outcome)
 }
 
 /// The messages of a whole life with a back-end that behaves, up to a guest's reset, and how many of them
@@ -143,10 +162,7 @@ fn messages() -> (Vec<Req>, usize) {
 }
 
 /// One row for each message, by its place in the sequence.
-fn at_each_message(
-    does: Does,
-    outcome: impl Fn(usize, Req, bool) -> Outcome,
-) -> Vec<(String, Backend, Outcome)> {
+fn at_each_message(does: Does, outcome: impl Fn(usize, Req, bool) -> Outcome) -> Vec<Row> {
     let (codes, before) = messages();
     let rows = codes.iter().enumerate().map(|(i, code)| {
         let name = format!(
@@ -155,7 +171,7 @@ fn at_each_message(
             request_name(u32::from(*code))
         );
         let backend = backend().on(When::NthOfAll(i + 1), does);
-        (name, backend, outcome(i, *code, i < before))
+        row(&name, backend, outcome(i, *code, i < before))
     });
     rows.collect()
 }
@@ -196,14 +212,14 @@ fn never_answers_at_each_message() {
 #[test]
 fn answers_late() {
     // Later than --request-timeout, earlier than --dead-timeout: the device lives on.
-    let late = Does::Late(Duration::from_millis(1500));
-    check_all(at_each_message(late, |_, code, before| {
-        match (before, code) {
+    check_all(at_each_message(
+        Does::Late(LATE),
+        |_, _, before| match before {
             // Before the guest runs a user waits, so there it ends. (A message without an answer delays the next one.)
-            (true, _) => NoStart("the back-end has not answered"),
-            (false, _) => Works(""),
-        }
-    }));
+            true => NoStart("the back-end has not answered"),
+            false => Works(""),
+        },
+    ));
 }
 
 #[test]
