@@ -187,12 +187,21 @@ fn devices_work_after_each_of_two_reboots() {
 
 #[test]
 fn each_kind_of_reset_has_its_exit_status() {
-    for (how, status) in [("acpi", 10), ("kbd", 11), ("triple", 12)] {
-        let ended = Guest::runs("reboot -f; sleep 60")
-            .cmdline(&format!("reboot={how}"))
+    let reboot = "reboot -f; sleep 60";
+    let panic = "echo c > /proc/sysrq-trigger; sleep 60";
+    for (script, how, status) in [
+        (reboot, "reboot=acpi", 10),
+        (reboot, "reboot=kbd", 11),
+        (reboot, "reboot=triple", 12),
+        // Left to itself, Linux jumps to the BIOS.
+        (reboot, "", 10),
+        (panic, "", 10),
+    ] {
+        let ended = Guest::runs(script)
+            .cmdline(how)
             .with(["--no-reboot"])
             .ends();
-        assert_eq!(ended.status, Some(status), "reboot={how}: {ended:#?}");
+        assert_eq!(ended.status, Some(status), "{script} {how}: {ended:#?}");
     }
 }
 
