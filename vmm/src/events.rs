@@ -21,8 +21,8 @@ pub enum Event {
     },
     /// A device has stopped all its queues, as it was asked to before a reboot.
     DeviceQuiet { index: usize },
-    /// The guest has ended.
-    GuestEnded(GuestEnd),
+    /// The guest has ended; `boot` counts reboots.
+    GuestEnded { boot: u64, end: GuestEnd },
     /// The operator wants the guest to end: a signal, or the terminal's escape.
     Quit(&'static str),
 }

@@ -68,8 +68,6 @@ pub enum Error {
     },
     #[error("the guest crashed: {0}")]
     Crash(String),
-    #[error("ended before the guest was started")]
-    Interrupted,
     #[error("the device {0} did not come to rest before the reboot")]
     NotQuiet(String),
 }
@@ -109,7 +107,9 @@ pub fn run(plan: &Plan) -> Result<Ending, Error> {
     // Back-ends negotiate while KVM is being opened.
     let connecting = Connecting::start(plan, &ram, events)?;
     let hypervisor = Hypervisor::open()?;
-    let devices = connecting.wait(events)?;
+    let Some(devices) = connecting.wait(events)? else {
+        return Ok(Ending::Quit);
+    };
     let parts = Parts {
         hypervisor: &hypervisor,
         config: &plan.vm,
@@ -122,11 +122,13 @@ pub fn run(plan: &Plan) -> Result<Ending, Error> {
 }
 
 fn run_until_ended(plan: &Plan, parts: &Parts<'_>, events: &Events) -> Result<Ending, Error> {
+    let mut boot = 0;
     loop {
+        boot += 1;
         let mut machine = Machine::build(parts)?;
         let sender = events.sender();
-        machine.start(move |end| sender.send(Event::GuestEnded(end)))?;
-        let end = wait_for_end(events)?;
+        machine.start(move |end| sender.send(Event::GuestEnded { boot, end }))?;
+        let end = wait_for_end(boot, events)?;
         machine.stop();
         let source = match end {
             End::Quit(why) => {
@@ -166,10 +168,15 @@ enum End {
     Quit(&'static str),
 }
 
-fn wait_for_end(events: &Events) -> Result<End, Error> {
+fn wait_for_end(current: u64, events: &Events) -> Result<End, Error> {
     loop {
         match events.next(None).map_err(system("wait for events"))? {
-            Some(Event::GuestEnded(end)) => return Ok(End::Guest(end)),
+            // Two processors may end the same guest, but only the first ends it: the other's word must not end the
+            // next one.
+            Some(Event::GuestEnded { boot, end }) if boot == current => {
+                return Ok(End::Guest(end));
+            }
+            Some(Event::GuestEnded { .. }) => {}
             Some(Event::Quit(why)) => return Ok(End::Quit(why)),
             // The device's worker has logged what happened, and the guest knows from the device's status.
             Some(Event::DeviceReady { .. } | Event::DeviceQuiet { .. }) | None => {}
@@ -247,17 +254,17 @@ impl Connecting {
         Ok(Connecting { count })
     }
 
-    /// Every worker reports within its own deadlines.
-    fn wait(self, events: &Events) -> Result<Vec<Ready>, Error> {
+    /// Every worker reports within its own deadlines. None if the operator has lost patience.
+    fn wait(self, events: &Events) -> Result<Option<Vec<Ready>>, Error> {
         let mut ready: Vec<Option<Ready>> = vec![None; self.count];
         while ready.iter().any(Option::is_none) {
             match events.next(None).map_err(system("wait for events"))? {
                 Some(Event::DeviceReady { index, outcome }) => ready[index] = Some(outcome?),
-                Some(Event::Quit(_)) => return Err(Error::Interrupted),
+                Some(Event::Quit(_)) => return Ok(None),
                 _ => {}
             }
         }
-        Ok(ready.into_iter().flatten().collect())
+        Ok(Some(ready.into_iter().flatten().collect()))
     }
 }
 
