@@ -73,7 +73,7 @@ fn memory_lies_on_both_sides_of_the_hole() {
 
 #[test]
 fn all_processors_start() {
-    for cpus in [1, 2, 4] {
+    for cpus in [1, 2, 4, 32] {
         let ended = Ferry::tiny(&format!("mode=smp cpus={cpus}"))
             .cpus(cpus)
             .run()
