@@ -83,7 +83,7 @@ fn a_back_end_that_hangs_is_given_up_when_it_is_asked_something() {
 #[test]
 fn a_back_end_that_only_pauses_loses_nothing() {
     let disk = Backend::blk("32M").start();
-    let mut guest = Ferry::tiny("mode=blk-writer count=2000 report=50")
+    let mut guest = Ferry::tiny("mode=blk-writer count=800 report=50")
         .with_disk(&disk)
         .start();
     guest.wait_for("blk written=100");
@@ -92,7 +92,7 @@ fn a_back_end_that_only_pauses_loses_nothing() {
     std::thread::sleep(std::time::Duration::from_millis(300));
     disk.wake();
     let ended = guest.end().succeeded();
-    ended.line("blk verified=2000");
+    ended.line("blk verified=800");
     assert!(ended.serial.len() > written);
     assert!(
         ended.log_lines("failed").is_empty(),
@@ -128,7 +128,7 @@ fn the_other_devices_go_on() {
 fn a_killed_virtiofsd() {
     let (disk, mut share) = (Qsd::serving("32M").start(), Virtiofsd::start());
     let guest = until_it_writes(
-        Ferry::tiny("mode=fuse+blk-writer count=3000 report=50")
+        Ferry::tiny("mode=fuse+blk-writer count=1000 report=50")
             .with_disk(&disk)
             .with_fs(&share, "home"),
     );
@@ -136,7 +136,7 @@ fn a_killed_virtiofsd() {
     let mut guest = guest;
     let report = guest.wait_for_log("the device has failed");
     assert!(report.0.contains("fs0"), "{report}");
-    guest.end().succeeded().line("blk verified=3000");
+    guest.end().succeeded().line("blk verified=1000");
 }
 
 #[test]
