@@ -130,7 +130,7 @@ fn a_back_end_may_offer_little() {
 }
 
 #[test]
-fn a_reset_with_requests_in_flight_ends() {
+fn a_reset_waits_for_requests_in_flight() {
     let disk = Backend::blk("1M").start();
     // The writer reports that it is stuck, then resets the disk and starts again.
     let mut guest =
@@ -140,9 +140,11 @@ fn a_reset_with_requests_in_flight_ends() {
             .start();
     disk.hold_requests();
     guest.wait_for("blk outcome=stalled");
+    // Ferry says so once `--request-timeout` has passed.
+    guest.wait_for_log("a reset waits for requests in flight");
+    disk.release_requests();
     let reset = guest.wait_for("blk-reset outcome=");
     assert_eq!(reset.get("outcome"), Some("works"));
-    disk.release_requests();
     let ended = guest.end().succeeded();
     ended.line("blk-try outcome=works");
     assert_eq!(disk.complaints(), Vec::<String>::new());

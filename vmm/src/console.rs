@@ -1,6 +1,6 @@
 //! The guest's serial port, connected to where the user wants it.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,7 +66,12 @@ impl Console {
         let port = SerialPort::new(&sink, events)?;
         if let Some(path) = port.pty() {
             // Not a log message, because at the default level the user would not see where to connect.
-            eprintln!("ferry: the serial port is at {}", path.display());
+            // Whoever closed standard error does not want to know.
+            let _ = writeln!(
+                io::stderr(),
+                "ferry: the serial port is at {}",
+                path.display()
+            );
         }
         Ok(Some(Console {
             port: Arc::new(port),

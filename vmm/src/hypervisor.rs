@@ -111,6 +111,7 @@ impl Hypervisor {
         Ok(Vm {
             fd,
             messages: Mutex::new(Vec::new()),
+            _ram: ram.clone(),
         })
     }
 }
@@ -124,7 +125,7 @@ fn register_ram(fd: &VmFd, ram: &GuestMemoryMmap) -> Result<(), Error> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the mapping stays in place for as long as the machine lives: `Machine` owns a handle to it.
+        // SAFETY: the mapping stays in place for as long as the virtual machine lives: `Vm` owns a handle to it.
         unsafe { fd.set_user_memory_region(slot) }
             .map_err(Error::refused("take the guest's RAM"))?;
     }
@@ -139,6 +140,8 @@ pub struct Vm {
     fd: VmFd,
     /// The message of each MSI line, from [`FIRST_MSI`] on.
     messages: Mutex<Vec<MsiMessage>>,
+    /// What KVM has been given pointers to.
+    _ram: GuestMemoryMmap,
 }
 
 /// Pins of the I/O APIC, which have the first lines of the routing table.
@@ -221,11 +224,15 @@ impl MsiRouter for Vm {
     fn route(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()> {
         // Held across the ioctl, which waits for no one, so that two vCPUs' tables cannot overtake each other.
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        match messages.get_mut((gsi.0 - FIRST_MSI) as usize) {
-            Some(slot) => *slot = message,
-            None => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
-        }
-        self.set_routes(&messages)
+        let index = (gsi.0 - FIRST_MSI) as usize;
+        let Some(slot) = messages.get_mut(index) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let before = std::mem::replace(slot, message);
+        self.set_routes(&messages).inspect_err(|_| {
+            // A message that KVM refuses would spoil every later table, for all devices.
+            messages[index] = before;
+        })
     }
 
     fn attach(&self, gsi: Gsi, source: &EventFd) -> io::Result<()> {

@@ -110,27 +110,16 @@ pub fn run(plan: &Plan) -> Result<Ending, Error> {
     let Some(devices) = connecting.wait(events)? else {
         return Ok(Ending::Quit);
     };
-    let parts = Parts {
+    let mut parts = Parts {
         hypervisor: &hypervisor,
         config: &plan.vm,
-        ram: &ram,
+        ram,
         payload: &payload,
         devices: &devices,
         console: console.as_ref(),
     };
-    run_until_ended(plan, &parts, events)
-}
-
-fn run_until_ended(plan: &Plan, parts: &Parts<'_>, events: &Events) -> Result<Ending, Error> {
-    let mut boot = 0;
-    loop {
-        boot += 1;
-        let mut machine = Machine::build(parts)?;
-        let sender = events.sender();
-        machine.start(move |end| sender.send(Event::GuestEnded { boot, end }))?;
-        let end = wait_for_end(boot, events)?;
-        machine.stop();
-        let source = match end {
+    for boot in 0.. {
+        let source = match run_once(&parts, boot, events)? {
             End::Quit(why) => {
                 tracing::info!("ended by {why}");
                 return Ok(Ending::Quit);
@@ -150,17 +139,43 @@ fn run_until_ended(plan: &Plan, parts: &Parts<'_>, events: &Events) -> Result<En
         if plan.on_reset == OnReset::Exit {
             return Ok(Ending::Reset(source));
         }
-        if let Some(ending) = quieten(parts.devices, &plan.timeouts, events)? {
+        if let Some(ending) = quieten(&devices, &plan.timeouts, events)? {
             return Ok(ending);
         }
-        parts
-            .ram
-            .discard()
-            .map_err(system("empty the guest's RAM for its reboot"))?;
-        if let Some(console) = parts.console {
+        parts.ram = renew(&parts, &plan.vm)?;
+        if let Some(console) = &console {
             console.port().reset();
         }
     }
+    // Only after more boots than there are numbers.
+    Ok(Ending::Quit)
+}
+
+/// One life of the guest, from its first instruction to its reset or end.
+fn run_once(parts: &Parts<'_>, boot: u64, events: &Events) -> Result<End, Error> {
+    let mut machine = Machine::build(parts)?;
+    let sender = events.sender();
+    machine.start(move |end| sender.send(Event::GuestEnded { boot, end }))?;
+    let end = wait_for_end(boot, events)?;
+    machine.stop();
+    Ok(end)
+}
+
+/// RAM for the next guest, which devices are told of.
+///
+/// It is not the old one emptied: a back-end that was given up may wake later and write into what it still has mapped. And
+/// huge pages that were given back could be taken by someone else; new ones are reserved.
+fn renew(parts: &Parts<'_>, config: &VmConfig) -> Result<GuestRam, Error> {
+    parts
+        .ram
+        .discard()
+        .map_err(system("give back the guest's RAM for its reboot"))?;
+    let ram = GuestRam::new(&config.memory)?;
+    let regions = ram.shared_regions();
+    for device in parts.devices {
+        device.set_ram(regions.clone());
+    }
+    Ok(ram)
 }
 
 enum End {

@@ -50,7 +50,7 @@ pub enum Error {
 pub struct Parts<'a> {
     pub hypervisor: &'a Hypervisor,
     pub config: &'a VmConfig,
-    pub ram: &'a GuestRam,
+    pub ram: GuestRam,
     pub payload: &'a Payload,
     pub devices: &'a [Arc<VhostUserDevice>],
     pub console: Option<&'a Console>,

@@ -61,8 +61,13 @@ fn share_heap() {
 }
 
 fn wrong_usage(error: &UsageError) -> u8 {
-    eprintln!("{}", error.report());
+    complain(&error.report());
     exit::USAGE
+}
+
+/// To standard error. One that takes nothing (a full disk, a closed pipe) must not change the exit status.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn run(arguments: Arguments) -> u8 {
@@ -86,7 +91,7 @@ fn run(arguments: Arguments) -> u8 {
         Ok(Ending::Reset(ResetSource::I8042 | ResetSource::Cf9)) => exit::OTHER_RESET,
         Ok(Ending::TripleFault) => exit::TRIPLE_FAULT,
         Err(error) => {
-            eprintln!("ferry: {}", logging::chain(&error));
+            complain(&format!("ferry: {}", logging::chain(&error)));
             match error.is_usage() {
                 true => exit::USAGE,
                 false => exit::FAILED,

@@ -38,7 +38,7 @@ pub enum Error {
 const HUGE_PAGE_HINT: &str =
     ": --memory hugepages=on needs that many free huge pages (see /proc/sys/vm/nr_hugepages)";
 
-/// The RAM of one guest. It outlives a reboot, because back-ends have it mapped.
+/// The RAM of one guest, from its boot to its reset or end.
 pub struct GuestRam {
     mapping: GuestMemoryMmap,
 }
@@ -81,9 +81,7 @@ impl GuestRam {
         self.mapping.iter().filter_map(share).collect()
     }
 
-    /// Empties all of RAM and gives its pages back, for a guest that starts anew.
-    ///
-    /// Back-ends keep their mappings and see zeros.
+    /// Gives all pages back, also those that back-ends have mapped; these see zeros from now on.
     pub fn discard(&self) -> io::Result<()> {
         for region in self.mapping.iter() {
             let Some(file) = region.file_offset() else {

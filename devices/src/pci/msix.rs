@@ -235,8 +235,9 @@ impl MsiX {
         if source.attached == wanted {
             return Ok(());
         }
-        if let Some(gsi) = source.attached.take() {
+        if let Some(gsi) = source.attached {
             self.router.detach(gsi, &source.event)?;
+            source.attached = None;
         }
         if let Some(gsi) = wanted {
             self.router.attach(gsi, &source.event)?;

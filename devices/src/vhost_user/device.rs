@@ -90,6 +90,8 @@ pub struct VhostUserDevice {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub spec: BackendSpec,
+    /// Guest RAM, for the next activation.
+    ram: Mutex<Arc<[RamRegion]>>,
     /// Signalled when something has been posted.
     pub wake: EventFd,
     /// Signalled, and never reset, when the worker is to end.
@@ -148,6 +150,7 @@ impl VhostUserDevice {
     ) -> io::Result<Starting> {
         let shared = Arc::new(Shared {
             spec,
+            ram: Mutex::new(ram),
             wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             stop: Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?),
             inbox: Mutex::default(),
@@ -163,7 +166,7 @@ impl VhostUserDevice {
         thread::Builder::new()
             .name(name)
             .stack_size(STACK)
-            .spawn(move || Worker::run(shared, limits, &ram, &*observer))?;
+            .spawn(move || Worker::run(shared, limits, &*observer))?;
         Ok(starting)
     }
 
@@ -203,6 +206,11 @@ impl VhostUserDevice {
             false => StateTransfer::Absent,
         };
         self.shared.spec.profile.rules().saveability(offer)
+    }
+
+    /// Names all of guest RAM, which the back-end is told of at the next activation in place of what it knows.
+    pub fn set_ram(&self, ram: Arc<[RamRegion]>) {
+        *lock(&self.shared.ram) = ram;
     }
 
     fn post(&self, action: Action) {
@@ -306,6 +314,10 @@ impl Drop for VhostUserDevice {
 }
 
 impl Shared {
+    pub fn ram(&self) -> Arc<[RamRegion]> {
+        Arc::clone(&lock(&self.ram))
+    }
+
     pub fn state(&self) -> DeviceState {
         let value = self.state.load(Ordering::Acquire);
         [

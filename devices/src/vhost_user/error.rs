@@ -77,6 +77,12 @@ pub enum Cause {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// Requests in flight do not come to their end, so that the back-end may yet write to guest memory.
+    #[error("the back-end has not completed its requests within {waited:?} and is taken for dead")]
+    NotDrained {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The back-end does not keep to the protocol.
     #[error("the back-end violated the vhost-user protocol {during}")]
     Violation {
@@ -137,6 +143,7 @@ impl Cause {
             | Cause::CannotConnect { .. }
             | Cause::Closed { .. }
             | Cause::Dead { .. }
+            | Cause::NotDrained { .. }
             | Cause::Violation { .. }
             | Cause::Io { .. }
             | Cause::Poisoned

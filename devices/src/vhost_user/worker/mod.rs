@@ -29,14 +29,13 @@ use crate::virtio::{Activation, ActivationFailed, ActiveQueue, TransportEvents};
 /// How often the rings are looked at while a reset waits for them to run empty.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(1);
 
-pub(super) struct Worker<'a> {
+pub(super) struct Worker {
     shared: Arc<Shared>,
     limits: Limits,
-    ram: &'a [RamRegion],
     frontend: Frontend,
     negotiated: Negotiated,
-    /// Whether the back-end knows guest RAM.
-    memory: MemoryTable,
+    /// Guest RAM as the back-end has been told of it.
+    told_ram: Option<Arc<[RamRegion]>>,
     /// Since the guest's last reset: which rings the back-end has been given.
     session: Option<Session>,
     /// The configuration space has to be fetched again.
@@ -45,17 +44,14 @@ pub(super) struct Worker<'a> {
     current: Option<Current>,
     /// Whether the log has been told that the back-end refuses something. A guest can provoke that at will.
     refusal_logged: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MemoryTable {
-    Unknown,
-    Sent,
+    /// The same of requests in flight that delay a reset.
+    slow_drain_logged: bool,
 }
 
 /// The time from an activation to the reset that ends it.
-#[derive(Default)]
 struct Session {
+    /// Where the rings are.
+    ram: Arc<[RamRegion]>,
     /// Rings that may be running.
     rings: Vec<ActiveQueue>,
 }
@@ -82,16 +78,11 @@ struct Ended {
     had_rings: bool,
 }
 
-impl<'a> Worker<'a> {
+impl Worker {
     /// The thread's whole life.
-    pub fn run(
-        shared: Arc<Shared>,
-        limits: Limits,
-        ram: &'a [RamRegion],
-        observer: &dyn DeviceObserver,
-    ) {
+    pub fn run(shared: Arc<Shared>, limits: Limits, observer: &dyn DeviceObserver) {
         let id = shared.spec.id.clone();
-        let worker = match Self::start(&shared, limits, ram) {
+        let worker = match Self::start(&shared, limits) {
             Ok(worker) => worker,
             Err(cause) => {
                 let error = error(&shared, cause);
@@ -127,7 +118,7 @@ impl<'a> Worker<'a> {
         serve_failed(&shared);
     }
 
-    fn start(shared: &Arc<Shared>, limits: Limits, ram: &'a [RamRegion]) -> Result<Self, Cause> {
+    fn start(shared: &Arc<Shared>, limits: Limits) -> Result<Self, Cause> {
         let spec = &shared.spec;
         let socket = negotiation::connect(&spec.socket, limits.connect, &shared.stop)?;
         let connection = Connection::new(
@@ -149,14 +140,14 @@ impl<'a> Worker<'a> {
         Ok(Worker {
             shared: Arc::clone(shared),
             limits,
-            ram,
             frontend,
             negotiated,
-            memory: MemoryTable::Unknown,
+            told_ram: None,
             session: None,
             config_is_stale: false,
             current: None,
             refusal_logged: false,
+            slow_drain_logged: false,
         })
     }
 
@@ -179,7 +170,10 @@ impl<'a> Worker<'a> {
         while let Some(command) = self.shared.next_command() {
             self.carry_out(command)?;
         }
-        while let Some(write) = self.shared.next_write() {
+        // An order does not wait for a queue of writes.
+        while !self.shared.has_command()
+            && let Some(write) = self.shared.next_write()
+        {
             self.write_config(&write)?;
         }
         self.config_is_stale |= self.frontend.connection().take_config_changed();

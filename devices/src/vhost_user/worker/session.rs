@@ -1,10 +1,11 @@
 //! From an activation to the reset that ends it: giving the back-end memory and rings, and getting them back.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
 
-use super::{DRAIN_INTERVAL, MemoryTable, Session, Worker};
+use super::{DRAIN_INTERVAL, Session, Worker};
 use crate::vhost_user::error::Cause;
 use crate::vhost_user::frontend::{Frontend, RingEvent, RingState};
 use crate::vhost_user::memory::RamRegion;
@@ -12,22 +13,29 @@ use crate::vhost_user::rings;
 use crate::vhost_user::socket::MAX_FDS;
 use crate::virtio::{Activation, ActiveQueue};
 
-impl Worker<'_> {
+impl Worker {
     /// Tells the back-end everything it needs to serve the rings, then lets it.
     pub(super) fn start_rings(&mut self, activation: Activation) -> Result<(), Cause> {
+        let ram = self.shared.ram();
         for queue in &activation.queues {
-            if !rings::fits(self.ram, queue) {
+            if !rings::fits(&ram, queue) {
                 return Err(Cause::BadSetup {
                     reason: format!("queue {} does not lie in guest RAM", queue.index),
                 });
             }
         }
-        let session = self.session.insert(Session::default());
+        let session = self.session.insert(Session {
+            ram: Arc::clone(&ram),
+            rings: Vec::new(),
+        });
         let frontend = &mut self.frontend;
         frontend.set_features(self.negotiated.acknowledge(activation.features))?;
-        if self.memory == MemoryTable::Unknown {
-            send_memory(frontend, self.ram, self.negotiated.memory_slots)?;
-            self.memory = MemoryTable::Sent;
+        let knows = |told: &Arc<[RamRegion]>| Arc::ptr_eq(told, &ram);
+        if !self.told_ram.as_ref().is_some_and(knows) {
+            // Should the answer be lost, the table is sent again.
+            self.told_ram = None;
+            send_memory(frontend, &ram, self.negotiated.memory_slots)?;
+            self.told_ram = Some(ram);
         }
         for queue in &activation.queues {
             if self.shared.has_command() {
@@ -50,7 +58,7 @@ impl Worker<'_> {
 
     /// Stops the rings, then resets the back-end's device if it knows how.
     pub(super) fn end_session(&mut self, session: &Session) -> Result<(), Cause> {
-        self.drain(&session.rings)?;
+        self.drain(session)?;
         for queue in &session.rings {
             self.frontend.get_vring_base(queue.index)?;
         }
@@ -71,33 +79,51 @@ impl Worker<'_> {
     }
 
     /// Lets requests in flight come to their end. By the protocol GET_VRING_BASE does this, but qemu-storage-daemon
-    /// answers at once and writes to guest memory later, when it may hold something else. Bounded, because a
-    /// ring that the guest has filled with nonsense never runs empty.
-    fn drain(&mut self, started: &[ActiveQueue]) -> Result<(), Cause> {
+    /// answers at once and writes to guest memory later, when it may hold something else. So a device whose requests
+    /// do not end fails, as one that does not answer.
+    fn drain(&mut self, session: &Session) -> Result<(), Cause> {
         let rules = self.shared.spec.profile.rules();
-        let deadline = Instant::now() + self.limits.request;
-        let mut draining: Vec<&ActiveQueue> = started
+        let began = Instant::now();
+        let slow_at = began + self.limits.request;
+        // Some of the time is kept for the messages that follow.
+        let deadline = began + self.limits.dead.mul_f32(0.9);
+        let mut draining: Vec<&ActiveQueue> = session
+            .rings
             .iter()
-            .filter(|queue| rules.drains(queue.index) && is_outstanding(self.ram, queue))
+            .filter(|queue| rules.drains(queue.index) && is_outstanding(&session.ram, queue))
             .collect();
         for queue in &draining {
             // A request may have been made available and not been announced. The signal can only fail
             // when as many are pending that one more makes no difference.
             let _ = queue.kick.write(1);
         }
-        while !draining.is_empty() && Instant::now() < deadline {
-            self.wait(Some(deadline.min(Instant::now() + DRAIN_INTERVAL)))?;
-            let ram = self.ram;
-            draining.retain(|queue| is_outstanding(ram, queue));
-        }
-        if !draining.is_empty() {
-            tracing::warn!(
-                device = self.shared.spec.id,
-                "reset with requests in flight: the back-end has not completed them within {:?}",
-                self.limits.request
-            );
+        while !draining.is_empty() {
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Cause::NotDrained {
+                    waited: now - began,
+                });
+            }
+            if now >= slow_at {
+                self.log_slow_drain();
+            }
+            self.wait(Some(deadline.min(now + DRAIN_INTERVAL)))?;
+            draining.retain(|queue| is_outstanding(&session.ram, queue));
         }
         Ok(())
+    }
+
+    /// Once per device, because a guest can provoke it at will.
+    fn log_slow_drain(&mut self) {
+        if !std::mem::replace(&mut self.slow_drain_logged, true) {
+            tracing::warn!(
+                device = self.shared.spec.id,
+                "a reset waits for requests in flight: the back-end has not completed them within {:?}; \
+                 they are waited for up to {:?}",
+                self.limits.request,
+                self.limits.dead,
+            );
+        }
     }
 }
 
