@@ -53,7 +53,6 @@ pub struct Process {
 impl Process {
     /// Starts a command. Its output goes to the file `log`, or where the command says if there is none.
     pub fn start(mut command: Command, log: Option<&Path>) -> Self {
-        let name = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null());
         if let Some(path) = log {
             let file = File::create(path).expect("a log file");
@@ -61,6 +60,14 @@ impl Process {
                 .stdout(file.try_clone().expect("a log file"))
                 .stderr(file);
         }
+        let mut process = Self::start_as_is(command);
+        process.log = log.map(Path::to_owned);
+        process
+    }
+
+    /// Starts a command with the standard streams that it names.
+    pub fn start_as_is(mut command: Command) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
         die_with_parent(&mut command);
         let child = command
             .spawn()
@@ -68,7 +75,7 @@ impl Process {
         Process {
             child,
             name,
-            log: log.map(Path::to_owned),
+            log: None,
         }
     }
 

@@ -12,6 +12,7 @@
 //! guest's FIFO stays in the backlog, and what does not fit there is not read from the far end yet.
 
 mod escape;
+mod loss;
 mod output;
 mod poll;
 mod pty;

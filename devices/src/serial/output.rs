@@ -8,7 +8,9 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::loss::Loss;
 
 /// The most bytes that wait. When there are more, the oldest are lost.
 pub const OUTPUT_MOST: usize = 1 << 20;
@@ -29,10 +31,9 @@ struct State {
     /// Bytes that the serial thread has taken and not written yet.
     taken: usize,
     reader: Reader,
-    /// Bytes lost since the start, and those among them that no message has named.
+    /// Bytes lost since the start.
     lost: u64,
-    unreported: u64,
-    notice: Notice,
+    loss: Loss,
 }
 
 /// The serial thread.
@@ -49,22 +50,13 @@ enum Reader {
     Gone,
 }
 
-/// Whether the beginning of a loss has been told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Notice {
-    #[default]
-    None,
-    Due,
-    Given,
-}
-
 impl Output {
     /// An empty queue.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             state: Mutex::default(),
             drained: Condvar::new(),
-            wake: EventFd::new(EFD_NONBLOCK)?,
+            wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
         })
     }
 
@@ -82,14 +74,11 @@ impl Output {
             if state.bytes.len() == OUTPUT_MOST {
                 state.bytes.pop_front();
                 state.lost += 1;
-                state.unreported += 1;
+                state.loss.add(1);
             }
             state.bytes.push_back(*byte);
         }
-        let lossy = state.unreported > 0 && state.notice == Notice::None;
-        if lossy {
-            state.notice = Notice::Due;
-        }
+        let lossy = state.loss.falls_due(Instant::now);
         let asleep = state.reader == Reader::Asleep;
         if asleep {
             state.reader = Reader::Busy;
@@ -164,23 +153,18 @@ impl Output {
         self.drained.notify_all();
     }
 
-    /// Says once that bytes have begun to get lost.
+    /// Whether it is to be told now that bytes get lost.
     pub fn loss_begun(&self) -> bool {
-        let mut state = self.state();
-        let due = state.notice == Notice::Due;
-        if due {
-            state.notice = Notice::Given;
-        }
-        due
+        self.state().loss.tell_begin(Instant::now())
     }
 
-    /// How many bytes were lost, once the far end takes bytes again.
+    /// How many bytes were lost, once the far end has caught up after a loss that was told.
     pub fn loss_ended(&self) -> Option<u64> {
         let mut state = self.state();
-        state.notice = Notice::None;
-        match std::mem::take(&mut state.unreported) {
-            0 => None,
-            lost => Some(lost),
+        // A guest that fills the queue as fast as it empties has one long loss, not one per write.
+        match state.bytes.len() < OUTPUT_MOST / 2 {
+            true => state.loss.tell_end(),
+            false => None,
         }
     }
 

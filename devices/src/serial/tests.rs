@@ -408,6 +408,24 @@ fn a_guest_that_prints_a_lot_at_once_wakes_the_thread_seldom() {
     assert_eq!(output.wake_event().read().unwrap(), 1);
 }
 
+#[test]
+fn the_end_of_a_loss_is_told_when_the_queue_is_below_half() {
+    let output = Output::new().unwrap();
+    output.push(&pattern(OUTPUT_MOST));
+    assert!(!output.loss_begun());
+    output.push(b"xyz");
+    assert!(output.loss_begun());
+    let mut chunk = Vec::new();
+    output.take(&mut chunk, OUTPUT_MOST / 2);
+    assert_eq!(output.loss_ended(), None, "still half full");
+    output.take(&mut chunk, 1);
+    assert_eq!(output.loss_ended(), Some(3));
+    // The next one, right after it, is too soon.
+    output.push(&pattern(OUTPUT_MOST));
+    assert!(output.lost() > 3);
+    assert!(!output.loss_begun());
+}
+
 fn pipe() -> (File, File) {
     let (reader, writer) = io::pipe().unwrap();
     let file = |fd: std::os::fd::OwnedFd| File::from(fd);

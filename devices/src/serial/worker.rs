@@ -72,6 +72,7 @@ struct Worker {
 struct Told {
     write_failed: bool,
     input_lost: bool,
+    accept_failed: bool,
 }
 
 impl Worker {
@@ -277,8 +278,14 @@ impl Worker {
             }
             Err(error) if is_temporary(&error) => {}
             Err(error) => {
+                if !self.told.accept_failed {
+                    self.told.accept_failed = true;
+                    tracing::warn!(
+                        device = "serial",
+                        "cannot accept a client, and will try again without a word: {error}"
+                    );
+                }
                 // Without the pause, a lack of descriptors would make this a busy loop.
-                tracing::warn!(device = "serial", "cannot accept a client: {error}");
                 thread::sleep(std::time::Duration::from_millis(100));
             }
         }
