@@ -165,35 +165,3 @@ fn a_guest_reboots_without_its_dead_disk() {
         ended.transcript()
     );
 }
-
-#[test]
-fn a_guest_reboots_away_from_a_disk_that_does_not_finish() {
-    let disk = Backend::blk("1M").start();
-    let counter = Qsd::serving("1M").start();
-    let cmdline = "mode=ticks+blk-writer+reboot ticks=3 patience=1000 count=100 times=1 \
-                   counter-disk=1";
-    let mut guest = Ferry::tiny(cmdline)
-        .request_timeout(1)
-        .dead_timeout(3)
-        .with_disk(&disk)
-        .with_disk(&counter)
-        .start();
-    disk.hold_requests();
-    guest.wait_for("blk outcome=stalled");
-    guest.wait_for_log("the device has failed");
-    // What the back-end writes now lands in RAM that no guest has any more.
-    disk.release_requests();
-    let ended = guest.end();
-    assert_eq!(
-        ended.lines("tiny: hello").len(),
-        2,
-        "{}",
-        ended.transcript()
-    );
-    assert_eq!(
-        ended.lines("blk outcome=needs-reset").len(),
-        1,
-        "{}",
-        ended.transcript()
-    );
-}
