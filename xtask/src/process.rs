@@ -21,13 +21,7 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start(name: &str, command: &mut Command) -> Result<Self> {
-        // SAFETY: the closure only makes one system call, which is allowed between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        die_with_parent(command);
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
@@ -91,6 +85,17 @@ impl Process {
     pub fn log(&self) -> String {
         let bytes = self.log.as_ref().and_then(|log| std::fs::read(log).ok());
         String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    }
+}
+
+/// Lets a child be killed when the thread that starts it ends, however it ends.
+pub fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure only makes one system call, which is allowed between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
     }
 }
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::process::die_with_parent;
+
 /// One thing that takes long.
 pub struct Step {
     what: String,
@@ -60,6 +62,8 @@ impl Step {
             .stdin(Stdio::null())
             .stdout(writer.try_clone().context("cannot copy a pipe")?)
             .stderr(writer);
+        // It writes where the next run will write: it must not outlive this one.
+        die_with_parent(command);
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
