@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vm_migration::Saveability;
 
 use super::{BackendView, Rules, StateTransfer, needs_transfer};
@@ -9,6 +10,10 @@ use crate::vhost_user::frontend::MAX_CONFIG;
 
 /// Feature bits that belong to a device's type: 0 to 23, and from 50 on (Virtual I/O Device 1.2, 2.2).
 const TYPE_FEATURES: u64 = 0x00ff_ffff | !((1 << 50) - 1);
+
+/// VIRTIO_CONSOLE_F_MULTIPORT (5.3.3), and the fewest queues with it: port 0's two and the two for control (5.3.2).
+const CONSOLE_MULTIPORT: u64 = 1 << 1;
+const MULTIPORT_QUEUES: u16 = 4;
 
 /// What the back-end keeps between requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +64,12 @@ impl Rules for Generic {
     }
 
     fn device_features(&self, view: &BackendView<'_>) -> u64 {
-        view.features & TYPE_FEATURES
+        let mut features = view.features & TYPE_FEATURES;
+        // A driver that accepts it looks for the queues for control, and fails if they are not there.
+        if self.device_type == VIRTIO_ID_CONSOLE && view.requested_queues < MULTIPORT_QUEUES {
+            features &= !CONSOLE_MULTIPORT;
+        }
+        features
     }
 
     fn config(&self, view: &BackendView<'_>) -> Result<Vec<u8>, String> {
@@ -122,6 +132,25 @@ mod tests {
             drain: vec![1],
             config: None,
         }
+    }
+
+    #[test]
+    fn a_console_without_queues_for_control_has_one_port() {
+        let multiport = |device_type, requested_queues| {
+            let view = BackendView {
+                features: u64::MAX,
+                config: None,
+                requested_queues,
+            };
+            let device = Generic {
+                device_type,
+                ..generic()
+            };
+            device.device_features(&view) & CONSOLE_MULTIPORT != 0
+        };
+        assert!(!multiport(VIRTIO_ID_CONSOLE, 2));
+        assert!(multiport(VIRTIO_ID_CONSOLE, 4));
+        assert!(multiport(19, 2));
     }
 
     #[test]

@@ -53,7 +53,13 @@ impl Worker {
         for queue in &activation.queues {
             frontend.set_vring_enable(queue.index, RingState::Enabled)?;
         }
-        frontend.fence()
+        frontend.fence()?;
+        // The driver does not wait for this, and what it announced of a ring not yet enabled is lost: back-ends take
+        // the signal and leave the ring alone. The write can only fail when a signal is pending anyway.
+        for queue in &activation.queues {
+            let _ = queue.kick.write(1);
+        }
+        Ok(())
     }
 
     /// Stops the rings, then resets the back-end's device if it knows how.
