@@ -69,7 +69,8 @@ impl Serving {
         command
             .args(["--socket-path", "socket", "--backend", "network"])
             .args(["--tcp-port", &port.to_string()]);
-        let options = "device_type=3,id=console0,num_queues=2,state=none,drain=[1]";
+        // Port 0, and the two queues for control, without which this back-end receives nothing.
+        let options = "device_type=3,id=console0,num_queues=4,state=none,drain=[1,3]";
         Self::start(dir, command, "--vhost-user", "socket0", options)
     }
 
