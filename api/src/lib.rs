@@ -4,3 +4,5 @@
 //! This crate knows nothing of KVM or of devices' insides.
 
 pub mod config;
+pub mod control;
+pub mod events;
