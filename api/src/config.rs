@@ -1,5 +1,8 @@
 //! The configuration of a virtual machine.
 
+pub mod text;
+pub mod validate;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

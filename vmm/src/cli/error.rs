@@ -5,6 +5,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use ferry_api::config::text::SyntaxError;
+use ferry_api::config::validate::Fault;
+
 /// A command line that Ferry cannot follow. Nothing has been started.
 ///
 /// Shown as `--disk: queue_size=100 is not a power of two`; causes of causes follow through
@@ -61,6 +64,30 @@ pub enum Problem {
         #[source]
         cause: io::Error,
     },
+}
+
+impl From<SyntaxError> for Problem {
+    fn from(error: SyntaxError) -> Self {
+        Problem::Syntax(error.to_string())
+    }
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Value {
+                field,
+                value,
+                reason,
+            } => Problem::Value {
+                key: field,
+                value,
+                reason: reason.into_owned(),
+            },
+            Fault::Missing(field) => Problem::MissingKey(field),
+            other => Problem::Conflict(other.to_string()),
+        }
+    }
 }
 
 impl UsageError {

@@ -5,17 +5,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use ferry_api::config::text::split;
 use ferry_api::config::{CpusConfig, MemoryConfig, PayloadConfig, SerialConfig};
 
 use super::error::{Problem, UsageError};
-use super::options::{Options, split};
-
-/// The size of a page, in bytes.
-const PAGE: u64 = 4096;
-/// Sizes of huge pages, in bytes.
-const HUGE_PAGES: [u64; 2] = [2 << 20, 1 << 30];
-/// What Linux on x86 takes at most, without the terminating zero byte.
-const CMDLINE_MOST: usize = 2047;
+use super::options::Options;
 
 /// `--kernel`, `--initramfs` and `--cmdline`.
 pub fn payload(
@@ -32,19 +26,16 @@ pub fn payload(
     if let Some(initramfs) = &initramfs {
         readable_file("--initramfs", initramfs)?;
     }
-    let cmdline = cmdline.unwrap_or_default();
-    if cmdline.len() > CMDLINE_MOST {
-        let length = cmdline.len();
-        let problem = Problem::Conflict(format!(
-            "{length} bytes are too long: a guest takes at most {CMDLINE_MOST}"
-        ));
-        return Err(UsageError::new("--cmdline", problem));
-    }
-    Ok(PayloadConfig {
+    let payload = PayloadConfig {
         kernel,
         initramfs,
-        cmdline,
-    })
+        cmdline: cmdline.unwrap_or_default(),
+    };
+    // The files have been opened: only the command line is left to be wrong.
+    payload
+        .check()
+        .map_err(|fault| UsageError::new("--cmdline", fault.into()))?;
+    Ok(payload)
 }
 
 /// Checks that `path` is a file with contents that can be read.
@@ -84,17 +75,19 @@ pub fn cpus(text: Option<&str>) -> Result<CpusConfig, UsageError> {
     };
     let mut options = Options::parse("--cpus", text, &["boot", "max"])
         .map_err(|error| error.hint("for four processors write --cpus boot=4"))?;
-    let range = 1..=CpusConfig::MOST;
+    let range = CpusConfig::RANGE;
     let boot_vcpus = options.number("boot", range.clone())?.unwrap_or(1);
     let max_vcpus = options.number("max", range)?.unwrap_or(boot_vcpus);
-    if boot_vcpus > max_vcpus {
-        let problem = Problem::Conflict(format!("boot={boot_vcpus} is more than max={max_vcpus}"));
-        return Err(options.error(problem));
-    }
-    Ok(CpusConfig {
+    let cpus = CpusConfig {
         boot_vcpus,
         max_vcpus,
-    })
+    };
+    // Each is within the range: only their order is left to be wrong. The flag has shorter names for them.
+    cpus.check().map_err(|_| {
+        let problem = Problem::Conflict(format!("boot={boot_vcpus} is more than max={max_vcpus}"));
+        options.error(problem)
+    })?;
+    Ok(cpus)
 }
 
 /// `--memory`.
@@ -118,36 +111,8 @@ pub fn memory(text: Option<&str>) -> Result<MemoryConfig, UsageError> {
     memory.hugepage_size = options.size("hugepage_size")?;
     memory.prefault = options.switch("prefault")?.unwrap_or(memory.prefault);
 
-    let size = memory.size;
-    if size < MemoryConfig::LEAST {
-        let least = MemoryConfig::LEAST >> 20;
-        return Err(options.bad("size", size, format!("is less than {least}M")));
-    }
-    let page = page_size(&memory, &options)?;
-    if !size.is_multiple_of(page) {
-        return Err(options.bad(
-            "size",
-            size,
-            format!("is not a multiple of the page size, {page} bytes"),
-        ));
-    }
+    memory.check().map_err(|fault| options.fault(fault))?;
     Ok(memory)
-}
-
-/// The page size that the amount of memory has to be a multiple of.
-fn page_size(memory: &MemoryConfig, options: &Options) -> Result<u64, UsageError> {
-    match memory.hugepage_size {
-        Some(size) if !HUGE_PAGES.contains(&size) => {
-            Err(options.bad("hugepage_size", size, "is neither 2M nor 1G"))
-        }
-        Some(_) if !memory.hugepages => {
-            let problem = Problem::Conflict("hugepage_size= needs hugepages=on".into());
-            Err(options.error(problem))
-        }
-        Some(size) => Ok(size),
-        None if memory.hugepages => Ok(HUGE_PAGES[0]),
-        None => Ok(PAGE),
-    }
 }
 
 /// `--serial`.
@@ -156,7 +121,7 @@ pub fn serial(text: Option<&str>) -> Result<SerialConfig, UsageError> {
     let Some(text) = text else {
         return Ok(SerialConfig::Tty);
     };
-    let mut items = split(text).map_err(|problem| UsageError::new(flag, problem))?;
+    let mut items = split(text).map_err(|error| UsageError::new(flag, error.into()))?;
     let item = items.pop().unwrap_or_default();
     let wrong = || {
         let problem = Problem::Syntax(format!("there is no `{text}`"));
@@ -181,14 +146,16 @@ pub fn serial(text: Option<&str>) -> Result<SerialConfig, UsageError> {
             Ok(SerialConfig::File(path))
         }
         ("socket", Some(path)) if !path.is_empty() => {
-            super::devices::check_socket_path(&path)
-                .map_err(|reason| wrong_socket(flag, &path, reason))?;
             let path = PathBuf::from(path);
+            let serial = SerialConfig::Socket(path.clone());
+            serial
+                .check()
+                .map_err(|fault| UsageError::new(flag, fault.into()))?;
             check_place(&path, |kind| match kind.is_socket() {
                 true => Ok(()),
                 false => Err(io::Error::other("it is there, and it is not a socket")),
             })?;
-            Ok(SerialConfig::Socket(path))
+            Ok(serial)
         }
         _ => Err(wrong()),
     }
@@ -213,17 +180,6 @@ fn check_place(
         let path = path.to_owned();
         UsageError::new("--serial", Problem::File { path, cause })
     })
-}
-
-fn wrong_socket(flag: &str, path: &str, reason: String) -> UsageError {
-    UsageError::new(
-        flag,
-        Problem::Value {
-            key: "socket",
-            value: path.to_owned(),
-            reason,
-        },
-    )
 }
 
 /// `--console`: Ferry has no virtio console of its own, so both words mean the same.

@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ferry_api::config::validate::{Misfit, Part};
 use ferry_api::config::{Timeouts, VmConfig};
 
 pub use error::{Problem, UsageError};
@@ -109,18 +110,11 @@ fn vm(flags: Flags) -> Result<VmConfig, UsageError> {
     let cpus = machine::cpus(flags.cpus.as_deref())?;
     let memory = machine::memory(flags.memory.as_deref())?;
     let serial = machine::serial(flags.serial.as_deref())?;
-    let mut disks = each(&flags.disk, devices::disk)?;
-    let mut fs = each(&flags.fs, devices::fs)?;
-    let mut vhost_user = each(&flags.vhost_user, devices::generic)?;
-    devices::name(&mut disks, &mut fs, &mut vhost_user)?;
-    let has_devices = !(disks.is_empty() && fs.is_empty() && vhost_user.is_empty());
-    if has_devices && !memory.shared {
-        let problem = Problem::Conflict("shared=off leaves back-ends without guest RAM".into());
-        return Err(UsageError::new("--memory", problem)
-            .hint("leave shared= away: it is on by default, and every device needs it"));
-    }
+    let disks = each(&flags.disk, devices::disk)?;
+    let fs = each(&flags.fs, devices::fs)?;
+    let vhost_user = each(&flags.vhost_user, devices::generic)?;
     let payload = machine::payload(flags.kernel, flags.initramfs, flags.cmdline)?;
-    Ok(VmConfig {
+    let mut vm = VmConfig {
         payload,
         cpus,
         memory,
@@ -128,7 +122,25 @@ fn vm(flags: Flags) -> Result<VmConfig, UsageError> {
         fs,
         vhost_user,
         serial,
-    })
+    };
+    vm.complete().map_err(misfit)?;
+    Ok(vm)
+}
+
+fn misfit(misfit: Misfit) -> UsageError {
+    let flag = match misfit.part {
+        Part::Memory => "--memory",
+        Part::Disk(_) => "--disk",
+        Part::Fs(_) => "--fs",
+        Part::Generic(_) => "--vhost-user",
+    };
+    let error = UsageError::new(flag, misfit.fault.into());
+    match misfit.part {
+        Part::Memory => {
+            error.hint("leave shared= away: it is on by default, and every device needs it")
+        }
+        _ => error,
+    }
 }
 
 fn each<T>(

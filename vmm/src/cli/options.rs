@@ -10,6 +10,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use ferry_api::config::text::{Item, size, split, whole_number};
+use ferry_api::config::validate::Fault;
+
 use super::error::{Problem, UsageError};
 
 /// The pairs of one flag's value, taken out key by key.
@@ -36,10 +39,15 @@ impl Options {
             flag,
             pairs: Vec::new(),
         };
-        for item in split(text).map_err(|problem| options.error(problem))? {
+        for item in split(text).map_err(|error| options.error(error.into()))? {
             options.add(item, known)?;
         }
         Ok(options)
+    }
+
+    /// What a rule of [`ferry_api::config::validate`] has found, in this flag's words.
+    pub fn fault(&self, fault: Fault) -> UsageError {
+        self.error(fault.into())
     }
 
     fn add(&mut self, item: Item, known: &[&'static str]) -> Result<(), UsageError> {
@@ -171,95 +179,4 @@ impl Options {
             None => Err(self.bad(key, value, "is not a list of numbers such as [0,1]")),
         }
     }
-}
-
-/// One `key=value`, still without meaning.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Item {
-    /// What stands before the first `=`.
-    pub key: String,
-    /// What stands after it, without quotes; absent if there is no `=`.
-    pub value: Option<String>,
-}
-
-impl Item {
-    fn push(&mut self, character: char) {
-        match &mut self.value {
-            Some(value) => value.push(character),
-            None => self.key.push(character),
-        }
-    }
-}
-
-/// Splits at the commas that stand outside of quotes and brackets.
-pub fn split(text: &str) -> Result<Vec<Item>, Problem> {
-    let mut items = vec![Item::default()];
-    let mut quoted = false;
-    let mut depth = 0_u32;
-    for character in text.chars() {
-        let last = items.len() - 1;
-        let item = &mut items[last];
-        match character {
-            '"' => quoted = !quoted,
-            ',' if !quoted && depth == 0 => items.push(Item::default()),
-            '=' if !quoted && item.value.is_none() => item.value = Some(String::new()),
-            _ => {
-                if !quoted && character == '[' {
-                    depth += 1;
-                } else if !quoted && character == ']' {
-                    depth = depth
-                        .checked_sub(1)
-                        .ok_or_else(|| syntax("a `]` has no `[` before it"))?;
-                }
-                item.push(character);
-            }
-        }
-    }
-    if quoted {
-        return Err(syntax("a double quote is not closed"));
-    }
-    if depth > 0 {
-        return Err(syntax("a `[` is not closed"));
-    }
-    if items.iter().any(|item| item.key.is_empty()) {
-        return Err(syntax(match text {
-            "" => "the value is empty",
-            _ => "a key is missing before `=`, or between two commas, or after the last one",
-        }));
-    }
-    Ok(items)
-}
-
-fn syntax(message: &str) -> Problem {
-    Problem::Syntax(message.to_owned())
-}
-
-/// A number without sign, decimal or in base 16 after `0x`.
-fn whole_number(text: &str) -> Option<u64> {
-    let (digits, base) = match text.strip_prefix("0x") {
-        Some(digits) => (digits, 16),
-        None => (text, 10),
-    };
-    // `from_str_radix` would take a sign.
-    if !digits.chars().all(|digit| digit.is_digit(base)) {
-        return None;
-    }
-    u64::from_str_radix(digits, base).ok()
-}
-
-/// A number of bytes, with the suffix K, M, G or T (powers of 1024, also in lower case).
-pub fn size(text: &str) -> Option<u64> {
-    let shift = match text.chars().last()?.to_ascii_uppercase() {
-        'K' => 10,
-        'M' => 20,
-        'G' => 30,
-        'T' => 40,
-        _ => 0,
-    };
-    let digits = if shift == 0 {
-        text
-    } else {
-        &text[..text.len() - 1]
-    };
-    whole_number(digits)?.checked_mul(1 << shift)
 }

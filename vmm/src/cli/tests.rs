@@ -265,6 +265,11 @@ fn every_mistake_is_named_with_its_reason() {
             disk(",id=a/b"),
             "id=a/b may hold letters, digits, `-`, `_`, `.` and `:`",
         ),
+        (
+            "--disk",
+            disk(",id=__vm"),
+            "id=__vm begins with `__`, as only Ferry's own names do",
+        ),
         ("--disk", disk(",id=\"a"), "a double quote is not closed"),
         ("--disk", disk(",id=[a"), "a `[` is not closed"),
         ("--disk", disk(",id=a]"), "a `]` has no `[` before it"),
@@ -564,17 +569,17 @@ proptest! {
 
     #[test]
     fn a_quoted_value_comes_out_as_it_was(value in "[^\"]{0,40}") {
-        let items = options::split(&format!("key=\"{value}\",other=1")).unwrap();
+        let items = ferry_api::config::text::split(&format!("key=\"{value}\",other=1")).unwrap();
         prop_assert_eq!(items.len(), 2);
         prop_assert_eq!(items[0].value.as_deref(), Some(value.as_str()));
     }
 
     #[test]
     fn sizes_are_what_they_say(number in 0..1_u64 << 23) {
-        prop_assert_eq!(options::size(&number.to_string()), Some(number));
-        prop_assert_eq!(options::size(&format!("{number}k")), Some(number << 10));
-        prop_assert_eq!(options::size(&format!("{number}M")), Some(number << 20));
-        prop_assert_eq!(options::size(&format!("{number}G")), Some(number << 30));
-        prop_assert_eq!(options::size(&format!("{number}T")), Some(number << 40));
+        prop_assert_eq!(ferry_api::config::text::size(&number.to_string()), Some(number));
+        prop_assert_eq!(ferry_api::config::text::size(&format!("{number}k")), Some(number << 10));
+        prop_assert_eq!(ferry_api::config::text::size(&format!("{number}M")), Some(number << 20));
+        prop_assert_eq!(ferry_api::config::text::size(&format!("{number}G")), Some(number << 30));
+        prop_assert_eq!(ferry_api::config::text::size(&format!("{number}T")), Some(number << 40));
     }
 }
