@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Limits;
 use super::backend_channel::{BackendChannel, ChannelState};
+use super::counters::Counters;
 use super::error::{Cause, During, Violation};
 use super::incoming::{Incoming, Progress, ReadError};
 use super::message::{Acknowledge, Header, ReplyShape, RequestCode};
@@ -63,6 +64,7 @@ pub struct Connection {
     owed: Option<Owed>,
     incoming: Incoming,
     channel: Option<BackendChannel>,
+    counters: Arc<Counters>,
     /// Whether the back-end has announced a change of the configuration space.
     config_changed: bool,
     poisoned: bool,
@@ -84,6 +86,8 @@ struct Owed {
     since: Instant,
     /// Whether the log has been told that it takes long.
     noted: bool,
+    /// Whether it has been counted as late.
+    counted: bool,
 }
 
 enum Flushed {
@@ -103,9 +107,15 @@ impl Connection {
             owed: None,
             incoming: Incoming::default(),
             channel: None,
+            counters: Arc::default(),
             config_changed: false,
             poisoned: false,
         }
+    }
+
+    /// Counts there from now on.
+    pub(super) fn count_in(&mut self, counters: Arc<Counters>) {
+        self.counters = counters;
     }
 
     /// Serves `channel` from now on, also while an answer is awaited on the main socket.
@@ -204,6 +214,7 @@ impl Connection {
                 shape,
                 since: Instant::now(),
                 noted: false,
+                counted: false,
             });
         }
         self.flush(deadline)
@@ -384,6 +395,7 @@ impl Connection {
             self.check_alive(request, since)?;
             let now = Instant::now();
             if now >= deadline {
+                self.count_late();
                 return Err(Cause::Late {
                     request,
                     waited: now - since,
@@ -431,7 +443,16 @@ impl Connection {
             "the back-end has not answered {} for {:?}; it is waited for up to {:?}",
             owed.request, self.limits.request, self.limits.dead,
         );
+        self.count_late();
         None
+    }
+
+    /// Counts the owed answer as late, once.
+    fn count_late(&mut self) {
+        if let Some(owed) = self.owed.as_mut().filter(|owed| !owed.counted) {
+            owed.counted = true;
+            self.counters.late_answers.add();
+        }
     }
 
     fn check_alive(&self, request: RequestCode, since: Instant) -> Result<(), Cause> {

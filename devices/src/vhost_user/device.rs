@@ -1,22 +1,21 @@
-//! The handle to a vhost-user device, and what it shares with the device's worker.
+//! The handle to a vhost-user device.
 //!
-//! Nothing here waits: the transport calls from vCPU threads. What the back-end has to do is posted to the worker,
-//! whose inbox is bounded: the transport has at most one activation and one reset pending, and of the guest's
-//! writes to the configuration space the oldest are dropped when there are too many.
+//! Nothing here waits: the transport calls from vCPU threads. What the back-end has to do is posted to the worker's
+//! [inbox](super::inbox), and what can be said at once is read from what the worker [shares](super::shared).
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use vm_migration::Saveability;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counters::{DeviceCounters, RingCounters};
 use super::error::{Error, chain};
+use super::inbox::{ConfigWrite, Done, Order};
 use super::memory::RamRegion;
 use super::negotiated::Negotiated;
 use super::profile::StateTransfer;
+use super::shared::{Shared, signal};
 use super::worker::Worker;
 use super::{BackendSpec, Limits};
 use crate::virtio::{Activation, TransportEvents, VirtioDevice};
@@ -27,12 +26,7 @@ pub(super) const MAX_QUEUES: u32 = 1024;
 /// Bytes of stack of a device's worker.
 const STACK: usize = 128 << 10;
 
-/// Commands of the transport that may wait in the inbox. Two are legal; the rest is for a transport
-/// that takes the place of another.
-const MAX_COMMANDS: usize = 16;
-
-/// Writes to the configuration space that may wait in the inbox, and the largest of them in bytes.
-const MAX_WRITES: usize = 16;
+/// The largest write to the configuration space, in bytes.
 const MAX_WRITE: usize = 256;
 
 /// Who is told about a device, from the device's own thread.
@@ -52,12 +46,25 @@ pub enum DeviceState {
     Starting,
     /// The back-end is there; its rings are stopped.
     Idle,
-    /// An activation or a reset is under way.
+    /// An activation, a reset, a suspension or its opposite is under way.
     Changing,
     /// The rings are running.
     Active,
+    /// The rings are stopped, and remembered.
+    Suspended,
     /// The back-end is of no use any more.
     Failed,
+}
+
+impl DeviceState {
+    pub(super) const ALL: [DeviceState; 6] = [
+        DeviceState::Starting,
+        DeviceState::Idle,
+        DeviceState::Changing,
+        DeviceState::Active,
+        DeviceState::Suspended,
+        DeviceState::Failed,
+    ];
 }
 
 /// A device that is being started. Dropping it changes nothing.
@@ -86,59 +93,6 @@ pub struct VhostUserDevice {
     negotiated: Negotiated,
 }
 
-/// What the handle and the worker share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub spec: BackendSpec,
-    /// Guest RAM, for the next activation.
-    ram: Mutex<Arc<[RamRegion]>>,
-    /// Signalled when something has been posted.
-    pub wake: EventFd,
-    /// Signalled, and never reset, when the worker is to end.
-    pub stop: Arc<EventFd>,
-    inbox: Mutex<Inbox>,
-    /// The configuration space as the guest sees it now.
-    config: Mutex<Vec<u8>>,
-    state: AtomicU8,
-    error: Mutex<Option<Error>>,
-}
-
-/// What has been posted to the worker.
-#[derive(Default)]
-struct Inbox {
-    transport: Option<Arc<dyn TransportEvents>>,
-    commands: VecDeque<Command>,
-    writes: VecDeque<ConfigWrite>,
-    writes_dropped: u64,
-}
-
-impl std::fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox")
-            .field("commands", &self.commands.len())
-            .field("writes", &self.writes.len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// What the transport wants done, and who is told how it ended.
-pub(super) struct Command {
-    pub action: Action,
-    pub transport: Arc<dyn TransportEvents>,
-}
-
-pub(super) enum Action {
-    Activate(Activation),
-    Reset,
-}
-
-/// A guest's write to the configuration space.
-#[derive(Debug)]
-pub(super) struct ConfigWrite {
-    pub offset: u32,
-    pub data: Vec<u8>,
-}
-
 impl VhostUserDevice {
     /// Starts a device: its worker connects to the back-end, agrees with it, and tells `observer` the outcome.
     /// `ram` is all of guest RAM.
@@ -148,16 +102,7 @@ impl VhostUserDevice {
         ram: Arc<[RamRegion]>,
         observer: Arc<dyn DeviceObserver>,
     ) -> io::Result<Starting> {
-        let shared = Arc::new(Shared {
-            spec,
-            ram: Mutex::new(ram),
-            wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
-            stop: Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?),
-            inbox: Mutex::default(),
-            config: Mutex::default(),
-            state: AtomicU8::new(DeviceState::Starting as u8),
-            error: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(spec, ram)?);
         let starting = Starting {
             shared: Arc::clone(&shared),
         };
@@ -173,7 +118,7 @@ impl VhostUserDevice {
     pub(super) fn new(shared: Arc<Shared>, negotiated: Negotiated) -> Self {
         let spec = &shared.spec;
         let count = spec.profile.rules().queue_count(spec.num_queues) as usize;
-        *lock(&shared.config) = negotiated.config.clone();
+        shared.set_config(negotiated.config.clone());
         VhostUserDevice {
             queue_sizes: vec![spec.queue_size; count],
             negotiated,
@@ -193,7 +138,7 @@ impl VhostUserDevice {
 
     /// Why the device has failed, if it has.
     pub fn error(&self) -> Option<Error> {
-        lock(&self.shared.error).clone()
+        self.shared.error()
     }
 
     /// Whether the device can be saved, and how.
@@ -208,30 +153,68 @@ impl VhostUserDevice {
         self.shared.spec.profile.rules().saveability(offer)
     }
 
-    /// Names all of guest RAM, which the back-end is told of at the next activation in place of what it knows.
-    pub fn set_ram(&self, ram: Arc<[RamRegion]>) {
-        *lock(&self.shared.ram) = ram;
+    /// What has happened to the device since it was started.
+    pub fn counters(&self) -> DeviceCounters {
+        self.shared.counters.sample()
     }
 
-    fn post(&self, action: Action) {
-        let mut inbox = lock(&self.shared.inbox);
-        let Some(transport) = inbox.transport.clone() else {
-            tracing::error!(
-                device = self.id(),
-                "a device without a transport was asked to do something"
-            );
-            return;
-        };
-        if inbox.commands.len() >= MAX_COMMANDS {
-            tracing::error!(
-                device = self.id(),
-                "the transport does not wait for answers; dropped what it asked for"
-            );
-            return;
-        }
-        inbox.commands.push_back(Command { action, transport });
-        drop(inbox);
-        signal(&self.shared.wake);
+    /// The rings that the back-end has been given, as they are in guest RAM now; none while the device is idle. Nothing is
+    /// waited for and nobody is disturbed, so the numbers of a running ring are of about the same moment only.
+    pub fn rings(&self) -> Vec<RingCounters> {
+        self.shared.rings().sample()
+    }
+
+    /// The features that the guest's driver has accepted; `None` while the device is idle.
+    pub fn accepted_features(&self) -> Option<u64> {
+        let rings = self.shared.rings();
+        (!rings.places.is_empty()).then_some(rings.features)
+    }
+
+    /// Names all of guest RAM, which the back-end is told of at the next activation in place of what it knows.
+    pub fn set_ram(&self, ram: Arc<[RamRegion]>) {
+        self.shared.set_ram(ram);
+    }
+
+    /// Stops the device without the guest's noticing: what the back-end has been given is completed, and every ring
+    /// is stopped.
+    ///
+    /// *Who calls, and when*: the owner of the machine, after all vCPUs have stopped, so that the guest can neither
+    /// add requests nor write to the device. Carried out behind whatever the guest has asked for before.
+    ///
+    /// *Afterwards*, if `done` is told `Ok`: the back-end touches neither guest memory nor the rings' eventfds until
+    /// [`VhostUserDevice::resume`]; all requests of queues that carry requests are completed. A device
+    /// without rings, and one that has failed, has nothing to stop: `Ok` at once.
+    ///
+    /// *An error* says that the device did not come to rest. Whether it lives on is said by [`VhostUserDevice::state`]; if it does,
+    /// some of its rings may be stopped, and `resume` must follow.
+    ///
+    /// *How long*: the worker waits for its back-end as long as it would for a reset. An owner with less
+    /// patience gives its attempt up by calling `resume`, and lets the guest go on at once. That ends a suspension that has not come
+    /// further than waiting for requests; an answer that the back-end owes by then is waited for, because it
+    /// says where the ring is to go on.
+    ///
+    /// `done` is called exactly once, from the worker's thread; from this one if the worker has ended or is overwhelmed. It may not block.
+    pub fn suspend(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        let done = Done::new(&self.shared.spec, done);
+        self.shared.post_owners(Order::Suspend, done);
+    }
+
+    /// Lets the device go on where [`VhostUserDevice::suspend`] stopped it.
+    ///
+    /// *Who calls, and when*: the owner, before it lets the vCPUs run, or after a suspension that it has given up. Need
+    /// not be waited for: what the guest asks of the device meanwhile is done when it runs again.
+    ///
+    /// *Afterwards*, if `done` is told `Ok`: every ring that had been stopped runs again from where it was, has
+    /// been looked at by the back-end once, and has raised one interrupt. For a device without rings, with
+    /// rings that were not stopped, or that has failed, there is nothing to do: `Ok`.
+    ///
+    /// *An error* says that the device has failed, which the transport and the observer have been told, too.
+    ///
+    /// `done` is called as for `suspend`. One that is told [`Cause::Busy`](super::Cause::Busy) is behind another order
+    /// to resume, which is as good.
+    pub fn resume(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        let done = Done::new(&self.shared.spec, done);
+        self.shared.post_owners(Order::Resume, done);
     }
 }
 
@@ -254,56 +237,54 @@ impl VirtioDevice for VhostUserDevice {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let config = lock(&self.shared.config);
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(config.len());
-        let available = &config[start..];
-        let length = available.len().min(data.len());
-        data[..length].copy_from_slice(&available[..length]);
+        self.shared.with_config(|config| {
+            let start = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(config.len());
+            let available = &config[start..];
+            let length = available.len().min(data.len());
+            data[..length].copy_from_slice(&available[..length]);
+        });
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
-        let rules = self.shared.spec.profile.rules();
-        let mut config = lock(&self.shared.config);
-        let writable = rules.writable(self.negotiated.guest_features, config.len());
-        let range = usize::try_from(offset)
-            .ok()
-            .and_then(|start| Some(start..start.checked_add(data.len())?))
-            .filter(|range| writable.start <= range.start && range.end <= writable.end);
-        let (Some(range), Ok(offset)) = (range, u32::try_from(offset)) else {
-            return;
-        };
         if data.is_empty() || data.len() > MAX_WRITE {
             return;
         }
-        if let Some(target) = config.get_mut(range) {
-            target.copy_from_slice(data);
-        }
-        drop(config);
-        let mut inbox = lock(&self.shared.inbox);
-        if inbox.writes.len() >= MAX_WRITES {
-            inbox.writes.pop_front();
-            inbox.writes_dropped += 1;
-        }
-        inbox.writes.push_back(ConfigWrite {
-            offset,
-            data: data.to_vec(),
+        let (Ok(start), Ok(offset)) = (usize::try_from(offset), u32::try_from(offset)) else {
+            return;
+        };
+        let Some(end) = start.checked_add(data.len()) else {
+            return;
+        };
+        let rules = self.shared.spec.profile.rules();
+        let taken = self.shared.with_config(|config| {
+            let writable = rules.writable(self.negotiated.guest_features, config.len());
+            if start < writable.start || end > writable.end {
+                return false;
+            }
+            if let Some(target) = config.get_mut(start..end) {
+                target.copy_from_slice(data);
+            }
+            true
         });
-        drop(inbox);
-        signal(&self.shared.wake);
+        if taken {
+            let data = data.to_vec();
+            self.shared.post_write(ConfigWrite { offset, data });
+        }
     }
 
     fn attach(&self, events: Arc<dyn TransportEvents>) {
-        lock(&self.shared.inbox).transport = Some(events);
+        self.shared.set_transport(events);
     }
 
     fn activate(&self, activation: Activation) {
-        self.post(Action::Activate(activation));
+        self.shared
+            .post(|transport| Order::Activate(activation, transport));
     }
 
     fn reset(&self) {
-        self.post(Action::Reset);
+        self.shared.post(Order::Reset);
     }
 }
 
@@ -311,81 +292,4 @@ impl Drop for VhostUserDevice {
     fn drop(&mut self) {
         signal(&self.shared.stop);
     }
-}
-
-impl Shared {
-    pub fn ram(&self) -> Arc<[RamRegion]> {
-        Arc::clone(&lock(&self.ram))
-    }
-
-    pub fn state(&self) -> DeviceState {
-        let value = self.state.load(Ordering::Acquire);
-        [
-            DeviceState::Starting,
-            DeviceState::Idle,
-            DeviceState::Changing,
-            DeviceState::Active,
-            DeviceState::Failed,
-        ]
-        .into_iter()
-        .find(|state| *state as u8 == value)
-        .unwrap_or(DeviceState::Failed)
-    }
-
-    pub fn set_state(&self, state: DeviceState) {
-        self.state.store(state as u8, Ordering::Release);
-    }
-
-    /// Ends the start with `state`; returns whether it had not ended yet.
-    pub fn end_start(&self, state: DeviceState) -> bool {
-        let starting = DeviceState::Starting as u8;
-        self.state
-            .compare_exchange(starting, state as u8, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-    }
-
-    pub fn set_error(&self, error: Error) {
-        *lock(&self.error) = Some(error);
-        self.set_state(DeviceState::Failed);
-    }
-
-    /// Replaces the configuration space; returns whether it is another one now.
-    pub fn set_config(&self, config: Vec<u8>) -> bool {
-        let mut current = lock(&self.config);
-        let differs = *current != config;
-        *current = config;
-        differs
-    }
-
-    pub fn transport(&self) -> Option<Arc<dyn TransportEvents>> {
-        lock(&self.inbox).transport.clone()
-    }
-
-    pub fn next_command(&self) -> Option<Command> {
-        lock(&self.inbox).commands.pop_front()
-    }
-
-    pub fn next_write(&self) -> Option<ConfigWrite> {
-        lock(&self.inbox).writes.pop_front()
-    }
-
-    /// Whether the transport has already asked for the next thing.
-    pub fn has_command(&self) -> bool {
-        !lock(&self.inbox).commands.is_empty()
-    }
-
-    /// Forgets the writes that are waiting.
-    pub fn clear_writes(&self) {
-        lock(&self.inbox).writes.clear();
-    }
-}
-
-/// Locks; what a panicking thread left behind is whole, as each of these holds one value.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An eventfd refuses a signal only when it has 2^64 - 2 pending, and then it is signalled already.
-fn signal(event: &EventFd) {
-    let _ = event.write(1);
 }

@@ -78,7 +78,7 @@ pub enum Cause {
         waited: Duration,
     },
     /// Requests in flight do not come to their end, so that the back-end may yet write to guest memory.
-    #[error("the back-end has not completed its requests within {waited:?} and is taken for dead")]
+    #[error("the back-end has not completed its requests within {waited:?}")]
     NotDrained {
         /// How long it was waited for.
         waited: Duration,
@@ -128,9 +128,23 @@ pub enum Cause {
     /// The guest asked for a reset before its activation had ended.
     #[error("a reset was asked for before the activation had ended")]
     Overtaken,
+    /// The owner let the device go on, or reset it, before it had come to rest.
+    #[error("it was given up before the device had come to rest")]
+    GivenUp,
+    /// The owner has asked for more than the device can remember.
+    #[error("the device has not yet done what it was asked to before")]
+    Busy,
 }
 
 impl Cause {
+    /// For what cannot be given up: no answer within the limit is then the back-end's end.
+    pub(super) fn late_is_dead(self) -> Self {
+        match self {
+            Cause::Late { request, waited } => Cause::Dead { request, waited },
+            other => other,
+        }
+    }
+
     /// Whether the connection is of no use any more.
     pub fn is_fatal(&self) -> bool {
         match self {
@@ -138,7 +152,9 @@ impl Cause {
             | Cause::Refused { .. }
             | Cause::Unusable { .. }
             | Cause::BadSetup { .. }
-            | Cause::Overtaken => false,
+            | Cause::Overtaken
+            | Cause::GivenUp
+            | Cause::Busy => false,
             Cause::NoListener { .. }
             | Cause::CannotConnect { .. }
             | Cause::Closed { .. }

@@ -4,12 +4,12 @@
 //! [`VhostUserDevice`], answers the transport from what is known, and posts everything else to the worker.
 //!
 //! ```text
-//!              connected        negotiated: ready(Ok)      activate
-//!  Connecting ───────────▶ Negotiating ───────────────▶ Idle ─────────▶ Active
-//!      │                        │                        ▲  reset        │  │
-//!      │ no listener            │ unusable, late         └───────────────┘  │
-//!      ▼                        ▼                                           ▼
-//!   ready(Err): the worker ends                closed, violation, dead: Failed
+//!              connected        negotiated: ready(Ok)      activate          suspend
+//!  Connecting ───────────▶ Negotiating ───────────────▶ Idle ─────────▶ Active ◀───────▶ Suspended
+//!      │                        │                        ▲  reset        │  │  resume      │  │
+//!      │ no listener            │ unusable, late         └───────────────┴──│──────────────┘  │
+//!      ▼                        ▼                                           ▼                 ▼
+//!   ready(Err): the worker ends                closed, violation, dead:   Failed
 //! ```
 //!
 //! A device that has failed stays failed: it answers activations with an error and resets at once, so that the guest
@@ -17,8 +17,9 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `device` | the handle, and what it shares with the worker |
-//! | `worker` | the thread: its loop; `session`: from activation to reset |
+//! | `device` | the handle |
+//! | `shared`, `inbox`, `counters` | what the handle and the worker share; what is to be done; what can be counted |
+//! | `worker` | the thread: its loop; `orders`: one at a time; `session`: from activation to reset; `suspend`: stopping and going on in between; `drain`: requests in flight; `config`: the configuration space |
 //! | `negotiation` | connecting, and agreeing on everything before the guest may see the device |
 //! | `profile` | what is particular to a device's type |
 //! | `frontend` | the messages, typed |
@@ -30,9 +31,11 @@
 
 pub mod backend_channel;
 pub mod connection;
+mod counters;
 mod device;
 mod error;
 pub mod frontend;
+mod inbox;
 pub mod incoming;
 pub mod memory;
 pub mod message;
@@ -40,6 +43,7 @@ pub mod negotiated;
 mod negotiation;
 mod profile;
 mod rings;
+mod shared;
 pub mod socket;
 mod worker;
 
@@ -49,6 +53,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use counters::{DeviceCounters, RingCounters};
 pub use device::{DeviceObserver, DeviceState, Starting, VhostUserDevice};
 pub use error::{Cause, During, Error, Violation, chain};
 pub use memory::RamRegion;

@@ -10,16 +10,56 @@ use crate::virtio::ActiveQueue;
 /// Where the index lies in the available and in the used ring (Virtual I/O Device 1.2, 2.7.6 and 2.7.8), in bytes.
 const INDEX: u64 = 2;
 
-/// How many buffers made available in `queue` have not been used yet; more than the queue's size
-/// if the guest writes nonsense.
-pub fn outstanding(ram: &[RamRegion], queue: &ActiveQueue) -> io::Result<u16> {
+/// Where to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Index of the queue within the device.
+    pub index: u16,
+    /// Number of descriptors.
+    pub size: u16,
+    available: GuestAddress,
+    used: GuestAddress,
+}
+
+impl Place {
+    /// Where `queue` has its rings.
+    pub fn of(queue: &ActiveQueue) -> Self {
+        Place {
+            index: queue.index,
+            size: queue.size,
+            available: queue.available,
+            used: queue.used,
+        }
+    }
+}
+
+/// How far both sides of a queue have come, modulo 65536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indexes {
+    /// Buffers that the guest has made available.
+    pub available: u16,
+    /// Buffers that the back-end has used.
+    pub used: u16,
+}
+
+impl Indexes {
+    /// How many buffers made available have not been used yet; more than the queue's size
+    /// if the guest writes nonsense.
+    pub fn outstanding(self) -> u16 {
+        self.available.wrapping_sub(self.used)
+    }
+}
+
+/// Reads the indexes of a queue.
+pub fn indexes(ram: &[RamRegion], place: &Place) -> io::Result<Indexes> {
     let at = |ring: GuestAddress| {
         ring.checked_add(INDEX)
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
     };
-    let used = read_u16(ram, at(queue.used)?)?;
-    let available = read_u16(ram, at(queue.available)?)?;
-    Ok(available.wrapping_sub(used))
+    // In this order: what is used was available before.
+    let used = read_u16(ram, at(place.used)?)?;
+    let available = read_u16(ram, at(place.available)?)?;
+    Ok(Indexes { available, used })
 }
 
 /// Whether the parts of `queue` lie in `ram` and its size is legal.

@@ -8,5 +8,6 @@ mod peer;
 mod qemu;
 mod ring;
 mod slow;
+mod suspend;
 mod virtiofsd;
 mod wire;

@@ -146,7 +146,7 @@ fn half_an_answer_is_continued_by_the_next_attempt() {
 #[test]
 fn an_answer_owed_for_too_long_is_the_end() {
     let limits = Limits {
-        dead: 3 * SHORT,
+        dead: 20 * SHORT,
         ..LIMITS
     };
     let mut wire = wire(limits);

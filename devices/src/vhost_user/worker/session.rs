@@ -1,17 +1,45 @@
 //! From an activation to the reset that ends it: giving the back-end memory and rings, and getting them back.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
 
-use super::{DRAIN_INTERVAL, Session, Worker};
+use super::Worker;
+use crate::vhost_user::counters::RunningRings;
 use crate::vhost_user::error::Cause;
 use crate::vhost_user::frontend::{Frontend, RingEvent, RingState};
+use crate::vhost_user::inbox::Order;
 use crate::vhost_user::memory::RamRegion;
 use crate::vhost_user::rings;
 use crate::vhost_user::socket::MAX_FDS;
 use crate::virtio::{Activation, ActiveQueue};
+
+/// The time from an activation to the reset that ends it.
+pub(super) struct Session {
+    /// Where the rings are.
+    pub ram: Arc<[RamRegion]>,
+    /// Rings that the back-end has been given.
+    pub rings: Vec<Ring>,
+    /// How far the activation has come.
+    pub service: Service,
+}
+
+/// Whether a session's rings are to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    /// The activation has not ended, or not well: the guest has to reset the device.
+    Incomplete,
+    /// The rings were all enabled.
+    Complete,
+}
+
+/// A ring that the back-end has been given.
+pub(super) struct Ring {
+    pub queue: ActiveQueue,
+    pub place: rings::Place,
+    /// `None`: it may be running. Else where it is to go on when it is started again.
+    pub stopped_at: Option<u16>,
+}
 
 impl Worker {
     /// Tells the back-end everything it needs to serve the rings, then lets it.
@@ -27,6 +55,7 @@ impl Worker {
         let session = self.session.insert(Session {
             ram: Arc::clone(&ram),
             rings: Vec::new(),
+            service: Service::Incomplete,
         });
         let frontend = &mut self.frontend;
         frontend.set_features(self.negotiated.acknowledge(activation.features))?;
@@ -35,38 +64,45 @@ impl Worker {
             // Should the answer be lost, the table is sent again.
             self.told_ram = None;
             send_memory(frontend, &ram, self.negotiated.memory_slots)?;
-            self.told_ram = Some(ram);
+            self.told_ram = Some(Arc::clone(&ram));
         }
         for queue in &activation.queues {
-            if self.shared.has_command() {
+            let given_up = |order: &Order| matches!(order, Order::Reset(_));
+            if self.shared.has_order(given_up) {
                 return Err(Cause::Overtaken);
             }
-            frontend.set_vring_num(queue.index, queue.size)?;
-            frontend.set_vring_base(queue.index, 0)?;
-            frontend.set_vring_addr(queue)?;
-            // The call before the kick: back-ends start at the kick, and what they complete then must raise
-            // its interrupt. Whether the kick arrived may stay unknown, so the ring counts as running before it.
-            frontend.set_vring_event(queue.index, RingEvent::Call, Some(&queue.call))?;
-            session.rings.push(queue.clone());
+            set_up(frontend, queue, 0)?;
+            // Whether the kick arrives may stay unknown, so the ring counts as running before it.
+            session.rings.push(Ring {
+                queue: queue.clone(),
+                place: rings::Place::of(queue),
+                stopped_at: None,
+            });
             frontend.set_vring_event(queue.index, RingEvent::Kick, Some(&queue.kick))?;
         }
         for queue in &activation.queues {
             frontend.set_vring_enable(queue.index, RingState::Enabled)?;
         }
         frontend.fence()?;
+        session.service = Service::Complete;
+        let running = RunningRings::new(activation.features, &ram, &activation.queues);
+        self.shared.set_rings(running);
         // The driver does not wait for this, and what it announced of a ring not yet enabled is lost: back-ends take
-        // the signal and leave the ring alone. The write can only fail when a signal is pending anyway.
+        // the signal and leave the ring alone.
         for queue in &activation.queues {
-            let _ = queue.kick.write(1);
+            kick(queue);
         }
         Ok(())
     }
 
-    /// Stops the rings, then resets the back-end's device if it knows how.
-    pub(super) fn end_session(&mut self, session: &Session) -> Result<(), Cause> {
-        self.drain(session)?;
-        for queue in &session.rings {
-            self.frontend.get_vring_base(queue.index)?;
+    /// Stops the rings, then resets the back-end's device if it knows how. Rings that are stopped already
+    /// have nothing in flight, and asking for them again would tell nothing.
+    pub(super) fn end_session(&mut self, session: &mut Session) -> Result<(), Cause> {
+        self.drain_for_reset(session)?;
+        for ring in &mut session.rings {
+            if ring.stopped_at.is_none() {
+                ring.stopped_at = Some(self.frontend.get_vring_base(ring.place.index)?);
+            }
         }
         let protocol = self.negotiated.protocol;
         if !protocol.contains(VhostUserProtocolFeatures::RESET_DEVICE) {
@@ -83,54 +119,21 @@ impl Worker {
         }?;
         self.frontend.fence()
     }
+}
 
-    /// Lets requests in flight come to their end. By the protocol GET_VRING_BASE does this, but qemu-storage-daemon
-    /// answers at once and writes to guest memory later, when it may hold something else. So a device whose requests
-    /// do not end fails, as one that does not answer.
-    fn drain(&mut self, session: &Session) -> Result<(), Cause> {
-        let rules = self.shared.spec.profile.rules();
-        let began = Instant::now();
-        let slow_at = began + self.limits.request;
-        // Some of the time is kept for the messages that follow.
-        let deadline = began + self.limits.dead.mul_f32(0.9);
-        let mut draining: Vec<&ActiveQueue> = session
-            .rings
-            .iter()
-            .filter(|queue| rules.drains(queue.index) && is_outstanding(&session.ram, queue))
-            .collect();
-        for queue in &draining {
-            // A request may have been made available and not been announced. The signal can only fail
-            // when as many are pending that one more makes no difference.
-            let _ = queue.kick.write(1);
-        }
-        while !draining.is_empty() {
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(Cause::NotDrained {
-                    waited: now - began,
-                });
-            }
-            if now >= slow_at {
-                self.log_slow_drain();
-            }
-            self.wait(Some(deadline.min(now + DRAIN_INTERVAL)))?;
-            draining.retain(|queue| is_outstanding(&session.ram, queue));
-        }
-        Ok(())
-    }
+/// Everything that a back-end needs to know of a ring before it may start it, which the kick's eventfd lets it do.
+/// The call comes before that: back-ends start at the kick, and what they complete then must raise its interrupt.
+pub(super) fn set_up(frontend: &mut Frontend, queue: &ActiveQueue, base: u16) -> Result<(), Cause> {
+    frontend.set_vring_num(queue.index, queue.size)?;
+    frontend.set_vring_base(queue.index, base)?;
+    frontend.set_vring_addr(queue)?;
+    frontend.set_vring_event(queue.index, RingEvent::Call, Some(&queue.call))
+}
 
-    /// Once per device, because a guest can provoke it at will.
-    fn log_slow_drain(&mut self) {
-        if !std::mem::replace(&mut self.slow_drain_logged, true) {
-            tracing::warn!(
-                device = self.shared.spec.id,
-                "a reset waits for requests in flight: the back-end has not completed them within {:?}; \
-                 they are waited for up to {:?}",
-                self.limits.request,
-                self.limits.dead,
-            );
-        }
-    }
+/// Tells the back-end that there may be buffers in a ring. This can only fail when as many signals are pending that
+/// one more makes no difference.
+pub(super) fn kick(queue: &ActiveQueue) {
+    let _ = queue.kick.write(1);
 }
 
 /// Tells the back-end all of guest RAM: in one table if it fits there, which replaces whatever was
@@ -156,9 +159,4 @@ fn send_memory(
         frontend.add_mem_reg(region)?;
     }
     Ok(())
-}
-
-/// Whether the back-end still has requests of `queue` to complete. A ring that makes no sense has none.
-fn is_outstanding(ram: &[RamRegion], queue: &ActiveQueue) -> bool {
-    rings::outstanding(ram, queue).is_ok_and(|count| count > 0 && count <= queue.size)
 }

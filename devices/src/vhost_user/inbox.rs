@@ -1,0 +1,203 @@
+//! What a device's worker has been asked to do and has not begun.
+//!
+//! Orders are carried out one at a time, in the order in which they came, whoever gave them. The inbox is bounded. The
+//! transport has at most one activation and one reset waiting. The owner's suspensions leave room for
+//! the orders to resume that follow them. Of the guest's writes to the configuration space the oldest
+//! are dropped when there are too many.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::BackendSpec;
+use super::error::{Cause, Error};
+use crate::virtio::{Activation, TransportEvents};
+
+/// Orders of the transport that may wait. Two are legal; the rest is for a transport
+/// that takes the place of another.
+const MAX_FROM_TRANSPORT: usize = 16;
+
+/// Orders of the owner that may wait: an owner that gives up waiting for a suspension and tries again leaves two
+/// behind each time. Orders to resume may be twice as many, so that every suspension finds its own.
+const MAX_FROM_OWNER: usize = 16;
+
+/// Writes to the configuration space that may wait.
+const MAX_WRITES: usize = 16;
+
+/// Something that the worker is to do, and who is told how it ended.
+pub(super) enum Order {
+    /// Start the rings.
+    Activate(Activation, Arc<dyn TransportEvents>),
+    /// Stop the rings and forget them.
+    Reset(Arc<dyn TransportEvents>),
+    /// Stop the rings and remember them.
+    Suspend(Done),
+    /// Start what was suspended.
+    Resume(Done),
+}
+
+impl Order {
+    fn is_from_owner(&self) -> bool {
+        matches!(self, Order::Suspend(_) | Order::Resume(_))
+    }
+
+    /// How many orders of the same giver may wait before this one.
+    fn room(&self) -> usize {
+        match self {
+            Order::Activate(..) | Order::Reset(_) => MAX_FROM_TRANSPORT,
+            Order::Suspend(_) => MAX_FROM_OWNER,
+            Order::Resume(_) => 2 * MAX_FROM_OWNER,
+        }
+    }
+}
+
+type Tell = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// Who waits for the end of a suspension or of its opposite. Told exactly once: when it is dropped untold, then that
+/// the device is gone.
+pub(super) struct Done {
+    tell: Option<Tell>,
+    device: String,
+    socket: PathBuf,
+}
+
+impl Done {
+    pub fn new(spec: &BackendSpec, tell: impl FnOnce(Result<(), Error>) + Send + 'static) -> Self {
+        Done {
+            tell: Some(Box::new(tell)),
+            device: spec.id.clone(),
+            socket: spec.socket.clone(),
+        }
+    }
+
+    pub fn tell(mut self, outcome: Result<(), Error>) {
+        self.tell_once(outcome);
+    }
+
+    /// Says that it did not work, and the device lives on.
+    pub fn refuse(mut self, cause: Cause) {
+        let error = self.error(cause);
+        self.tell_once(Err(error));
+    }
+
+    fn tell_once(&mut self, outcome: Result<(), Error>) {
+        if let Some(tell) = self.tell.take() {
+            tell(outcome);
+        }
+    }
+
+    fn error(&self, cause: Cause) -> Error {
+        Error {
+            device: self.device.clone(),
+            socket: self.socket.clone(),
+            cause: Arc::new(cause),
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        let error = self.error(Cause::Stopped);
+        self.tell_once(Err(error));
+    }
+}
+
+/// A guest's write to the configuration space.
+#[derive(Debug)]
+pub(super) struct ConfigWrite {
+    pub offset: u32,
+    pub data: Vec<u8>,
+}
+
+/// What has been posted to the worker.
+#[derive(Default)]
+pub(super) struct Inbox {
+    /// Who is told of what happens without an order.
+    pub transport: Option<Arc<dyn TransportEvents>>,
+    orders: VecDeque<Order>,
+    writes: VecDeque<ConfigWrite>,
+    /// The worker has ended.
+    closed: bool,
+}
+
+impl Inbox {
+    /// Takes an order, or gives it back when there is no room or nobody left to carry it out. An order that is given
+    /// back must be dropped or answered only when the inbox is not locked any more.
+    pub fn post(&mut self, order: Order) -> Result<(), Refused> {
+        if self.closed {
+            let why = Why::Closed;
+            return Err(Refused { order, why });
+        }
+        let from_owner = order.is_from_owner();
+        let waiting = self
+            .orders
+            .iter()
+            .filter(|other| other.is_from_owner() == from_owner)
+            .count();
+        if waiting >= order.room() {
+            let why = Why::Full;
+            return Err(Refused { order, why });
+        }
+        self.orders.push_back(order);
+        Ok(())
+    }
+
+    pub fn next_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    /// Whether an order waits for which `matches` holds.
+    pub fn has_order(&self, matches: impl Fn(&Order) -> bool) -> bool {
+        self.orders.iter().any(matches)
+    }
+
+    /// Takes a write; returns whether an older one was dropped for it.
+    pub fn post_write(&mut self, write: ConfigWrite) -> bool {
+        let full = self.writes.len() >= MAX_WRITES;
+        if full {
+            self.writes.pop_front();
+        }
+        self.writes.push_back(write);
+        full
+    }
+
+    pub fn next_write(&mut self) -> Option<ConfigWrite> {
+        self.writes.pop_front()
+    }
+
+    pub fn clear_writes(&mut self) {
+        self.writes.clear();
+    }
+
+    /// Takes no more orders, and returns those that nobody will carry out, to be dropped when the inbox is
+    /// not locked any more.
+    pub fn close(&mut self) -> VecDeque<Order> {
+        self.closed = true;
+        std::mem::take(&mut self.orders)
+    }
+}
+
+/// An order that was not taken.
+pub(super) struct Refused {
+    pub order: Order,
+    pub why: Why,
+}
+
+/// Why an order was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Too many are waiting.
+    Full,
+    /// The worker has ended.
+    Closed,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox")
+            .field("orders", &self.orders.len())
+            .field("writes", &self.writes.len())
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,209 @@
+//! What a device's handle and its worker share: small values, each behind a lock of its own that is never held
+//! while something is waited for or called.
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::BackendSpec;
+use super::counters::{Counters, RunningRings};
+use super::device::DeviceState;
+use super::error::{Cause, Error};
+use super::inbox::{ConfigWrite, Done, Inbox, Order, Refused, Why};
+use super::memory::RamRegion;
+use crate::virtio::TransportEvents;
+
+/// What the handle and the worker share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub spec: BackendSpec,
+    /// Guest RAM, for the next activation.
+    ram: Mutex<Arc<[RamRegion]>>,
+    /// Signalled when something has been posted.
+    pub wake: EventFd,
+    /// Signalled, and never reset, when the worker is to end.
+    pub stop: Arc<EventFd>,
+    inbox: Mutex<Inbox>,
+    /// The configuration space as the guest sees it now.
+    config: Mutex<Vec<u8>>,
+    state: AtomicU8,
+    error: Mutex<Option<Error>>,
+    pub counters: Arc<Counters>,
+    /// The rings of the running session.
+    rings: Mutex<RunningRings>,
+}
+
+impl Shared {
+    pub fn new(spec: BackendSpec, ram: Arc<[RamRegion]>) -> io::Result<Self> {
+        Ok(Shared {
+            spec,
+            ram: Mutex::new(ram),
+            wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            stop: Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?),
+            inbox: Mutex::default(),
+            config: Mutex::default(),
+            state: AtomicU8::new(DeviceState::Starting as u8),
+            error: Mutex::default(),
+            counters: Arc::default(),
+            rings: Mutex::default(),
+        })
+    }
+
+    pub fn ram(&self) -> Arc<[RamRegion]> {
+        Arc::clone(&lock(&self.ram))
+    }
+
+    pub fn set_ram(&self, ram: Arc<[RamRegion]>) {
+        *lock(&self.ram) = ram;
+    }
+
+    pub fn state(&self) -> DeviceState {
+        let value = self.state.load(Ordering::Acquire);
+        DeviceState::ALL
+            .into_iter()
+            .find(|state| *state as u8 == value)
+            .unwrap_or(DeviceState::Failed)
+    }
+
+    pub fn set_state(&self, state: DeviceState) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Ends the start with `state`; returns whether it had not ended yet.
+    pub fn end_start(&self, state: DeviceState) -> bool {
+        let starting = DeviceState::Starting as u8;
+        self.state
+            .compare_exchange(starting, state as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// An error of this device.
+    pub fn error_from(&self, cause: Cause) -> Error {
+        Error {
+            device: self.spec.id.clone(),
+            socket: self.spec.socket.clone(),
+            cause: Arc::new(cause),
+        }
+    }
+
+    pub fn error(&self) -> Option<Error> {
+        lock(&self.error).clone()
+    }
+
+    pub fn set_error(&self, error: Error) {
+        *lock(&self.error) = Some(error);
+        self.set_state(DeviceState::Failed);
+    }
+
+    pub fn rings(&self) -> RunningRings {
+        lock(&self.rings).clone()
+    }
+
+    pub fn set_rings(&self, rings: RunningRings) {
+        *lock(&self.rings) = rings;
+    }
+
+    /// Works on the configuration space.
+    pub fn with_config<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        work(&mut lock(&self.config))
+    }
+
+    /// Replaces the configuration space; returns whether it is another one now.
+    pub fn set_config(&self, config: Vec<u8>) -> bool {
+        self.with_config(|current| {
+            let differs = *current != config;
+            *current = config;
+            differs
+        })
+    }
+
+    pub fn transport(&self) -> Option<Arc<dyn TransportEvents>> {
+        lock(&self.inbox).transport.clone()
+    }
+
+    pub fn set_transport(&self, transport: Arc<dyn TransportEvents>) {
+        let old = lock(&self.inbox).transport.replace(transport);
+        // What goes with it may have much to clear up.
+        drop(old);
+    }
+
+    /// Hands an order of the transport to the worker.
+    pub fn post(&self, order: impl FnOnce(Arc<dyn TransportEvents>) -> Order) {
+        let Some(transport) = self.transport() else {
+            tracing::error!(
+                device = self.spec.id,
+                "a device without a transport was asked to do something"
+            );
+            return;
+        };
+        let refused = self.post_order(order(transport)).err();
+        if refused.is_some_and(|refused| refused.why == Why::Full) {
+            tracing::error!(
+                device = self.spec.id,
+                "the transport does not wait for answers; dropped what it asked for"
+            );
+        }
+    }
+
+    /// Hands an order of the owner to the worker, or answers it when that is not possible.
+    pub fn post_owners(&self, order: fn(Done) -> Order, done: Done) {
+        let Err(Refused { order, why }) = self.post_order(order(done)) else {
+            return;
+        };
+        if let (Why::Full, Order::Suspend(done) | Order::Resume(done)) = (why, order) {
+            done.refuse(Cause::Busy);
+        }
+    }
+
+    fn post_order(&self, order: Order) -> Result<(), Refused> {
+        let posted = lock(&self.inbox).post(order);
+        if posted.is_ok() {
+            signal(&self.wake);
+        }
+        posted
+    }
+
+    pub fn post_write(&self, write: ConfigWrite) {
+        let dropped = lock(&self.inbox).post_write(write);
+        if dropped {
+            self.counters.config_writes_dropped.add();
+        }
+        signal(&self.wake);
+    }
+
+    pub fn next_order(&self) -> Option<Order> {
+        lock(&self.inbox).next_order()
+    }
+
+    pub fn next_write(&self) -> Option<ConfigWrite> {
+        lock(&self.inbox).next_write()
+    }
+
+    /// Whether an order waits for which `matches` holds.
+    pub fn has_order(&self, matches: impl Fn(&Order) -> bool) -> bool {
+        lock(&self.inbox).has_order(matches)
+    }
+
+    /// Forgets the writes that are waiting.
+    pub fn clear_writes(&self) {
+        lock(&self.inbox).clear_writes();
+    }
+
+    /// Takes no more orders. The owner's that wait are answered, the transport's not: there is no device any more.
+    pub fn close_inbox(&self) {
+        let left = lock(&self.inbox).close();
+        drop(left);
+    }
+}
+
+/// Locks; what a panicking thread left behind is whole, as each of these holds one value.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An eventfd refuses a signal only when it has 2^64 - 2 pending, and then it is signalled already.
+pub(super) fn signal(event: &EventFd) {
+    let _ = event.write(1);
+}

@@ -1,0 +1,140 @@
+//! Waiting for requests in flight.
+//!
+//! By the protocol GET_VRING_BASE does this, but qemu-storage-daemon answers at once and writes to guest memory later,
+//! when it may hold something else. So the rings are looked at in guest RAM until the back-end has used all that was
+//! made available.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::session::{Ring, Session, kick};
+use super::{DRAIN_INTERVAL, Worker};
+use crate::vhost_user::error::Cause;
+use crate::vhost_user::memory::RamRegion;
+use crate::vhost_user::rings;
+
+/// How long requests in flight are waited for, and what the log is told when that is long.
+struct Wait {
+    what: &'static str,
+    began: Instant,
+    slow_at: Instant,
+    deadline: Instant,
+}
+
+impl Worker {
+    /// Lets requests in flight come to their end. What the reset cannot wait for could be written into the memory
+    /// of the next guest, so a device whose requests do not end fails, as one that does not answer.
+    pub(super) fn drain_for_reset(&mut self, session: &Session) -> Result<(), Cause> {
+        // Some of the time is kept for the messages that follow.
+        let limit = self.limits.dead.mul_f32(0.9);
+        let wait = self.wait_for("a reset", limit);
+        for ring in session
+            .rings
+            .iter()
+            .filter(|ring| ring.stopped_at.is_none())
+        {
+            // A request may have been made available and not been announced.
+            if self.is_draining(session, ring) {
+                kick(&ring.queue);
+            }
+        }
+        while self.any_draining(session) {
+            self.wait_more(&wait)?;
+        }
+        Ok(())
+    }
+
+    /// The same for a suspension, which is worth nothing any more when something waits behind it.
+    pub(super) fn drain_for_suspend(&mut self, session: &Session) -> Result<(), Cause> {
+        let wait = self.wait_for("a suspension", self.limits.dead);
+        for ring in session
+            .rings
+            .iter()
+            .filter(|ring| ring.stopped_at.is_none())
+        {
+            kick(&ring.queue);
+        }
+        while self.any_draining(session) {
+            self.unless_given_up()?;
+            self.wait_more(&wait)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a back-end that stopped its rings before it had finished has caught up with them: it would take the
+    /// same requests again otherwise.
+    pub(super) fn drain_for_resume(&mut self, session: &Session) -> Result<(), Cause> {
+        let limit = self.limits.dead.mul_f32(0.9);
+        let wait = self.wait_for("the guest's going on", limit);
+        let shared = Arc::clone(&self.shared);
+        let rules = shared.spec.profile.rules();
+        let in_flight = |ring: &Ring| {
+            ring.stopped_at.is_some_and(|base| {
+                rules.drains(ring.place.index) && is_behind(&session.ram, ring, base)
+            })
+        };
+        while session.rings.iter().any(in_flight) {
+            self.wait_more(&wait)?;
+        }
+        Ok(())
+    }
+
+    fn wait_for(&self, what: &'static str, limit: Duration) -> Wait {
+        let began = Instant::now();
+        Wait {
+            what,
+            began,
+            slow_at: began + self.limits.request,
+            deadline: began + limit,
+        }
+    }
+
+    /// One step of waiting, in which the back-end is listened to.
+    fn wait_more(&mut self, wait: &Wait) -> Result<(), Cause> {
+        let now = Instant::now();
+        if now >= wait.deadline {
+            let waited = now - wait.began;
+            return Err(Cause::NotDrained { waited });
+        }
+        if now >= wait.slow_at {
+            self.log_slow_drain(wait.what, wait.deadline - wait.began);
+        }
+        self.wait(Some(wait.deadline.min(now + DRAIN_INTERVAL)))
+    }
+
+    fn any_draining(&self, session: &Session) -> bool {
+        let mut rings = session.rings.iter();
+        rings.any(|ring| self.is_draining(session, ring))
+    }
+
+    /// Whether the back-end has requests to complete in a ring that carries requests and runs. A ring that makes no sense has none.
+    fn is_draining(&self, session: &Session, ring: &Ring) -> bool {
+        let rules = self.shared.spec.profile.rules();
+        ring.stopped_at.is_none()
+            && rules.drains(ring.place.index)
+            && rings::indexes(&session.ram, &ring.place).is_ok_and(|indexes| {
+                let count = indexes.outstanding();
+                count > 0 && count <= ring.place.size
+            })
+    }
+
+    /// Once per device, because a guest can provoke it at will.
+    fn log_slow_drain(&mut self, what: &str, limit: Duration) {
+        if !std::mem::replace(&mut self.slow_drain_logged, true) {
+            tracing::warn!(
+                device = self.shared.spec.id,
+                "{what} waits for requests in flight: the back-end has not completed them within {:?}; \
+                 they are waited for up to {limit:?}",
+                self.limits.request,
+            );
+        }
+    }
+}
+
+/// Whether the back-end took more requests of a ring stopped at `base` than it has completed.
+fn is_behind(ram: &[RamRegion], ring: &Ring, base: u16) -> bool {
+    rings::indexes(ram, &ring.place).is_ok_and(|indexes| {
+        let count = base.wrapping_sub(indexes.used);
+        count > 0 && count <= ring.place.size
+    })
+}

@@ -1,0 +1,154 @@
+//! Orders: each is carried out as a whole before the next one, and its giver is answered exactly once, also when the device
+//! fails in between.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Worker, clear};
+use crate::vhost_user::device::DeviceState;
+use crate::vhost_user::error::{Cause, Error};
+use crate::vhost_user::frontend::Patience;
+use crate::vhost_user::inbox::{Done, Order};
+use crate::vhost_user::shared::Shared;
+use crate::vhost_user::socket::{poll, poll_entry};
+use crate::virtio::{Activation, ActivationFailed, TransportEvents};
+
+/// Who is to be told how the order that is being carried out has ended.
+pub(super) enum Current {
+    Activation(Arc<dyn TransportEvents>),
+    Reset(Arc<dyn TransportEvents>),
+    Owners(Done),
+}
+
+impl Current {
+    /// Answers for a device that has failed; returns whether the transport knows by that.
+    pub fn fail(self, error: &Error) -> bool {
+        match self {
+            Current::Activation(transport) => transport.activated(Err(ActivationFailed)),
+            Current::Reset(transport) => transport.reset_done(),
+            Current::Owners(done) => {
+                done.tell(Err(error.clone()));
+                return false;
+            }
+        }
+        true
+    }
+
+    fn activated(self, outcome: Result<(), ActivationFailed>) {
+        if let Current::Activation(transport) = self {
+            transport.activated(outcome);
+        }
+    }
+
+    fn reset(self) {
+        if let Current::Reset(transport) = self {
+            transport.reset_done();
+        }
+    }
+
+    fn done(self, outcome: Result<(), Error>) {
+        if let Current::Owners(done) = self {
+            done.tell(outcome);
+        }
+    }
+}
+
+impl Worker {
+    /// Carries an order out. An error is the device's end, and then whoever gave the order is still to be told.
+    pub(super) fn carry_out(&mut self, order: Order) -> Result<(), Cause> {
+        // The guest waits for most of them, and for all that an order has to ask of the back-end.
+        let by_then = Patience::Until(Instant::now() + self.limits.dead);
+        self.frontend.set_patience(by_then);
+        match order {
+            Order::Activate(activation, transport) => {
+                self.current = Some(Current::Activation(transport));
+                self.shared.set_state(DeviceState::Changing);
+                let outcome = self.activate(activation)?;
+                self.answer(|current| current.activated(outcome));
+            }
+            Order::Reset(transport) => {
+                self.current = Some(Current::Reset(transport));
+                self.shared.set_state(DeviceState::Changing);
+                self.reset()?;
+                self.answer(Current::reset);
+            }
+            Order::Suspend(done) => {
+                self.current = Some(Current::Owners(done));
+                let outcome = self.suspend()?;
+                let outcome = outcome.map_err(|cause| self.shared.error_from(cause));
+                self.answer(|current| current.done(outcome));
+            }
+            Order::Resume(done) => {
+                self.current = Some(Current::Owners(done));
+                self.resume()?;
+                self.answer(|current| current.done(Ok(())));
+            }
+        }
+        let each = Patience::PerMessage(self.limits.request);
+        self.frontend.set_patience(each);
+        Ok(())
+    }
+
+    fn answer(&mut self, say: impl FnOnce(Current)) {
+        if let Some(current) = self.current.take() {
+            say(current);
+        }
+    }
+
+    /// Starts the rings. Where that fails and the connection lives on, the guest may reset the device and try again.
+    fn activate(&mut self, activation: Activation) -> Result<Result<(), ActivationFailed>, Cause> {
+        match self.start_rings(activation) {
+            Ok(()) => {
+                self.shared.counters.activations.add();
+                self.shared.set_state(DeviceState::Active);
+                Ok(Ok(()))
+            }
+            Err(cause) if cause.is_fatal() => Err(cause),
+            Err(cause) => {
+                self.log_refusal(cause, "the device could not be activated");
+                self.shared.set_state(DeviceState::Idle);
+                Ok(Err(ActivationFailed))
+            }
+        }
+    }
+
+    /// Stops the rings and puts the back-end's device into its initial state. A back-end
+    /// that cannot be stopped would go on writing to guest memory, so here a late answer is the device's end.
+    fn reset(&mut self) -> Result<(), Cause> {
+        if let Some(mut session) = self.session.take() {
+            let result = self.end_session(&mut session);
+            if let Err(cause) = result {
+                self.session = Some(session);
+                return Err(cause.late_is_dead());
+            }
+        }
+        self.shared.set_rings(Default::default());
+        self.shared.counters.resets.add();
+        self.shared.set_state(DeviceState::Idle);
+        Ok(())
+    }
+}
+
+/// What is left to do for a device that has failed: answering. Nothing of it is left that could touch guest
+/// memory on anybody's order, so that it is as good as suspended, and as good as resumed.
+pub(super) fn serve_failed(shared: &Shared) {
+    loop {
+        while let Some(order) = shared.next_order() {
+            match order {
+                Order::Activate(_, transport) => transport.activated(Err(ActivationFailed)),
+                Order::Reset(transport) => transport.reset_done(),
+                Order::Suspend(done) | Order::Resume(done) => done.tell(Ok(())),
+            }
+        }
+        shared.clear_writes();
+        let mut fds = [
+            poll_entry(shared.stop.as_raw_fd(), libc::POLLIN),
+            poll_entry(shared.wake.as_raw_fd(), libc::POLLIN),
+        ];
+        if poll(&mut fds, None).is_err() || fds[0].revents != 0 {
+            return;
+        }
+        clear(&shared.wake);
+    }
+}

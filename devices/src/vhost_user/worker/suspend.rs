@@ -1,0 +1,177 @@
+//! Stopping the rings without the guest's noticing, and letting them go on.
+//!
+//! ```text
+//!            ask something harmless     requests in flight     GET_VRING_BASE     all rings
+//!   Active ─────────────────────────▶ ───────────────────▶ ───────────────────▶ Suspended
+//!     ▲                 │ given up             │ given up           │ given up      │
+//!     │                 ▼                      ▼                    ▼               ▼
+//!     └───────────── nothing to do ────────────┘            start what is stopped: NUM, BASE, …
+//! ```
+//!
+//! The guest's processors stand still before the device is suspended, so that what is available does not grow. But
+//! an owner may lose its patience and let the guest go on in the midst of it; from then on an order to resume waits in
+//! the inbox, and what is read of a ring says little. An answer to GET_VRING_BASE that is
+//! owed by then is waited for all the same: without it nobody knows where the ring is to go on.
+//!
+//! qemu-storage-daemon does not survive GET_VRING_BASE while it has requests in flight. That is the reason for
+//! the harmless question: a back-end that stands still (stopped by a signal, say) is left owing that answer, which
+//! stops nothing, whenever it comes.
+
+use super::Worker;
+use super::session::{Ring, Service, Session, kick, set_up};
+use crate::vhost_user::device::DeviceState;
+use crate::vhost_user::error::{Cause, During, Violation};
+use crate::vhost_user::frontend::{Patience, RingEvent, RingState};
+use crate::vhost_user::inbox::Order;
+use crate::vhost_user::memory::RamRegion;
+use crate::vhost_user::message::RequestCode;
+use crate::vhost_user::rings;
+use vhost::vhost_user::message::FrontendReq;
+
+impl Worker {
+    /// Stops all rings, and keeps where they are to go on. The inner error leaves the device alive.
+    pub(super) fn suspend(&mut self) -> Result<Result<(), Cause>, Cause> {
+        let Some(mut session) = self.session.take() else {
+            return Ok(Ok(()));
+        };
+        self.shared.set_state(DeviceState::Changing);
+        // The owner has a patience of its own. What the back-end is asked here is needed, whenever it comes.
+        self.frontend
+            .set_patience(Patience::PerMessage(self.limits.dead));
+        let result = self.stop_rings(&mut session);
+        let state = session.state();
+        self.session = Some(session);
+        match result {
+            Ok(()) => {
+                self.shared.counters.suspends.add();
+                self.shared.set_state(DeviceState::Suspended);
+                Ok(Ok(()))
+            }
+            Err(cause @ (Cause::GivenUp | Cause::NotDrained { .. })) => {
+                self.shared.set_state(state);
+                Ok(Err(cause))
+            }
+            Err(cause) => Err(cause.late_is_dead()),
+        }
+    }
+
+    fn stop_rings(&mut self, session: &mut Session) -> Result<(), Cause> {
+        self.unless_given_up()?;
+        while let Some(write) = self.shared.next_write() {
+            self.write_config(&write)?;
+        }
+        self.frontend.get_features()?;
+        self.unless_given_up()?;
+        // Rings that were never enabled would never run empty.
+        if session.service == Service::Complete {
+            self.drain_for_suspend(session)?;
+        }
+        for position in 0..session.rings.len() {
+            if session.rings[position].stopped_at.is_some() {
+                continue;
+            }
+            self.unless_given_up()?;
+            let base = self
+                .frontend
+                .get_vring_base(session.rings[position].place.index)?;
+            let ring = &mut session.rings[position];
+            ring.stopped_at = Some(base);
+            self.check_base(&session.ram, &session.rings[position], base)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a suspension that is worth nothing any more.
+    pub(super) fn unless_given_up(&self) -> Result<(), Cause> {
+        let ends_it = |order: &Order| matches!(order, Order::Resume(_) | Order::Reset(_));
+        match self.shared.has_order(ends_it) {
+            true => Err(Cause::GivenUp),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks where the back-end says that it has stopped: not before what it has used, and not after what was made
+    /// available; and in between only where buffers are parked. Else it does not keep to the protocol, and whatever
+    /// it did next would be wrong.
+    fn check_base(&self, ram: &[RamRegion], ring: &Ring, base: u16) -> Result<(), Cause> {
+        let place = &ring.place;
+        let Ok(indexes) = rings::indexes(ram, place) else {
+            return Ok(());
+        };
+        let outstanding = indexes.outstanding();
+        // Read before this is asked: the guest runs only after the order to resume has been given.
+        let guest_runs = self.unless_given_up().is_err();
+        if outstanding > place.size || guest_runs {
+            // The guest's doing, or it moves.
+            return Ok(());
+        }
+        let taken = base.wrapping_sub(indexes.used);
+        if taken <= outstanding {
+            return Ok(());
+        }
+        Err(Cause::Violation {
+            during: During::Request(RequestCode::from(FrontendReq::GET_VRING_BASE)),
+            reason: Violation::Contents(format!(
+                "it stopped queue {} at {base}, which is not between the used index {} and the available index {}",
+                place.index, indexes.used, indexes.available
+            )),
+        })
+    }
+
+    /// Starts the rings that are stopped. There is no message for that: they are set up anew.
+    pub(super) fn resume(&mut self) -> Result<(), Cause> {
+        if let Some(mut session) = self.session.take() {
+            let result = self.restart_rings(&mut session);
+            let state = session.state();
+            self.session = Some(session);
+            result.map_err(Cause::late_is_dead)?;
+            self.shared.set_state(state);
+        }
+        self.shared.counters.resumes.add();
+        Ok(())
+    }
+
+    fn restart_rings(&mut self, session: &mut Session) -> Result<(), Cause> {
+        // What was not running before stays for the guest to reset.
+        if session.service == Service::Incomplete {
+            return Ok(());
+        }
+        self.drain_for_resume(session)?;
+        let frontend = &mut self.frontend;
+        let mut restarted = Vec::new();
+        for ring in &mut session.rings {
+            let Some(base) = ring.stopped_at else {
+                continue;
+            };
+            set_up(frontend, &ring.queue, base)?;
+            ring.stopped_at = None;
+            frontend.set_vring_event(ring.place.index, RingEvent::Kick, Some(&ring.queue.kick))?;
+            restarted.push(&ring.queue);
+        }
+        if restarted.is_empty() {
+            return Ok(());
+        }
+        for queue in &restarted {
+            frontend.set_vring_enable(queue.index, RingState::Enabled)?;
+        }
+        frontend.fence()?;
+        for queue in restarted {
+            // A kick may have been taken before the ring was stopped, and an interrupt lost on its way.
+            kick(queue);
+            let _ = queue.call.write(1);
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// Where the device stands when nothing is under way.
+    fn state(&self) -> DeviceState {
+        let any_stopped = self.rings.iter().any(|ring| ring.stopped_at.is_some());
+        match (self.service, any_stopped) {
+            (Service::Incomplete, _) => DeviceState::Idle,
+            (Service::Complete, false) => DeviceState::Active,
+            (Service::Complete, true) => DeviceState::Changing,
+        }
+    }
+}
