@@ -6,22 +6,52 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 
+use ferry_api::control::{Control, Reply, Request};
 use ferry_devices::vhost_user;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpu::vcpu::GuestEnd;
-use crate::lifecycle::Ready;
+use crate::lifecycle::{self, Built, DeviceKey, Outside, Ready};
 
 /// Something that the vmm thread has to act on.
 pub enum Event {
+    /// A client wants something.
+    Request { request: Request, reply: Reply },
+    /// A boot's job has looked at all that the user may have got wrong.
+    Checked {
+        boot: u64,
+        outcome: Result<Outside, lifecycle::Error>,
+    },
     /// A back-end has been connected to and negotiated with, or not.
     DeviceReady {
-        index: usize,
+        key: DeviceKey,
         outcome: Result<Ready, vhost_user::Error>,
     },
-    /// A device has stopped all its queues, as it was asked to before a reboot.
-    DeviceQuiet { index: usize },
-    /// The guest has ended; `boot` counts reboots.
+    /// A boot's job has ended.
+    Built {
+        boot: u64,
+        outcome: Result<Built, lifecycle::Error>,
+    },
+    /// A device that was ready is of no use any more.
+    DeviceFailed {
+        key: DeviceKey,
+        error: vhost_user::Error,
+    },
+    /// A device has come to rest, as it was asked to before a pause, or not.
+    DeviceSuspended {
+        key: DeviceKey,
+        outcome: Result<(), vhost_user::Error>,
+    },
+    /// A device runs again, as it was asked to after a pause, or not.
+    DeviceResumed {
+        key: DeviceKey,
+        outcome: Result<(), vhost_user::Error>,
+    },
+    /// A device has stopped all its queues, as it was asked to after a guest's end.
+    DeviceQuiet { key: DeviceKey },
+    /// The job that gives back what a guest had is done.
+    Cleaned { number: u64 },
+    /// The guest has ended.
     GuestEnded { boot: u64, end: GuestEnd },
     /// The operator wants the guest to end: a signal, or the terminal's escape.
     Quit(&'static str),
@@ -41,6 +71,12 @@ impl EventSender {
         if self.sender.send(event).is_ok() {
             let _ = self.wake.write(1);
         }
+    }
+}
+
+impl Control for EventSender {
+    fn submit(&self, request: Request, reply: Reply) {
+        self.send(Event::Request { request, reply });
     }
 }
 

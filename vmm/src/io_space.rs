@@ -32,6 +32,10 @@ impl ExitCounters {
     pub fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
+
+    pub fn read(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
 }
 
 const COM1_LAST: u16 = layout::COM1_PORT + layout::COM1_PORTS - 1;

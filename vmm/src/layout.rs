@@ -85,6 +85,8 @@ pub const COM1_PORT: u16 = 0x3F8;
 pub const COM1_PORTS: u16 = 8;
 /// Its interrupt, an I/O APIC pin and a KVM GSI.
 pub const COM1_IRQ: u32 = 4;
+/// The power button's interrupt: a pin of the I/O APIC that no ISA device has.
+pub const POWER_BUTTON_IRQ: u32 = 16;
 /// i8042 command and status port.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// ACPI sleep control register, one byte (ACPI 6.5, 4.8.3.7). Ports from 0x600 are nobody's on a PC.

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ferry_api::config::VmConfig;
 use ferry_devices::pci::{PciBus, PciBusFull};
@@ -16,14 +16,16 @@ use kvm_ioctls::VcpuFd;
 use crate::acpi::{self, AcpiInfo};
 use crate::boot::{self, EntryPoint};
 use crate::console::Console;
+use crate::cpu::clock::StoppedClock;
 use crate::cpu::cpuid::{self, Cpuid};
 use crate::cpu::registers;
-use crate::cpu::vcpu::{GuestEnd, Vcpu};
+use crate::cpu::vcpu::{GuestEnd, Vcpus};
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::payload::Payload;
+use crate::power_button::PowerButton;
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -44,26 +46,39 @@ pub enum Error {
     BusFull { device: String, source: PciBusFull },
     #[error("cannot start a thread for vCPU {index}")]
     Thread { index: u8, source: io::Error },
+    #[error("{count} vCPUs did not stop within {limit:?}")]
+    NotParked { count: usize, limit: Duration },
 }
+
+/// How long vCPUs may take to stand still. They wait for no one, so only a machine that hardly runs at all needs more.
+const PARK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a machine is built from, and what outlives it.
 pub struct Parts<'a> {
     pub hypervisor: &'a Hypervisor,
     pub config: &'a VmConfig,
-    pub ram: GuestRam,
+    pub ram: &'a GuestRam,
     pub payload: &'a Payload,
     pub devices: &'a [Arc<VhostUserDevice>],
     pub console: Option<&'a Console>,
 }
 
 /// A machine whose guest is loaded.
+///
+/// ```text
+///  built ──start──▶ running ⇄ parked (park, release) ──drop──▶ gone
+/// ```
 pub struct Machine {
+    /// Until the guest is started.
     vcpu_fds: Vec<VcpuFd>,
-    vcpus: Vec<Vcpu>,
+    /// From then on. Before all others, because they run what follows.
+    vcpus: Option<Vcpus>,
     io: Arc<IoSpace>,
     functions: Vec<Arc<VirtioPci>>,
+    stopped_clock: Option<StoppedClock>,
+    button: PowerButton,
     /// Last, because it goes after everything that is wired to it.
-    _vm: Arc<Vm>,
+    vm: Arc<Vm>,
 }
 
 impl Machine {
@@ -76,6 +91,7 @@ impl Machine {
         if let Some(console) = parts.console {
             vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
         }
+        let button = PowerButton::new(&vm)?;
         let vcpus = parts.config.cpus.boot_vcpus;
         let cpuid = Cpuid::new(parts.hypervisor.kvm(), vcpus)?;
         let rsdp = acpi::build(
@@ -98,10 +114,12 @@ impl Machine {
         };
         Ok(Machine {
             vcpu_fds,
-            vcpus: Vec::new(),
+            vcpus: None,
             io: Arc::new(io),
             functions,
-            _vm: vm,
+            stopped_clock: None,
+            button,
+            vm,
         })
     }
 
@@ -110,17 +128,67 @@ impl Machine {
         &mut self,
         ended: impl Fn(GuestEnd) + Clone + Send + 'static,
     ) -> Result<(), Error> {
-        for (index, fd) in (0..).zip(std::mem::take(&mut self.vcpu_fds)) {
-            let vcpu = Vcpu::spawn(index, fd, self.io.clone(), ended.clone())
-                .map_err(|source| Error::Thread { index, source })?;
-            self.vcpus.push(vcpu);
-        }
+        let fds = std::mem::take(&mut self.vcpu_fds);
+        let vcpus = Vcpus::spawn(fds, &self.io, ended)
+            .map_err(|(index, source)| Error::Thread { index, source })?;
+        self.vcpus = Some(vcpus);
         Ok(())
+    }
+
+    /// Makes all vCPUs stand still, and the guest's time with them.
+    ///
+    /// # Errors
+    /// vCPUs that do not come out of KVM; then all of them run on.
+    pub fn park(&mut self) -> Result<(), Error> {
+        let Some(vcpus) = &self.vcpus else {
+            return Ok(());
+        };
+        vcpus.park(PARK_LIMIT).map_err(|count| Error::NotParked {
+            count,
+            limit: PARK_LIMIT,
+        })?;
+        self.stopped_clock = Some(StoppedClock::read(self.vm.fd()));
+        Ok(())
+    }
+
+    /// Lets parked vCPUs go on.
+    pub fn release(&mut self) {
+        let ticks = match self
+            .stopped_clock
+            .take()
+            .map(|clock| clock.start(self.vm.fd()))
+        {
+            Some(Ok(ticks)) => ticks,
+            Some(Err(error)) => {
+                // The guest sees a jump of its time, which it can live with.
+                tracing::warn!("the guest's clock could not be set back: {error}");
+                0
+            }
+            None => 0,
+        };
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.release(ticks);
+        }
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.button.press();
+    }
+
+    /// How often vCPUs have left KVM for Ferry.
+    pub fn exits(&self) -> &ExitCounters {
+        &self.io.exits
+    }
+
+    /// The devices' PCI functions, in the order of the bus, on which the first is device 1.
+    pub fn functions(&self) -> &[Arc<VirtioPci>] {
+        &self.functions
     }
 
     /// Stops the guest and takes the machine apart. RAM, back-ends and the serial port's outside stay.
     pub fn stop(mut self) {
-        self.stop_vcpus();
+        self.vcpus = None;
         let exits = &self.io.exits;
         let notify: u64 = self
             .functions
@@ -129,22 +197,10 @@ impl Machine {
             .sum();
         tracing::info!(
             "vCPU exits: pio={} mmio={} notify={notify} other={}",
-            exits.pio.load(Ordering::Relaxed),
-            exits.mmio.load(Ordering::Relaxed),
-            exits.other.load(Ordering::Relaxed),
+            ExitCounters::read(&exits.pio),
+            ExitCounters::read(&exits.mmio),
+            ExitCounters::read(&exits.other),
         );
-    }
-
-    fn stop_vcpus(&mut self) {
-        self.vcpus.iter().for_each(Vcpu::stop);
-        self.vcpus.drain(..).for_each(Vcpu::join);
-    }
-}
-
-impl Drop for Machine {
-    // A machine whose start failed half-way must not leave vCPUs behind.
-    fn drop(&mut self) {
-        self.stop_vcpus();
     }
 }
 

@@ -19,6 +19,7 @@ mod logging;
 mod machine;
 mod memory;
 mod payload;
+mod power_button;
 mod terminal;
 
 use std::io::Write;
@@ -41,6 +42,7 @@ mod exit {
 
 fn main() -> ExitCode {
     share_heap();
+    raise_file_limit();
     let status = match cli::parse(std::env::args_os()) {
         Ok(Request::Print(text)) => {
             // Whoever closed standard output does not want the text.
@@ -58,6 +60,22 @@ fn main() -> ExitCode {
 fn share_heap() {
     // SAFETY: called before any other thread is started; a refusal changes nothing.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// As many file descriptors as the administrator allows: every queue of every device takes two, and the customary soft
+/// limit of 1024 is for programs that use select().
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls work on this process and on `limit`, which is valid. A refusal changes nothing.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
 }
 
 fn wrong_usage(error: &UsageError) -> u8 {
@@ -81,11 +99,11 @@ fn run(arguments: Arguments) -> u8 {
         on_reset,
     } = arguments;
     let plan = Plan {
-        vm,
+        vm: Some(vm),
         timeouts,
         on_reset,
     };
-    match lifecycle::run(&plan) {
+    match lifecycle::run(plan) {
         Ok(Ending::PowerOff | Ending::Quit) => exit::DONE,
         Ok(Ending::Reset(ResetSource::Acpi)) => exit::ACPI_RESET,
         Ok(Ending::Reset(ResetSource::I8042 | ResetSource::Cf9)) => exit::OTHER_RESET,

@@ -63,7 +63,7 @@ pub use profile::{Access, BackendState, Blk, Fs, Generic, MAX_TAG, Profile};
 pub use socket::MAX_FDS;
 
 /// A device that a back-end is to serve.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSpec {
     /// The device's name, `disk0`.
     pub id: String,

@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
+    Name, Notify, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -25,6 +25,7 @@ pub fn dsdt(info: &AcpiInfo) -> impl Aml + use<> {
     if info.serial == Serial::Present {
         com1(&mut aml);
     }
+    power_button(&mut aml);
     soft_off(&mut aml);
     let mut table = Sdt::new(
         *b"DSDT",
@@ -124,6 +125,46 @@ fn com1(aml: &mut Vec<u8>) {
                 ),
             ],
         )],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// `\_SB.PWRB`, the power button, and `\_SB.GED`, which tells the guest of its presses: hardware-reduced machines
+/// have no fixed button, and no GPEs (ACPI 6.5, 4.8.2.2.1.2 and 5.6.9).
+fn power_button(aml: &mut Vec<u8>) {
+    const PRESSED: u8 = 0x80;
+    Scope::new(
+        "\\_SB_".into(),
+        vec![
+            &Device::new(
+                "PWRB".into(),
+                vec![
+                    &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
+                    &Name::new("_UID".into(), &ZERO),
+                ],
+            ),
+            &Device::new(
+                "GED_".into(),
+                vec![
+                    &Name::new("_HID".into(), &"ACPI0013"),
+                    &Name::new("_UID".into(), &ZERO),
+                    &Name::new(
+                        "_CRS".into(),
+                        &ResourceTemplate::new(vec![
+                            // Consumer, edge, active high, exclusive.
+                            &Interrupt::new(true, true, false, false, layout::POWER_BUTTON_IRQ),
+                        ]),
+                    ),
+                    // The only interrupt has only one meaning, so its number, the argument, is not looked at.
+                    &Method::new(
+                        "_EVT".into(),
+                        1,
+                        true,
+                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &PRESSED)],
+                    ),
+                ],
+            ),
+        ],
     )
     .to_aml_bytes(aml);
 }

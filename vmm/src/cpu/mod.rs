@@ -1,5 +1,7 @@
-//! Virtual processors: what they say of themselves, the state they start in, and their threads.
+//! Virtual processors: what they say of themselves, the state they start in, their threads, and their time.
 
+pub mod clock;
 pub mod cpuid;
+pub mod gate;
 pub mod registers;
 pub mod vcpu;

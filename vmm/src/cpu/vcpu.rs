@@ -1,13 +1,7 @@
 //! A vCPU's thread: it runs the guest, and answers what the guest cannot do by itself.
 //!
-//! ```text
-//!   spawn ──▶ waiting for the start ──▶ running ⇄ answering an exit ──▶ ended
-//!                     │                    │                              ▲
-//!                     └────────────────────┴── stop: signal + flag ───────┘
-//! ```
-//!
-//! To stop a vCPU, another thread raises the `stop` flag and then sends [`kick_signal`]. The handler sets
-//! `immediate_exit` in the vCPU's shared page, so that a signal which comes between the look at the flag and
+//! It looks at the machine's [`Gate`] between any two exits. To make it look, the owner sends [`kick_signal`]. The
+//! handler sets `immediate_exit` in the vCPU's shared page, so that a signal which comes between the look and
 //! `KVM_RUN` is not lost.
 
 use std::cell::Cell;
@@ -15,14 +9,16 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ferry_devices::power::PowerRequest;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::register_signal_handler;
 
+use super::clock;
+use super::gate::{Gate, Order, Wanted};
 use crate::io_space::{ExitCounters, IoSpace};
 
 /// Why a guest has ended, as the vCPU saw it that ended it.
@@ -63,48 +59,84 @@ pub fn install_kick_handler() -> io::Result<()> {
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// A vCPU's thread, from the outside.
-pub struct Vcpu {
-    thread: JoinHandle<()>,
-    stop: Arc<AtomicBool>,
+/// The threads of a machine's vCPUs, from the outside. Dropping it ends them.
+pub struct Vcpus {
+    threads: Vec<JoinHandle<()>>,
+    gate: Arc<Gate>,
 }
 
-impl Vcpu {
-    /// Starts a thread that runs `fd`. `ended` is called from it, at most once, when the guest ends by itself.
+impl Vcpus {
+    /// Starts a thread for each of `fds`. `ended` is called, at most once from each, when the guest ends by itself.
+    ///
+    /// # Errors
+    /// The vCPU whose thread could not be started, and why. Those before it have ended again.
     pub fn spawn(
-        index: u8,
-        fd: VcpuFd,
-        io: Arc<IoSpace>,
-        ended: impl FnOnce(GuestEnd) + Send + 'static,
-    ) -> io::Result<Vcpu> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut run = Run {
-            fd,
-            io,
-            stop: stop.clone(),
+        fds: Vec<VcpuFd>,
+        io: &Arc<IoSpace>,
+        ended: impl Fn(GuestEnd) + Clone + Send + 'static,
+    ) -> Result<Vcpus, (u8, io::Error)> {
+        let gate = Arc::new(Gate::new(fds.len()));
+        let mut vcpus = Vcpus {
+            threads: Vec::with_capacity(fds.len()),
+            gate,
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(STACK)
-            .spawn(move || {
-                if let Some(end) = run.until_end() {
-                    ended(end);
-                }
-            })?;
-        Ok(Vcpu { thread, stop })
+        for (index, fd) in (0..).zip(fds) {
+            let mut run = Run {
+                fd,
+                io: io.clone(),
+                gate: vcpus.gate.clone(),
+                hidden_ticks: 0,
+            };
+            let ended = ended.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(STACK)
+                .spawn(move || {
+                    if let Some(end) = run.until_end() {
+                        ended(end);
+                    }
+                    run.gate.leave();
+                })
+                .map_err(|error| (index, error))?;
+            vcpus.threads.push(thread);
+        }
+        Ok(vcpus)
     }
 
-    /// Asks the thread to end; [`Vcpu::join`] waits for it.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::SeqCst);
-        // SAFETY: the thread has not been joined, because joining takes the `Vcpu`; so the id is still its own.
-        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+    /// Makes all vCPUs stand still, with no exit half-answered.
+    ///
+    /// # Errors
+    /// How many did not within `limit`; all of them go on.
+    pub fn park(&self, limit: Duration) -> Result<(), usize> {
+        self.gate.want(Wanted::Park);
+        self.signal();
+        self.gate
+            .wait_parked(limit)
+            .inspect_err(|_| self.gate.want(Wanted::Run))
     }
 
-    /// Waits for the thread to end, which [`Vcpu::stop`] makes it do at once: no exit's answer waits for anyone.
-    pub fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("a vCPU thread panicked");
+    /// Lets parked vCPUs go on; so many more ticks of the host's TSC are hidden from the guest.
+    pub fn release(&self, hidden_ticks: u64) {
+        self.gate.release(hidden_ticks);
+    }
+
+    fn signal(&self) {
+        for thread in &self.threads {
+            // SAFETY: the thread has not been joined, because joining takes its handle; so the id is still its own.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    // No exit's answer waits for anyone, so this does not take long.
+    fn drop(&mut self) {
+        self.gate.want(Wanted::End);
+        self.signal();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
         }
     }
 }
@@ -113,18 +145,33 @@ impl Vcpu {
 struct Run {
     fd: VcpuFd,
     io: Arc<IoSpace>,
-    stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
+    /// Ticks of the host's TSC that this vCPU's offset hides already.
+    hidden_ticks: u64,
+}
+
+/// What came of one entry into the guest.
+enum Exit {
+    /// KVM has handed over an access or the like, and it has been answered.
+    Answered,
+    /// A signal, or `immediate_exit`, made KVM return: the guest stands between two instructions.
+    Interrupted,
+    /// The guest has ended.
+    Ended(GuestEnd),
 }
 
 impl Run {
-    /// Runs until the guest ends (returns why) or is stopped from outside.
+    /// Runs until the guest ends (returns why) or is ended from outside.
     fn until_end(&mut self) -> Option<GuestEnd> {
         SHARED_PAGE.set(self.fd.get_kvm_run());
         let end = loop {
-            if self.stop.load(Ordering::SeqCst) {
-                break None;
+            if self.gate.wants_attention() {
+                match self.attend() {
+                    ControlFlow::Continue(()) => {}
+                    ControlFlow::Break(end) => break end,
+                }
             }
-            if let ControlFlow::Break(end) = self.once() {
+            if let Exit::Ended(end) = self.once() {
                 break Some(end);
             }
         };
@@ -132,7 +179,33 @@ impl Run {
         end
     }
 
-    fn once(&mut self) -> ControlFlow<GuestEnd> {
+    /// Does what the gate wants. The answer to the last exit is first given to the guest, so that the vCPU's state is
+    /// whole while it is parked.
+    fn attend(&mut self) -> ControlFlow<Option<GuestEnd>> {
+        loop {
+            self.fd.set_kvm_immediate_exit(1);
+            match self.once() {
+                Exit::Answered => {}
+                Exit::Interrupted => break,
+                Exit::Ended(end) => return ControlFlow::Break(Some(end)),
+            }
+        }
+        let ticks = match self.gate.pass() {
+            Order::End => return ControlFlow::Break(None),
+            Order::Run { hidden_ticks } => hidden_ticks,
+        };
+        let more = ticks.wrapping_sub(self.hidden_ticks);
+        if more != 0 {
+            self.hidden_ticks = ticks;
+            clock::announce_pause(&self.fd);
+            if let Err(error) = clock::hide_ticks(&self.fd, more) {
+                tracing::warn!("a vCPU's time stamp counter could not be set back: {error}");
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn once(&mut self) -> Exit {
         let io = &self.io;
         match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
@@ -141,7 +214,9 @@ impl Run {
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 ExitCounters::count(&io.exits.pio);
-                return io.write_port(port, data).map_break(GuestEnd::Request);
+                if let ControlFlow::Break(request) = io.write_port(port, data) {
+                    return Exit::Ended(GuestEnd::Request(request));
+                }
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 ExitCounters::count(&io.exits.mmio);
@@ -151,8 +226,12 @@ impl Run {
                 ExitCounters::count(&io.exits.mmio);
                 io.write_memory(address, data);
             }
-            Ok(VcpuExit::Shutdown) => return ControlFlow::Break(GuestEnd::TripleFault),
-            Ok(VcpuExit::Intr) => ExitCounters::count(&io.exits.other),
+            Ok(VcpuExit::Shutdown) => return Exit::Ended(GuestEnd::TripleFault),
+            Ok(VcpuExit::Intr) => {
+                ExitCounters::count(&io.exits.other);
+                self.fd.set_kvm_immediate_exit(0);
+                return Exit::Interrupted;
+            }
             Ok(VcpuExit::InternalError) => return self.crash("internal error"),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return self.crash(&format!(
@@ -166,14 +245,15 @@ impl Run {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 ExitCounters::count(&io.exits.other);
                 self.fd.set_kvm_immediate_exit(0);
+                return Exit::Interrupted;
             }
             Err(error) => return self.crash(&format!("KVM_RUN: {error}")),
         }
-        ControlFlow::Continue(())
+        Exit::Answered
     }
 
     /// Describes an end that is KVM's or the guest's fault as far as KVM tells.
-    fn crash(&mut self, what: &str) -> ControlFlow<GuestEnd> {
+    fn crash(&mut self, what: &str) -> Exit {
         let suberror = {
             let run = self.fd.get_kvm_run();
             // SAFETY: the union's `internal` is plain data in every state; it is meaningful after an internal error.
@@ -190,6 +270,6 @@ impl Run {
         if let Ok(rip) = rip {
             text.push_str(&format!(" at instruction {rip:#x}"));
         }
-        ControlFlow::Break(GuestEnd::Crash(text))
+        Exit::Ended(GuestEnd::Crash(text))
     }
 }

@@ -35,6 +35,11 @@ pub enum Profile {
 }
 
 impl Profile {
+    /// The virtio device type (Virtual I/O Device 1.2, 5).
+    pub fn device_type(&self) -> u32 {
+        self.rules().device_type()
+    }
+
     pub(super) fn rules(&self) -> &dyn Rules {
         match self {
             Profile::Blk(blk) => blk,

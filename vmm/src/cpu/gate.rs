@@ -1,0 +1,130 @@
+//! The word of the machine's owner to all of its vCPUs.
+//!
+//! ```text
+//!            park                 release
+//!  running ───────▶ parked ─────────────────▶ running
+//!     │                │
+//!     └───── end ──────┴──────▶ ended
+//! ```
+//!
+//! The owner says what it wants, then signals the threads, so that they leave KVM and look. Nothing here waits for
+//! anything but vCPUs, whose way out of KVM waits for no one.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What the owner wants of every vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Run the guest.
+    Run,
+    /// Stand still between two instructions, with nothing half-done.
+    Park,
+    /// End the thread.
+    End,
+}
+
+/// What a vCPU that asked is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Go on. So many ticks of the host's TSC, since the machine's first instruction, are not to be seen by the guest.
+    Run { hidden_ticks: u64 },
+    /// End.
+    End,
+}
+
+/// Where vCPUs are held.
+pub struct Gate {
+    word: Mutex<Word>,
+    changed: Condvar,
+    /// Whether something else than running is wanted: what a vCPU looks at between any two exits.
+    attention: AtomicBool,
+}
+
+struct Word {
+    wanted: Wanted,
+    /// vCPUs that are neither parked nor ended.
+    running: usize,
+    hidden_ticks: u64,
+}
+
+impl Gate {
+    /// A gate for `count` vCPUs, which are to run.
+    pub fn new(count: usize) -> Self {
+        Gate {
+            word: Mutex::new(Word {
+                wanted: Wanted::Run,
+                running: count,
+                hidden_ticks: 0,
+            }),
+            changed: Condvar::new(),
+            attention: AtomicBool::new(false),
+        }
+    }
+
+    /// Says what the vCPUs are to do. Those in the guest look once they have been signalled.
+    pub fn want(&self, wanted: Wanted) {
+        let mut word = self.word();
+        word.wanted = wanted;
+        self.attention
+            .store(wanted != Wanted::Run, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
+    /// Lets parked vCPUs go on, and hides `ticks` more of the host's TSC from the guest.
+    pub fn release(&self, ticks: u64) {
+        let mut word = self.word();
+        word.hidden_ticks = word.hidden_ticks.wrapping_add(ticks);
+        drop(word);
+        self.want(Wanted::Run);
+    }
+
+    /// Waits until every vCPU is parked or has ended; returns how many are not, when `limit` has passed.
+    pub fn wait_parked(&self, limit: Duration) -> Result<(), usize> {
+        let running = |word: &mut Word| word.running > 0;
+        let (word, _) = self
+            .changed
+            .wait_timeout_while(self.word(), limit, running)
+            .unwrap_or_else(PoisonError::into_inner);
+        match word.running {
+            0 => Ok(()),
+            count => Err(count),
+        }
+    }
+
+    /// Whether a vCPU has to ask for an [`Order`].
+    pub fn wants_attention(&self) -> bool {
+        self.attention.load(Ordering::SeqCst)
+    }
+
+    /// Called by a vCPU that stands between two instructions: holds it for as long as it is to be parked.
+    pub fn pass(&self) -> Order {
+        let mut word = self.word();
+        if word.wanted == Wanted::Park {
+            word.running -= 1;
+            self.changed.notify_all();
+            word = self
+                .changed
+                .wait_while(word, |word| word.wanted == Wanted::Park)
+                .unwrap_or_else(PoisonError::into_inner);
+            word.running += 1;
+        }
+        match word.wanted {
+            Wanted::End => Order::End,
+            Wanted::Run | Wanted::Park => Order::Run {
+                hidden_ticks: word.hidden_ticks,
+            },
+        }
+    }
+
+    /// Called by a vCPU whose thread ends.
+    pub fn leave(&self) {
+        self.word().running -= 1;
+        self.changed.notify_all();
+    }
+
+    fn word(&self) -> MutexGuard<'_, Word> {
+        self.word.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,376 @@
+//! From a definition to a running guest.
+//!
+//! ```text
+//!  job thread    check files, open console │ RAM, KVM          │ wait for devices │ build machine
+//!                        │ Checked         │                   ▲ devices          │ Built
+//!  vmm thread            ▼                 │                   │                  ▼
+//!                connect to back-ends ─────┴── DeviceReady … ──┘              start vCPUs
+//! ```
+//!
+//! What the user may have got wrong comes first, before anything is started: a back-end such as virtiofsd ends when
+//! its front-end leaves, so it is not to be connected to for nothing.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use ferry_api::config::VmConfig;
+use ferry_api::control::{Reply, Response, VmState};
+use ferry_devices::vhost_user;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::devices::{Device, DeviceKey, Link, Ready};
+use super::stop::After;
+use super::table::Situation;
+use super::vm::{Activity, Live, Phase, Waiters};
+use super::{Error, Vmm, system};
+use crate::backends;
+use crate::console::Console;
+use crate::events::{Event, EventSender};
+use crate::hypervisor::Hypervisor;
+use crate::logging::chain;
+use crate::machine::{Machine, Parts};
+use crate::memory::GuestRam;
+use crate::payload::Payload;
+
+/// Bytes of the job's stack.
+const STACK: usize = 512 << 10;
+
+/// What a guest is loaded from and talks to beyond its devices. A reboot keeps both, a shutdown the console.
+#[derive(Clone)]
+pub struct Outside {
+    pub payload: Arc<Payload>,
+    pub console: Option<Arc<Console>>,
+}
+
+/// What a job has made.
+pub struct Built {
+    pub machine: Machine,
+    pub ram: GuestRam,
+}
+
+/// A boot under way.
+pub struct Booting {
+    pub left: VmState,
+    cause: Cause,
+    /// Which boot this is.
+    number: u64,
+    waiters: Waiters,
+    /// Where the job gets its devices from; gone once it has them, or is to give up.
+    devices: Option<Sender<Vec<Ready>>>,
+    /// Whether the job is past its first part. Until then it may be opening the terminal.
+    pub checked: bool,
+    /// Why the boot has failed already, while its job has still to end.
+    failure: Option<Error>,
+    /// What is to come instead of a running guest, and who waits for it.
+    instead: Option<(After, Waiters)>,
+}
+
+/// Why a guest is booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The command line or a client says so.
+    Asked,
+    /// The guest before it has been reset.
+    Reset,
+}
+
+impl Booting {
+    pub fn situation(&self) -> Situation {
+        match (&self.instead, self.cause) {
+            (Some((After::Delete, _)), _) => Situation::Deleting,
+            (Some(_), _) => Situation::ShuttingDown,
+            (None, Cause::Reset) => Situation::Rebooting,
+            (None, Cause::Asked) => Situation::Booting,
+        }
+    }
+}
+
+/// What the job works with.
+struct Job {
+    number: u64,
+    config: VmConfig,
+    /// What there is of the outside already.
+    payload: Option<Arc<Payload>>,
+    console: Option<Option<Arc<Console>>>,
+    /// The RAM of the guest before this one.
+    old_ram: Option<GuestRam>,
+    devices: Receiver<Vec<Ready>>,
+    escape: EventFd,
+    events: EventSender,
+}
+
+impl Job {
+    fn run(mut self) {
+        let outcome = self.check();
+        let outside = outcome.as_ref().ok().cloned();
+        self.events.send(Event::Checked {
+            boot: self.number,
+            outcome,
+        });
+        // Without the outside there is nothing to be built, and the vmm thread has been told why.
+        let Some(outside) = outside else { return };
+        let (number, events) = (self.number, self.events.clone());
+        let outcome = self.build(&outside);
+        events.send(Event::Built {
+            boot: number,
+            outcome,
+        });
+    }
+
+    fn check(&mut self) -> Result<Outside, Error> {
+        let payload = match self.payload.take() {
+            Some(payload) => payload,
+            None => Arc::new(Payload::open(&self.config.payload, &self.config.memory)?),
+        };
+        let console = match self.console.take() {
+            Some(console) => console,
+            None => {
+                let escape = self
+                    .escape
+                    .try_clone()
+                    .map_err(system("pass the escape key on"))?;
+                Console::open(&self.config.serial, escape)?.map(Arc::new)
+            }
+        };
+        Ok(Outside { payload, console })
+    }
+
+    fn build(self, outside: &Outside) -> Result<Built, Error> {
+        if let Some(old) = self.old_ram {
+            // The next guest's RAM is not the old one emptied: a back-end that was given up may wake later and write
+            // into what it still has mapped. And huge pages that were given back could be taken by someone else.
+            old.discard()
+                .map_err(system("give back the RAM of the guest before"))?;
+        }
+        let ram = GuestRam::new(&self.config.memory)?;
+        let hypervisor = Hypervisor::open()?;
+        let Ok(devices) = self.devices.recv() else {
+            return Err(Error::Cancelled("its devices are not there"));
+        };
+        let regions = ram.shared_regions();
+        for device in &devices {
+            device.set_ram(regions.clone());
+        }
+        if let Some(console) = &outside.console {
+            console.port().reset();
+        }
+        let machine = Machine::build(&Parts {
+            hypervisor: &hypervisor,
+            config: &self.config,
+            ram: &ram,
+            payload: &outside.payload,
+            devices: &devices,
+            console: outside.console.as_deref(),
+        })?;
+        Ok(Built { machine, ram })
+    }
+}
+
+impl Vmm {
+    /// Starts a boot. `old_ram` is that of the guest before, if there was one.
+    pub(super) fn boot(&mut self, cause: Cause, old_ram: Option<GuestRam>, waiters: Waiters) {
+        let escape = self
+            .events
+            .escape()
+            .map_err(system("pass the escape key on"));
+        let Some(vm) = &mut self.vm else { return };
+        self.boots += 1;
+        let (sender, devices) = channel();
+        vm.phase = Phase::Booting(Booting {
+            left: vm.state(),
+            cause,
+            number: self.boots,
+            waiters,
+            devices: Some(sender),
+            checked: false,
+            failure: None,
+            instead: None,
+        });
+        let outside = vm.outside.as_ref();
+        let started = escape.and_then(|escape| {
+            let job = Job {
+                number: self.boots,
+                config: vm.config.clone(),
+                // After a shutdown the files may be others.
+                payload: outside
+                    .filter(|_| cause == Cause::Reset)
+                    .map(|outside| outside.payload.clone()),
+                console: outside.map(|outside| outside.console.clone()),
+                old_ram,
+                devices,
+                escape,
+                events: self.events.sender(),
+            };
+            std::thread::Builder::new()
+                .name("boot".into())
+                .stack_size(STACK)
+                .spawn(move || job.run())
+                .map_err(system("start a thread that boots the guest"))
+        });
+        self.publish("vm", "booting", []);
+        if let Err(error) = started {
+            self.end_boot(Err(error));
+        }
+    }
+
+    /// The boot of this number, if it is the one under way.
+    fn booting(&mut self, number: u64) -> Option<&mut Booting> {
+        match &mut self.vm.as_mut()?.phase {
+            Phase::Booting(booting) if booting.number == number => Some(booting),
+            _ => None,
+        }
+    }
+
+    pub(super) fn on_checked(&mut self, boot: u64, outcome: Result<Outside, Error>) {
+        let Some(booting) = self.booting(boot) else {
+            return;
+        };
+        booting.checked = true;
+        let (cause, given_up) = (booting.cause, booting.failure.is_some());
+        let outside = match outcome {
+            Ok(outside) => outside,
+            Err(error) => return self.end_boot(Err(error)),
+        };
+        let events = self.events.sender();
+        let limits = backends::limits(&self.timeouts);
+        let Some(vm) = &mut self.vm else { return };
+        vm.outside = Some(outside);
+        if given_up {
+            return;
+        }
+        // A guest that is reset has the devices it had, also those that have failed; a boot begins with good ones.
+        let mut devices = vm
+            .devices
+            .iter_mut()
+            .filter(|device| cause == Cause::Asked || device.ready().is_none());
+        match devices.try_for_each(|device| device.connect(limits, &events)) {
+            Ok(()) => self.hand_devices_over(),
+            Err(error) => self.give_boot_up(error),
+        }
+    }
+
+    pub(super) fn on_device_ready(
+        &mut self,
+        key: DeviceKey,
+        outcome: Result<Ready, vhost_user::Error>,
+    ) {
+        let Some(device) = self.vm.as_mut().and_then(|vm| vm.device(key)) else {
+            return;
+        };
+        match outcome {
+            Ok(ready) => {
+                device.link = Link::Up(ready);
+                self.hand_devices_over();
+            }
+            Err(error) => {
+                device.link = Link::Down;
+                self.give_boot_up(error.into());
+            }
+        }
+    }
+
+    /// Gives the job its devices, once all are there.
+    fn hand_devices_over(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Booting(booting) = &mut vm.phase else {
+            return;
+        };
+        let ready: Option<Vec<Ready>> = vm
+            .devices
+            .iter()
+            .map(|device| device.ready().cloned())
+            .collect();
+        if let Some(ready) = ready
+            && let Some(devices) = booting.devices.take()
+        {
+            // A job that has failed has said so.
+            let _ = devices.send(ready);
+        }
+    }
+
+    /// Makes the boot fail. Its end, and what comes then, waits for its job's end.
+    pub(super) fn give_boot_up(&mut self, error: Error) {
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Booting(booting) = &mut vm.phase else {
+            return;
+        };
+        booting.devices = None;
+        booting.failure.get_or_insert(error);
+        vm.devices.iter_mut().for_each(Device::cancel);
+    }
+
+    /// Gives the boot up because a client wants something else.
+    pub(super) fn replace_boot(&mut self, after: After, reply: Reply) {
+        let request = match after {
+            After::Delete => "vm.delete came",
+            After::Shutdown | After::Restart => "vm.shutdown came",
+        };
+        self.give_boot_up(Error::Cancelled(request));
+        let Some(vm) = &mut self.vm else { return };
+        if let Phase::Booting(booting) = &mut vm.phase {
+            let mut waiters = booting
+                .instead
+                .take()
+                .map(|(_, waiters)| waiters)
+                .unwrap_or_default();
+            waiters.add(reply);
+            booting.instead = Some((after, waiters));
+        }
+    }
+
+    pub(super) fn on_built(&mut self, boot: u64, outcome: Result<Built, Error>) {
+        let Some(booting) = self.booting(boot) else {
+            return;
+        };
+        let outcome = match booting.failure.take() {
+            Some(failure) => Err(failure),
+            None => outcome,
+        };
+        self.end_boot(outcome);
+    }
+
+    fn end_boot(&mut self, outcome: Result<Built, Error>) {
+        let sender = self.events.sender();
+        let Some(vm) = &mut self.vm else { return };
+        let phase = std::mem::replace(&mut vm.phase, Phase::Shutdown);
+        let Phase::Booting(booting) = phase else {
+            vm.phase = phase;
+            return;
+        };
+        let boot = booting.number;
+        let started = outcome.and_then(|mut built| {
+            let ended = move |end| sender.send(Event::GuestEnded { boot, end });
+            built.machine.start(ended)?;
+            Ok(built)
+        });
+        match started {
+            Ok(Built { machine, ram }) => {
+                vm.phase = Phase::Live(Live {
+                    machine,
+                    ram,
+                    boot,
+                    activity: Activity::Running,
+                });
+                self.publish("vm", "booted", []);
+                booting.waiters.answer(&Ok(Response::Done));
+            }
+            Err(error) => {
+                if booting.left == VmState::Created {
+                    vm.phase = Phase::Created;
+                }
+                self.boot_failed(error, booting.waiters, booting.instead);
+            }
+        }
+    }
+
+    fn boot_failed(&mut self, error: Error, waiters: Waiters, instead: Option<(After, Waiters)>) {
+        self.publish("vm", "boot-failed", [("reason", chain(&error))]);
+        let asked_by_client = !waiters.is_empty();
+        waiters.answer(&Err(error.refusal()));
+        match instead {
+            Some((after, waiters)) => self.clean_up(after, None, waiters),
+            None if asked_by_client => {}
+            None => self.end(Err(error)),
+        }
+    }
+}

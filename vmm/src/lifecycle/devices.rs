@@ -1,0 +1,155 @@
+//! The devices of a definition, and the connections to their back-ends, which outlive the machines they are used in.
+
+use std::sync::Arc;
+
+use ferry_devices::vhost_user::{
+    self, BackendSpec, DeviceObserver, DeviceState, Limits, Starting, VhostUserDevice,
+};
+use ferry_devices::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
+
+use super::Error;
+use crate::events::{Event, EventSender};
+
+/// A device whose back-end has been agreed with.
+pub type Ready = Arc<VhostUserDevice>;
+
+/// Tells devices apart for as long as Ferry runs: ids can be given anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceKey(pub u64);
+
+/// A device of the definition.
+pub struct Device {
+    pub key: DeviceKey,
+    pub spec: BackendSpec,
+    pub link: Link,
+    /// How often a connection was made after one had failed.
+    pub reconnects: u64,
+    /// How many suspends and resumes the worker has been asked for and has not answered. At most two, because a
+    /// device that owes an answer is not suspended again.
+    pub owed: u32,
+}
+
+/// The connection to a back-end.
+pub enum Link {
+    /// None.
+    Down,
+    /// Being made.
+    Starting(Starting),
+    /// Made; the device may have failed since.
+    Up(Ready),
+}
+
+impl Device {
+    pub fn new(key: DeviceKey, spec: BackendSpec) -> Self {
+        Device {
+            key,
+            spec,
+            link: Link::Down,
+            reconnects: 0,
+            owed: 0,
+        }
+    }
+
+    /// The device, if there is a connection.
+    pub fn ready(&self) -> Option<&Ready> {
+        match &self.link {
+            Link::Up(ready) => Some(ready),
+            Link::Down | Link::Starting(_) => None,
+        }
+    }
+
+    /// Makes a connection unless there is one that works. Answered by [`Event::DeviceReady`].
+    pub fn connect(&mut self, limits: Limits, events: &EventSender) -> Result<(), Error> {
+        match &self.link {
+            Link::Up(ready) if ready.state() != DeviceState::Failed => return Ok(()),
+            Link::Starting(_) => return Ok(()),
+            Link::Up(_) => self.reconnects += 1,
+            Link::Down => {}
+        }
+        let observer = Observer {
+            key: self.key,
+            events: events.clone(),
+        };
+        self.owed = 0;
+        // Guest RAM comes later; the back-end is told of it when the guest activates the device.
+        let starting =
+            VhostUserDevice::start(self.spec.clone(), limits, Arc::new([]), Arc::new(observer))
+                .map_err(super::system("start a thread for a device"))?;
+        self.link = Link::Starting(starting);
+        Ok(())
+    }
+
+    /// Gives up a connection that is being made.
+    pub fn cancel(&mut self) {
+        if let Link::Starting(starting) = &self.link {
+            starting.cancel();
+            self.link = Link::Down;
+        }
+    }
+
+    /// Stops the device's queues. Answered by [`Event::DeviceQuiet`].
+    pub fn quieten(&self, events: &EventSender) {
+        let Some(ready) = self.ready() else { return };
+        ready.attach(Arc::new(Quietener {
+            key: self.key,
+            events: events.clone(),
+        }));
+        ready.reset();
+    }
+
+    /// Suspends the device. Answered by [`Event::DeviceSuspended`].
+    pub fn suspend(&mut self, events: &EventSender) {
+        let Some(ready) = self.ready() else { return };
+        let (key, events) = (self.key, events.clone());
+        ready.suspend(move |outcome| events.send(Event::DeviceSuspended { key, outcome }));
+        self.owed += 1;
+    }
+
+    /// Resumes the device, or what an unfinished suspend will have stopped. Answered by [`Event::DeviceResumed`].
+    pub fn resume(&mut self, events: &EventSender) {
+        let Some(ready) = self.ready() else { return };
+        let (key, events) = (self.key, events.clone());
+        ready.resume(move |outcome| events.send(Event::DeviceResumed { key, outcome }));
+        self.owed += 1;
+    }
+}
+
+/// Passes what happens to a device on to the vmm thread.
+struct Observer {
+    key: DeviceKey,
+    events: EventSender,
+}
+
+impl DeviceObserver for Observer {
+    fn ready(&self, _id: &str, outcome: Result<Ready, vhost_user::Error>) {
+        self.events.send(Event::DeviceReady {
+            key: self.key,
+            outcome,
+        });
+    }
+
+    fn failed(&self, _id: &str, error: &vhost_user::Error) {
+        self.events.send(Event::DeviceFailed {
+            key: self.key,
+            error: error.clone(),
+        });
+    }
+}
+
+/// Stands in for the transport while there is none.
+struct Quietener {
+    key: DeviceKey,
+    events: EventSender,
+}
+
+impl TransportEvents for Quietener {
+    fn activated(&self, _: Result<(), ActivationFailed>) {}
+
+    fn reset_done(&self) {
+        self.events.send(Event::DeviceQuiet { key: self.key });
+    }
+
+    fn config_changed(&self) {}
+
+    fn failed(&self) {}
+}

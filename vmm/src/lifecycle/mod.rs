@@ -1,0 +1,117 @@
+//! The vmm thread: owner of the virtual machine from its definition to its end.
+//!
+//! ```text
+//!            create           boot                      pause, resume
+//!  (absent) ───────▶ Created ──────▶ booting ──▶ Running ⇄ pausing, Paused, resuming
+//!     ▲                 │               ▲          │   │ reset, vm.reboot
+//!     │ delete          │ delete   boot │          │   ▼
+//!     └── deleting ◀────┴──────────── Shutdown ◀───┘  rebooting ──▶ Running
+//!                                             shutting down
+//! ```
+//!
+//! One thread owns all of this ([`Vmm`]) and waits for nothing but events, so that whoever asks is answered at once
+//! ([`table`] says what is allowed when). What takes time is done elsewhere and reported here: files, RAM and KVM by
+//! a [`boot`] job, whatever a back-end has to answer by that device's own worker.
+
+mod boot;
+mod describe;
+mod devices;
+mod pause;
+mod requests;
+mod stop;
+mod table;
+#[cfg(test)]
+mod tests;
+mod vm;
+mod vmm;
+
+use std::io;
+
+use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::control::Refusal;
+use ferry_devices::power::ResetSource;
+use ferry_devices::vhost_user;
+
+use crate::cli::OnReset;
+use crate::{console, hypervisor, machine, memory, payload};
+
+pub use boot::{Built, Outside};
+pub use devices::{DeviceKey, Ready};
+use vmm::Vmm;
+
+/// How a run has ended in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest has powered itself off.
+    PowerOff,
+    /// The operator has ended it.
+    Quit,
+    /// The guest wanted a reset, and [`OnReset::Exit`] was asked for.
+    Reset(ResetSource),
+    /// The guest's processor gave up.
+    TripleFault,
+}
+
+/// Why a guest could not be started or run on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Device(#[from] vhost_user::Error),
+    #[error(transparent)]
+    Payload(#[from] payload::Error),
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    #[error("cannot {step}")]
+    System {
+        step: &'static str,
+        source: io::Error,
+    },
+    #[error("the guest crashed: {0}")]
+    Crash(String),
+    #[error("the boot was given up: {0}")]
+    Cancelled(&'static str),
+}
+
+impl Error {
+    /// Whether it is the user's to mend: exit status 2.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::Payload(_) => true,
+            Error::Device(error) => error.is_unreachable(),
+            Error::Console(error) => error.is_usage(),
+            _ => false,
+        }
+    }
+
+    /// As a client is told.
+    fn refusal(&self) -> Refusal {
+        Refusal::failed(self)
+    }
+}
+
+fn system(step: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { step, source }
+}
+
+/// What to run, and how.
+pub struct Plan {
+    /// What is booted at once; none if clients are to say.
+    pub vm: Option<VmConfig>,
+    pub timeouts: Timeouts,
+    pub on_reset: OnReset,
+}
+
+/// Runs until Ferry is to end.
+///
+/// # Errors
+/// What made the guest that was asked for on the command line, or Ferry itself, fail.
+pub fn run(plan: Plan) -> Result<Ending, Error> {
+    let vmm = Vmm::new(&plan)?;
+    vmm.run(plan.vm)
+}

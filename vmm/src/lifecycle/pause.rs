@@ -1,0 +1,257 @@
+//! Pausing a guest with its devices, and resuming it.
+//!
+//! vCPUs stop first, because they feed the devices; then every device is suspended: its requests come to their end,
+//! its rings stop. Devices are resumed first and vCPUs last.
+//!
+//! The workers have the patience of the dead timeout, an attempt to pause has that of the request timeout. An attempt
+//! that fails leaves nothing behind: devices are told to resume, which they do as soon as their back-ends have
+//! answered what they owe, and the guest goes on at once.
+
+use std::time::Instant;
+
+use ferry_api::control::{Refusal, RefusalKind, Reply, Response};
+use ferry_devices::vhost_user;
+
+use super::Vmm;
+use super::devices::{Device, DeviceKey};
+use super::vm::{Activity, Live, Phase};
+use crate::logging::chain;
+
+/// A pause or a resume under way.
+pub struct Attempt {
+    pub reply: Reply,
+    pub deadline: Instant,
+    /// Devices that have not answered yet.
+    waiting: Vec<DeviceKey>,
+    /// Devices that still owe an answer to an attempt before, and have not been asked yet.
+    queued: Vec<DeviceKey>,
+}
+
+impl Attempt {
+    fn is_done(&self) -> bool {
+        self.waiting.is_empty() && self.queued.is_empty()
+    }
+}
+
+impl Vmm {
+    pub(super) fn pause(&mut self, reply: Reply) {
+        let deadline = Instant::now() + self.timeouts.request;
+        let events = self.events.sender();
+        self.publish("vm", "pausing", []);
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Live(live) = &mut vm.phase else {
+            return;
+        };
+        if let Err(error) = live.machine.park() {
+            reply.answer(Err(Refusal::failed(&error)));
+            return;
+        }
+        let mut attempt = Attempt {
+            reply,
+            deadline,
+            waiting: Vec::new(),
+            queued: Vec::new(),
+        };
+        for device in vm
+            .devices
+            .iter_mut()
+            .filter(|device| device.ready().is_some())
+        {
+            if device.owed > 0 {
+                attempt.queued.push(device.key);
+            } else {
+                device.suspend(&events);
+                attempt.waiting.push(device.key);
+            }
+        }
+        live.activity = Activity::Pausing(attempt);
+        self.end_attempt_if_done();
+    }
+
+    pub(super) fn resume(&mut self, reply: Reply) {
+        let deadline = Instant::now() + self.timeouts.request;
+        self.publish("vm", "resuming", []);
+        let waiting = self.release(&[]);
+        let Some(vm) = &mut self.vm else { return };
+        if let Phase::Live(live) = &mut vm.phase {
+            live.activity = Activity::Resuming(Attempt {
+                reply,
+                deadline,
+                waiting,
+                queued: Vec::new(),
+            });
+        }
+        self.end_attempt_if_done();
+    }
+
+    /// Tells all devices but `except` to resume, then lets the vCPUs go on: what the guest asks of a device whose rings do not run
+    /// yet waits in its doorbell. Returns the devices that will answer.
+    fn release(&mut self, except: &[DeviceKey]) -> Vec<DeviceKey> {
+        let events = self.events.sender();
+        let Some(vm) = &mut self.vm else {
+            return Vec::new();
+        };
+        let Phase::Live(live) = &mut vm.phase else {
+            return Vec::new();
+        };
+        let asked = vm
+            .devices
+            .iter_mut()
+            .rev()
+            .filter(|device| device.ready().is_some() && !except.contains(&device.key));
+        let told = asked
+            .map(|device| {
+                device.resume(&events);
+                device.key
+            })
+            .collect();
+        live.machine.release();
+        told
+    }
+
+    pub(super) fn on_device_suspended(
+        &mut self,
+        key: DeviceKey,
+        outcome: Result<(), vhost_user::Error>,
+    ) {
+        if !self.device_answered(key) {
+            return;
+        }
+        let Some(Activity::Pausing(attempt)) = self.activity() else {
+            // The answer to an attempt that has been given up; the resume behind it is still to be answered.
+            return;
+        };
+        let waiting = attempt.waiting.len();
+        attempt.waiting.retain(|&other| other != key);
+        match outcome {
+            Ok(()) => self.end_attempt_if_done(),
+            Err(_) if attempt.waiting.len() == waiting => {}
+            Err(error) => self.give_pause_up(Refusal::failed(&error)),
+        }
+    }
+
+    pub(super) fn on_device_resumed(
+        &mut self,
+        key: DeviceKey,
+        outcome: Result<(), vhost_user::Error>,
+    ) {
+        if let Err(error) = outcome {
+            tracing::debug!("a device could not be resumed: {}", chain(&error));
+        }
+        if !self.device_answered(key) {
+            return;
+        }
+        if let Some(Activity::Resuming(attempt)) = self.activity() {
+            attempt.waiting.retain(|&other| other != key);
+            self.end_attempt_if_done();
+        }
+    }
+
+    /// Notes an answer; one that owes no more is asked what it could not be asked before. False if there is no such
+    /// device any more.
+    fn device_answered(&mut self, key: DeviceKey) -> bool {
+        let events = self.events.sender();
+        let Some(vm) = &mut self.vm else { return false };
+        let Some(device) = vm.devices.iter_mut().find(|device| device.key == key) else {
+            return false;
+        };
+        device.owed = device.owed.saturating_sub(1);
+        if let Phase::Live(Live {
+            activity: Activity::Pausing(attempt),
+            ..
+        }) = &mut vm.phase
+            && device.owed == 0
+            && let Some(index) = attempt.queued.iter().position(|&other| other == key)
+        {
+            attempt.queued.swap_remove(index);
+            attempt.waiting.push(key);
+            device.suspend(&events);
+        }
+        true
+    }
+
+    fn activity(&mut self) -> Option<&mut Activity> {
+        match &mut self.vm.as_mut()?.phase {
+            Phase::Live(live) => Some(&mut live.activity),
+            _ => None,
+        }
+    }
+
+    fn end_attempt_if_done(&mut self) {
+        let Some(activity) = self.activity() else {
+            return;
+        };
+        let (next, event) = match activity {
+            Activity::Pausing(attempt) if attempt.is_done() => (Activity::Paused, "paused"),
+            Activity::Resuming(attempt) if attempt.is_done() => (Activity::Running, "resumed"),
+            _ => return,
+        };
+        let before = std::mem::replace(activity, next);
+        self.publish("vm", event, []);
+        if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = before {
+            attempt.reply.answer(Ok(Response::Done));
+        }
+    }
+
+    /// The deadline of a pause or a resume has passed.
+    pub(super) fn on_attempt_late(&mut self) {
+        let limit = self.timeouts.request;
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Live(live) = &mut vm.phase else {
+            return;
+        };
+        let late = |attempt: &Attempt| -> Vec<String> {
+            let keys = attempt.waiting.iter().chain(&attempt.queued);
+            let ids = keys.filter_map(|key| vm.devices.iter().find(|device| device.key == *key));
+            ids.map(|device: &Device| device.spec.id.clone()).collect()
+        };
+        match &mut live.activity {
+            Activity::Pausing(attempt) => {
+                let chain = late(attempt)
+                    .into_iter()
+                    .map(|id| {
+                        format!(
+                            "{id}: its back-end has not brought it to rest within {limit:?}; it \
+                             works on once the back-end answers"
+                        )
+                    })
+                    .collect();
+                self.give_pause_up(Refusal {
+                    kind: RefusalKind::Failed,
+                    chain,
+                });
+            }
+            Activity::Resuming(attempt) => {
+                for id in late(attempt) {
+                    tracing::warn!(
+                        device = id,
+                        "the back-end has not restarted the device within {limit:?}; the guest \
+                         runs meanwhile"
+                    );
+                }
+                attempt.waiting.clear();
+                self.end_attempt_if_done();
+            }
+            Activity::Running | Activity::Paused => {}
+        }
+    }
+
+    /// Undoes a pause: the guest goes on.
+    fn give_pause_up(&mut self, mut reason: Refusal) {
+        let Some(activity) = self.activity() else {
+            return;
+        };
+        match std::mem::replace(activity, Activity::Running) {
+            Activity::Pausing(attempt) => {
+                // One that has not been asked has a resume before it already.
+                self.release(&attempt.queued);
+                let text = reason.chain.join(": ");
+                self.publish("vm", "pause-failed", [("reason", text)]);
+                let outermost = "the guest could not be paused, and goes on".to_owned();
+                reason.chain.insert(0, outermost);
+                attempt.reply.answer(Err(reason));
+            }
+            other => *activity = other,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What clients ask for.
+
+use ferry_api::config::validate::{Fault, Removal};
+use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
+
+use super::Vmm;
+use super::boot::Cause;
+use super::stop::After;
+use super::table::{self, Situation, Verdict};
+use super::vm::{Phase, VirtualMachine, Waiters};
+
+impl Vmm {
+    pub(super) fn on_request(&mut self, request: Request, reply: Reply) {
+        let situation = self
+            .vm
+            .as_ref()
+            .map_or(Situation::Absent, VirtualMachine::situation);
+        match table::verdict(situation, &request) {
+            Verdict::Allowed => self.carry_out(request, reply),
+            Verdict::AlreadyDone => reply.answer(Ok(Response::Done)),
+            Verdict::Refused(kind) => {
+                reply.answer(Err(table::refusal(situation, &request, kind)));
+            }
+        }
+    }
+
+    /// Carries out a request that fits the situation.
+    fn carry_out(&mut self, request: Request, reply: Reply) {
+        match request {
+            Request::Create(config) => {
+                self.define(*config);
+                reply.answer(Ok(Response::Done));
+            }
+            Request::Boot => self.boot(Cause::Asked, None, reply.into()),
+            Request::Info => reply.answer(self.describe()),
+            Request::Counters => reply.answer(self.count()),
+            Request::Pause => self.pause(reply),
+            Request::Resume => self.resume(reply),
+            Request::Shutdown => self.leave(After::Shutdown, reply),
+            Request::Reboot => self.leave(After::Restart, reply),
+            Request::Delete => self.leave(After::Delete, reply),
+            Request::PowerButton => {
+                if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase) {
+                    live.machine.press_power_button();
+                }
+                self.publish("vm", "power-button", []);
+                reply.answer(Ok(Response::Done));
+            }
+            Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_) => {
+                reply.answer(self.change_definition(request));
+            }
+            Request::ShutdownVmm => {
+                reply.answer(Ok(Response::Done));
+                self.quit("vmm.shutdown");
+            }
+        }
+    }
+
+    /// Leaves whatever there is for what is to come after.
+    fn leave(&mut self, after: After, reply: Reply) {
+        let Some(vm) = &self.vm else { return };
+        match &vm.phase {
+            Phase::Created | Phase::Shutdown => self.clean_up(after, None, reply.into()),
+            Phase::Booting(_) => self.replace_boot(after, reply),
+            Phase::Live(_) => self.stop_guest(after, Waiters::from(reply)),
+            Phase::Stopping(_) => self.replace_stop(after, reply),
+        }
+    }
+
+    fn change_definition(&mut self, request: Request) -> Result<Response, Refusal> {
+        let Some(vm) = &mut self.vm else {
+            return Err(Refusal::new(
+                RefusalKind::NotFound,
+                "there is no virtual machine",
+            ));
+        };
+        let config = &mut vm.config;
+        let (event, id) = match request {
+            Request::AddDisk(disk) => {
+                config.add_disk(*disk).map_err(misfit)?;
+                (
+                    "device-added",
+                    config.disks.last().map(|disk| &disk.backend.id).cloned(),
+                )
+            }
+            Request::AddFs(share) => {
+                config.add_fs(*share).map_err(misfit)?;
+                (
+                    "device-added",
+                    config.fs.last().map(|share| &share.backend.id).cloned(),
+                )
+            }
+            Request::RemoveDevice(id) => match config.remove_device(&id) {
+                Removal::Removed => ("device-removed", Some(id)),
+                Removal::NoSuchDevice => {
+                    return Err(Refusal::new(
+                        RefusalKind::NotFound,
+                        format!("there is no device {id}"),
+                    ));
+                }
+            },
+            _ => return Ok(Response::Done),
+        };
+        vm.follow_definition(&mut self.keys);
+        self.publish("vm", event, [("id", id.unwrap_or_default())]);
+        Ok(Response::Done)
+    }
+}
+
+/// A device that does not fit.
+fn misfit(fault: Fault) -> Refusal {
+    let kind = match fault {
+        Fault::Duplicate { .. } => RefusalKind::Duplicate,
+        _ => RefusalKind::Invalid,
+    };
+    Refusal::new(kind, fault.to_string())
+}

@@ -1,0 +1,232 @@
+//! From a guest that has ended to what comes next.
+//!
+//! First every device stops its queues, so that no back-end writes into RAM that is given to someone else. Then a job
+//! gives the RAM back and, before a definition is forgotten, closes the console; both may take long.
+
+use std::time::Instant;
+
+use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmState};
+
+use super::boot::Cause;
+use super::devices::DeviceKey;
+use super::table::Situation;
+use super::vm::{Activity, Phase, Waiters};
+use super::{Vmm, system};
+use crate::events::Event;
+use crate::memory::GuestRam;
+
+/// What comes after a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Another one, on the same RAM size, devices and connections.
+    Restart,
+    /// Nothing; the definition and the connections stay.
+    Shutdown,
+    /// Nothing, and nothing stays.
+    Delete,
+}
+
+/// Devices coming to rest, or the job at work.
+pub struct Stopping {
+    pub left: VmState,
+    after: After,
+    waiters: Waiters,
+    stage: Stage,
+}
+
+enum Stage {
+    Quietening {
+        waiting: Vec<DeviceKey>,
+        deadline: Instant,
+        ram: GuestRam,
+    },
+    /// Which job it is.
+    Cleaning(u64),
+}
+
+impl Stopping {
+    pub fn situation(&self) -> Situation {
+        match self.after {
+            After::Restart => Situation::Rebooting,
+            After::Shutdown => Situation::ShuttingDown,
+            After::Delete => Situation::Deleting,
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Quietening { deadline, .. } => Some(deadline),
+            Stage::Cleaning(_) => None,
+        }
+    }
+}
+
+impl Vmm {
+    /// Takes the machine apart, and stops its devices.
+    pub(super) fn stop_guest(&mut self, after: After, waiters: Waiters) {
+        let events = self.events.sender();
+        // A worker answers an unfinished suspend and the reset within the dead timeout each, whatever its back-end
+        // does; the rest is for busy machines.
+        let deadline = Instant::now() + 2 * self.timeouts.dead + self.timeouts.request;
+        let Some(vm) = &mut self.vm else { return };
+        let left = vm.state();
+        let phase = std::mem::replace(&mut vm.phase, Phase::Shutdown);
+        let Phase::Live(live) = phase else {
+            vm.phase = phase;
+            return;
+        };
+        if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = live.activity {
+            attempt.reply.answer(Err(Refusal::new(
+                RefusalKind::Failed,
+                "the guest has ended meanwhile",
+            )));
+        }
+        live.machine.stop();
+        for device in &vm.devices {
+            device.quieten(&events);
+        }
+        let waiting = vm
+            .devices
+            .iter()
+            .filter(|device| device.ready().is_some())
+            .map(|device| device.key)
+            .collect();
+        vm.phase = Phase::Stopping(Stopping {
+            left,
+            after,
+            waiters,
+            stage: Stage::Quietening {
+                waiting,
+                deadline,
+                ram: live.ram,
+            },
+        });
+        let event = match after {
+            After::Restart => "rebooting",
+            After::Shutdown => "shutting-down",
+            After::Delete => "deleting",
+        };
+        self.publish("vm", event, []);
+        self.go_on_if_quiet();
+    }
+
+    pub(super) fn on_device_quiet(&mut self, key: DeviceKey) {
+        if let Some(Phase::Stopping(Stopping {
+            stage: Stage::Quietening { waiting, .. },
+            ..
+        })) = self.vm.as_mut().map(|vm| &mut vm.phase)
+        {
+            waiting.retain(|&other| other != key);
+            self.go_on_if_quiet();
+        }
+    }
+
+    /// Does not wait any longer for devices that have not come to rest.
+    pub(super) fn on_not_quiet(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        if let Phase::Stopping(Stopping {
+            stage: Stage::Quietening { waiting, .. },
+            ..
+        }) = &mut vm.phase
+        {
+            for key in waiting.drain(..) {
+                let device = vm.devices.iter().find(|device| device.key == key);
+                // What its back-end may still write goes into RAM that no guest has any more.
+                tracing::error!(
+                    device = device.map(|device| device.spec.id.as_str()),
+                    "the device has not come to rest; it is left alone"
+                );
+            }
+            self.go_on_if_quiet();
+        }
+    }
+
+    fn go_on_if_quiet(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        match std::mem::replace(&mut vm.phase, Phase::Shutdown) {
+            Phase::Stopping(Stopping {
+                after,
+                waiters,
+                stage: Stage::Quietening { waiting, ram, .. },
+                ..
+            }) if waiting.is_empty() => match after {
+                After::Restart => self.boot(Cause::Reset, Some(ram), waiters),
+                After::Shutdown | After::Delete => self.clean_up(after, Some(ram), waiters),
+            },
+            other => vm.phase = other,
+        }
+    }
+
+    /// Starts the job that gives back what a guest had. It ends in [`Event::Cleaned`].
+    pub(super) fn clean_up(&mut self, after: After, ram: Option<GuestRam>, waiters: Waiters) {
+        let events = self.events.sender();
+        self.jobs += 1;
+        let number = self.jobs;
+        let Some(vm) = &mut self.vm else { return };
+        let console = match after {
+            After::Delete => vm.outside.take(),
+            After::Restart | After::Shutdown => None,
+        };
+        vm.phase = Phase::Stopping(Stopping {
+            left: vm.state(),
+            after,
+            waiters,
+            stage: Stage::Cleaning(number),
+        });
+        let work = move || {
+            if let Some(Err(error)) = ram.as_ref().map(GuestRam::discard) {
+                tracing::warn!("the guest's RAM could not be given back: {error}");
+            }
+            drop(ram);
+            drop(console);
+            events.send(Event::Cleaned { number });
+        };
+        let started = std::thread::Builder::new()
+            .name("clean-up".into())
+            .spawn(work)
+            .map_err(system("start a thread that cleans up"));
+        if let Err(error) = started {
+            self.end(Err(error));
+        }
+    }
+
+    pub(super) fn on_cleaned(&mut self, number: u64) {
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Stopping(stopping) = std::mem::replace(&mut vm.phase, Phase::Shutdown) else {
+            return;
+        };
+        if !matches!(stopping.stage, Stage::Cleaning(current) if current == number) {
+            vm.phase = Phase::Stopping(stopping);
+            return;
+        }
+        match stopping.after {
+            After::Restart => self.boot(Cause::Reset, None, stopping.waiters),
+            After::Shutdown => {
+                self.publish("vm", "shutdown", []);
+                stopping.waiters.answer(&Ok(Response::Done));
+            }
+            After::Delete => {
+                // Closes the connections.
+                self.vm = None;
+                self.publish("vm", "deleted", []);
+                stopping.waiters.answer(&Ok(Response::Done));
+            }
+        }
+    }
+
+    /// Changes what comes after a guest that is being stopped.
+    pub(super) fn replace_stop(&mut self, after: After, reply: Reply) {
+        let Some(Phase::Stopping(stopping)) = self.vm.as_mut().map(|vm| &mut vm.phase) else {
+            return;
+        };
+        if stopping.after == After::Restart {
+            let given_up = Refusal::new(
+                RefusalKind::Failed,
+                "the reboot was given up: the guest is to be shut down",
+            );
+            std::mem::take(&mut stopping.waiters).answer(&Err(given_up));
+        }
+        stopping.after = after;
+        stopping.waiters.add(reply);
+    }
+}

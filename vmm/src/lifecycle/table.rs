@@ -1,0 +1,182 @@
+//! Which request fits which situation.
+//!
+//! This is the whole state machine as a client sees it: `docs/states.md` shows the same table, and a test compares
+//! the two. Nothing else decides whether a request is allowed.
+
+use ferry_api::control::{Refusal, RefusalKind, Request};
+
+/// Where the virtual machine stands, transitions included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Situation {
+    /// There is no definition.
+    Absent,
+    /// Defined, and not booted since.
+    Created,
+    /// On its way from Created or Shutdown to Running.
+    Booting,
+    /// The guest runs.
+    Running,
+    /// The vCPUs stand still, and devices are coming to rest.
+    Pausing,
+    /// All stands still.
+    Paused,
+    /// The vCPUs run again, and devices are being restarted.
+    Resuming,
+    /// The guest has ended, and devices are coming to rest before it starts again.
+    Rebooting,
+    /// The guest has ended, and devices are coming to rest.
+    ShuttingDown,
+    /// The guest has ended; definition and connections are there.
+    Shutdown,
+    /// As [`Situation::ShuttingDown`], with nothing to be left.
+    Deleting,
+}
+
+/// What is done with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is carried out.
+    Allowed,
+    /// There is nothing to do for it, and that is a success.
+    AlreadyDone,
+    /// It is refused.
+    Refused(RefusalKind),
+}
+
+use Situation::*;
+use Verdict::*;
+
+/// Decides.
+pub fn verdict(situation: Situation, request: &Request) -> Verdict {
+    const FAILED: Verdict = Refused(RefusalKind::Failed);
+    match (request, situation) {
+        (Request::ShutdownVmm, _) => Allowed,
+        (Request::Create(_), Absent) => Allowed,
+        (Request::Create(_), _) => FAILED,
+        (Request::Delete, Absent) => AlreadyDone,
+        (_, Absent) => Refused(RefusalKind::NotFound),
+        (Request::Info | Request::Counters, _) => Allowed,
+        (Request::Delete, Deleting) => FAILED,
+        (Request::Delete, _) => Allowed,
+        (Request::Boot, Created | Shutdown) => Allowed,
+        (Request::Pause, Running) => Allowed,
+        (Request::Resume, Paused) => Allowed,
+        (Request::PowerButton, Running | Resuming) => Allowed,
+        (Request::Shutdown, Booting | Running | Pausing | Paused | Resuming | Rebooting) => Allowed,
+        (Request::Reboot, Running | Pausing | Paused | Resuming) => Allowed,
+        (
+            Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_),
+            Created | Shutdown,
+        ) => Allowed,
+        _ => FAILED,
+    }
+}
+
+/// Says why a request does not fit.
+pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Refusal {
+    let hot_plug = matches!(
+        request,
+        Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_)
+    );
+    let reason = match situation {
+        Running | Pausing | Paused | Resuming | Rebooting | Booting if hot_plug => {
+            "devices of a guest that runs or is paused cannot be changed: not supported yet; \
+             shut the guest down first"
+        }
+        Absent => "there is no virtual machine: create one first",
+        Created if matches!(request, Request::Create(_)) => {
+            "there is a virtual machine already: delete it first"
+        }
+        _ if matches!(request, Request::Create(_)) => {
+            "there is a virtual machine already: shut it down and delete it first"
+        }
+        Created => "the guest has not been booted",
+        Booting => "the guest is being booted",
+        Running => "the guest is running",
+        Pausing => "the guest is being paused",
+        Paused => "the guest is paused",
+        Resuming => "the guest is being resumed",
+        Rebooting => "the guest is being rebooted",
+        ShuttingDown => "the guest is being shut down",
+        Shutdown => "the guest has been shut down",
+        Deleting => "the virtual machine is being deleted",
+    };
+    Refusal::new(
+        kind,
+        format!("{} is not possible now: {reason}", name(request)),
+    )
+}
+
+/// A request's name in the API.
+pub fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Create(_) => "vm.create",
+        Request::Boot => "vm.boot",
+        Request::Info => "vm.info",
+        Request::Counters => "vm.counters",
+        Request::Pause => "vm.pause",
+        Request::Resume => "vm.resume",
+        Request::Shutdown => "vm.shutdown",
+        Request::Reboot => "vm.reboot",
+        Request::PowerButton => "vm.power-button",
+        Request::Delete => "vm.delete",
+        Request::AddDisk(_) => "vm.add-disk",
+        Request::AddFs(_) => "vm.add-fs",
+        Request::RemoveDevice(_) => "vm.remove-device",
+        Request::ShutdownVmm => "vmm.shutdown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENTATION: &str = include_str!("../../../docs/states.md");
+    const SITUATIONS: [Situation; 11] = [
+        Absent,
+        Created,
+        Booting,
+        Running,
+        Pausing,
+        Paused,
+        Resuming,
+        Rebooting,
+        ShuttingDown,
+        Shutdown,
+        Deleting,
+    ];
+
+    fn cell(verdict: Verdict) -> &'static str {
+        match verdict {
+            Allowed => "yes",
+            AlreadyDone => "none",
+            Refused(RefusalKind::Invalid) => "400",
+            Refused(RefusalKind::NotFound) => "404",
+            Refused(RefusalKind::Duplicate) => "409",
+            Refused(RefusalKind::Failed) => "500",
+        }
+    }
+
+    #[test]
+    fn the_documentation_shows_this_table() {
+        for request in crate::lifecycle::tests::requests() {
+            let mut row = format!("| {} |", name(&request));
+            for situation in SITUATIONS {
+                row += &format!(" {} |", cell(verdict(situation, &request)));
+            }
+            assert!(DOCUMENTATION.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_names_the_request_and_the_reason() {
+        for request in crate::lifecycle::tests::requests() {
+            for situation in SITUATIONS {
+                if let Refused(kind) = verdict(situation, &request) {
+                    let refusal = refusal(situation, &request, kind);
+                    assert!(refusal.chain[0].starts_with(name(&request)), "{refusal:?}");
+                }
+            }
+        }
+    }
+}

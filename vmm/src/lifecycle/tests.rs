@@ -1,0 +1,77 @@
+//! What the tests of this folder share.
+
+use std::path::PathBuf;
+
+use ferry_api::config::{
+    BackendConfig, CpusConfig, DiskConfig, FsConfig, MemoryConfig, PayloadConfig, SerialConfig,
+    VmConfig,
+};
+use ferry_api::control::Request;
+
+fn backend(id: &str) -> BackendConfig {
+    BackendConfig {
+        id: id.into(),
+        socket: PathBuf::from("/nowhere"),
+        num_queues: 1,
+        queue_size: 128,
+    }
+}
+
+fn disk(id: &str) -> DiskConfig {
+    DiskConfig {
+        backend: backend(id),
+        readonly: false,
+    }
+}
+
+fn share(id: &str) -> FsConfig {
+    FsConfig {
+        backend: backend(id),
+        tag: "share".into(),
+    }
+}
+
+fn config() -> VmConfig {
+    VmConfig {
+        payload: PayloadConfig {
+            kernel: PathBuf::from("/nowhere"),
+            initramfs: None,
+            cmdline: String::new(),
+        },
+        cpus: CpusConfig {
+            boot_vcpus: 1,
+            max_vcpus: 1,
+        },
+        memory: MemoryConfig {
+            size: 64 << 20,
+            shared: true,
+            hugepages: false,
+            hugepage_size: None,
+            prefault: false,
+        },
+        disks: Vec::new(),
+        fs: Vec::new(),
+        vhost_user: Vec::new(),
+        serial: SerialConfig::Off,
+    }
+}
+
+/// One of each.
+pub fn requests() -> Vec<Request> {
+    vec![
+        Request::Create(Box::new(config())),
+        Request::Boot,
+        Request::Info,
+        Request::Counters,
+        Request::Pause,
+        Request::Resume,
+        Request::Shutdown,
+        Request::Reboot,
+        Request::PowerButton,
+        Request::Delete,
+        Request::AddDisk(Box::new(disk("disk0"))),
+        Request::AddFs(Box::new(share("fs0"))),
+        Request::RemoveDevice("disk0".into()),
+        Request::ShutdownVmm,
+    ]
+}

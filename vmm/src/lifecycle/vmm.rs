@@ -1,0 +1,192 @@
+//! The owner itself: what it has, and its loop.
+
+use ferry_api::config::{Timeouts, VmConfig};
+use ferry_devices::power::PowerRequest;
+
+use super::boot::Cause;
+use super::devices::{Device, DeviceKey};
+use super::stop::After;
+use super::vm::{Activity, Phase, VirtualMachine, Waiters};
+use super::{Ending, Error, Plan, system};
+use crate::cli::OnReset;
+use crate::cpu::vcpu::{self, GuestEnd};
+use crate::events::{Event, Events};
+use crate::logging::chain;
+
+/// The owner of the virtual machine.
+pub struct Vmm {
+    pub(super) timeouts: Timeouts,
+    on_reset: OnReset,
+    pub(super) events: Events,
+    pub(super) vm: Option<VirtualMachine>,
+    /// How Ferry ends, once it does.
+    ended: Option<Result<Ending, Error>>,
+    // The last numbers given to devices, boots and other jobs.
+    pub(super) keys: u64,
+    pub(super) boots: u64,
+    pub(super) jobs: u64,
+}
+
+impl Vmm {
+    /// An owner without a virtual machine. To be made before any other thread, because it takes over the signals.
+    pub fn new(plan: &Plan) -> Result<Self, Error> {
+        vcpu::install_kick_handler().map_err(system("handle the signal that stops vCPUs"))?;
+        Ok(Vmm {
+            timeouts: plan.timeouts,
+            on_reset: plan.on_reset,
+            events: Events::new().map_err(system("take over the signals"))?,
+            vm: None,
+            ended: None,
+            keys: 0,
+            boots: 0,
+            jobs: 0,
+        })
+    }
+
+    /// Boots `vm`, if there is one, and serves until Ferry is to end.
+    pub fn run(mut self, vm: Option<VmConfig>) -> Result<Ending, Error> {
+        if let Some(config) = vm {
+            self.define(config);
+            self.boot(Cause::Asked, None, Waiters::default());
+        }
+        loop {
+            if let Some(ended) = self.ended.take() {
+                self.close();
+                return ended;
+            }
+            let deadline = self.vm.as_ref().and_then(VirtualMachine::deadline);
+            match self
+                .events
+                .next(deadline)
+                .map_err(system("wait for events"))?
+            {
+                Some(event) => self.on_event(event),
+                None => self.on_deadline(),
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Request { request, reply } => self.on_request(request, reply),
+            Event::Checked { boot, outcome } => self.on_checked(boot, outcome),
+            Event::DeviceReady { key, outcome } => self.on_device_ready(key, outcome),
+            Event::DeviceFailed { key, error } => self.on_device_failed(key, &error),
+            Event::Built { boot, outcome } => self.on_built(boot, outcome),
+            Event::DeviceSuspended { key, outcome } => self.on_device_suspended(key, outcome),
+            Event::DeviceResumed { key, outcome } => self.on_device_resumed(key, outcome),
+            Event::DeviceQuiet { key } => self.on_device_quiet(key),
+            Event::Cleaned { number } => self.on_cleaned(number),
+            Event::GuestEnded { boot, end } => self.on_guest_ended(boot, end),
+            Event::Quit(why) => self.quit(why),
+        }
+    }
+
+    fn on_deadline(&mut self) {
+        match self.vm.as_ref().map(|vm| &vm.phase) {
+            Some(Phase::Stopping(_)) => self.on_not_quiet(),
+            Some(Phase::Live(_)) => self.on_attempt_late(),
+            _ => {}
+        }
+    }
+
+    /// Takes a definition. There is none yet.
+    pub(super) fn define(&mut self, config: VmConfig) {
+        self.vm = Some(VirtualMachine::new(config, &mut self.keys));
+        self.publish("vm", "created", []);
+    }
+
+    fn on_device_failed(&mut self, key: DeviceKey, error: &ferry_devices::vhost_user::Error) {
+        // The worker has logged it, and the guest knows from the device's status.
+        let device = self.vm.as_mut().and_then(|vm| vm.device(key));
+        if let Some(Device { spec, .. }) = device {
+            let id = spec.id.clone();
+            self.publish("device", "failed", [("id", id), ("reason", chain(error))]);
+        }
+    }
+
+    fn on_guest_ended(&mut self, boot: u64, end: GuestEnd) {
+        // Two processors may end the same guest, but only the first ends it: the other's word must not end the next.
+        match self.vm.as_ref().map(|vm| &vm.phase) {
+            Some(Phase::Live(live)) if live.boot == boot => {}
+            _ => return,
+        }
+        match end {
+            GuestEnd::TripleFault => {
+                tracing::warn!("the guest's processor gave up: triple fault");
+                self.publish("guest", "triple-fault", []);
+                self.end(Ok(Ending::TripleFault));
+            }
+            GuestEnd::Crash(reason) => {
+                self.publish("guest", "crash", [("reason", reason.clone())]);
+                self.end(Err(Error::Crash(reason)));
+            }
+            GuestEnd::Request(PowerRequest::Off) => {
+                tracing::info!("the guest has powered off");
+                self.publish("guest", "power-off", []);
+                self.end(Ok(Ending::PowerOff));
+            }
+            GuestEnd::Request(PowerRequest::Reset(source)) => {
+                tracing::info!("the guest asked for a reset through {source}");
+                self.publish("guest", "reset", [("source", source.to_string())]);
+                match self.on_reset {
+                    OnReset::Exit => self.end(Ok(Ending::Reset(source))),
+                    OnReset::Restart => self.stop_guest(After::Restart, Waiters::default()),
+                }
+            }
+        }
+    }
+
+    pub(super) fn quit(&mut self, why: &str) {
+        tracing::info!("ended by {why}");
+        self.end(Ok(Ending::Quit));
+    }
+
+    /// Makes Ferry end. The first word counts.
+    pub(super) fn end(&mut self, how: Result<Ending, Error>) {
+        self.ended.get_or_insert(how);
+    }
+
+    /// Takes everything apart. Back-ends see their connections closed.
+    fn close(&mut self) {
+        self.wait_for_terminal();
+        if let Some(vm) = &mut self.vm
+            && let Phase::Live(live) = std::mem::replace(&mut vm.phase, Phase::Shutdown)
+        {
+            if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = live.activity {
+                drop(attempt);
+            }
+            live.machine.stop();
+        }
+        self.vm = None;
+        self.publish("vmm", "shutdown", []);
+    }
+
+    /// A boot that is just opening the console may be changing the terminal, which has to be put back.
+    fn wait_for_terminal(&mut self) {
+        const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+        let deadline = std::time::Instant::now() + LIMIT;
+        while let Some(Phase::Booting(booting)) = self.vm.as_ref().map(|vm| &vm.phase)
+            && !booting.checked
+        {
+            match self.events.next(Some(deadline)) {
+                Ok(Some(Event::Checked { boot, outcome })) => {
+                    self.give_boot_up(Error::Cancelled("Ferry ends"));
+                    self.on_checked(boot, outcome);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Tells those who watch.
+    pub(super) fn publish<const N: usize>(
+        &self,
+        source: &'static str,
+        event: &'static str,
+        properties: [(&'static str, String); N],
+    ) {
+        tracing::debug!(source, event, ?properties, "event");
+    }
+}
