@@ -94,12 +94,16 @@ fn run(arguments: Arguments) -> u8 {
     }
     let Arguments {
         vm,
+        api_socket,
+        event_monitor,
         timeouts,
         log: _,
         on_reset,
     } = arguments;
     let plan = Plan {
-        vm: Some(vm),
+        vm,
+        api_socket,
+        event_monitor,
         timeouts,
         on_reset,
     };

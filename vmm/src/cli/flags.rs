@@ -32,6 +32,10 @@ pub struct Flags {
     pub serial: Option<String>,
     #[arg(long)]
     pub console: Option<String>,
+    #[arg(long)]
+    pub api_socket: Option<String>,
+    #[arg(long)]
+    pub event_monitor: Option<String>,
     #[arg(long, allow_negative_numbers = true)]
     pub connect_timeout: Option<String>,
     #[arg(long, allow_negative_numbers = true)]
@@ -48,6 +52,18 @@ pub struct Flags {
     pub help: bool,
     #[arg(short = 'V', long)]
     pub version: bool,
+}
+
+impl Flags {
+    /// Whether any flag says what machine there is to be.
+    pub fn describe_a_machine(&self) -> bool {
+        let single = [&self.cmdline, &self.cpus, &self.memory, &self.serial, &self.console];
+        let devices = [&self.disk, &self.fs, &self.vhost_user];
+        self.kernel.is_some()
+            || self.initramfs.is_some()
+            || single.into_iter().any(Option::is_some)
+            || devices.into_iter().any(|flags| !flags.is_empty())
+    }
 }
 
 /// Splits a whole command line, the program's name first.

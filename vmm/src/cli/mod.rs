@@ -13,11 +13,15 @@ mod options;
 mod tests;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ferry_api::config::validate::{Misfit, Part};
 use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::events::Monitor;
+use ferry_api::server::SocketPlace;
 
 pub use error::{Problem, UsageError};
 use flags::Flags;
@@ -37,8 +41,12 @@ pub enum Request {
 /// A whole command line, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arguments {
-    /// The machine.
-    pub vm: VmConfig,
+    /// The machine that is booted at once. Only with an API socket there may be none.
+    pub vm: Option<VmConfig>,
+    /// Where clients are served.
+    pub api_socket: Option<SocketPlace>,
+    /// Where events are written.
+    pub event_monitor: Option<Monitor>,
     /// How long to wait for back-ends.
     pub timeouts: Timeouts,
     /// Where log messages go.
@@ -97,12 +105,29 @@ fn check(flags: Flags) -> Result<Arguments, UsageError> {
         true => OnReset::Exit,
         false => OnReset::Restart,
     };
+    let api_socket = place("--api-socket", flags.api_socket.as_deref())?;
+    let event_monitor = place("--event-monitor", flags.event_monitor.as_deref())?;
+    let vm = match api_socket {
+        Some(_) if !flags.describe_a_machine() => None,
+        _ => Some(vm(flags)?),
+    };
     Ok(Arguments {
-        vm: vm(flags)?,
+        vm,
+        api_socket,
+        event_monitor,
         timeouts,
         log,
         on_reset,
     })
+}
+
+/// Where something is to be: a path, or a descriptor.
+fn place<T>(flag: &'static str, text: Option<&str>) -> Result<Option<T>, UsageError>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let wrong = |error: T::Err| UsageError::new(flag, Problem::Syntax(error.to_string()));
+    text.map(|text| text.parse().map_err(wrong)).transpose()
 }
 
 fn vm(flags: Flags) -> Result<VmConfig, UsageError> {

@@ -26,9 +26,12 @@ mod vm;
 mod vmm;
 
 use std::io;
+use std::sync::Arc;
 
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
+use ferry_api::events::{EventLog, Monitor};
+use ferry_api::server::{Limits, Server, ServerSocket, SocketError, SocketPlace};
 use ferry_devices::power::ResetSource;
 use ferry_devices::vhost_user;
 
@@ -72,6 +75,10 @@ pub enum Error {
         step: &'static str,
         source: io::Error,
     },
+    #[error("--api-socket")]
+    ApiSocket(#[from] SocketError),
+    #[error("--event-monitor")]
+    Monitor(#[source] io::Error),
     #[error("the guest crashed: {0}")]
     Crash(String),
     #[error("the boot was given up: {0}")]
@@ -82,7 +89,7 @@ impl Error {
     /// Whether it is the user's to mend: exit status 2.
     pub fn is_usage(&self) -> bool {
         match self {
-            Error::Payload(_) => true,
+            Error::Payload(_) | Error::ApiSocket(_) | Error::Monitor(_) => true,
             Error::Device(error) => error.is_unreachable(),
             Error::Console(error) => error.is_usage(),
             _ => false,
@@ -103,6 +110,10 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> Error {
 pub struct Plan {
     /// What is booted at once; none if clients are to say.
     pub vm: Option<VmConfig>,
+    /// Where clients are served.
+    pub api_socket: Option<SocketPlace>,
+    /// Where events are written.
+    pub event_monitor: Option<Monitor>,
     pub timeouts: Timeouts,
     pub on_reset: OnReset,
 }
@@ -112,6 +123,28 @@ pub struct Plan {
 /// # Errors
 /// What made the guest that was asked for on the command line, or Ferry itself, fail.
 pub fn run(plan: Plan) -> Result<Ending, Error> {
-    let vmm = Vmm::new(&plan)?;
-    vmm.run(plan.vm)
+    // What the user may have got wrong comes before anything is started.
+    let socket = plan
+        .api_socket
+        .as_ref()
+        .map(ServerSocket::open)
+        .transpose()?;
+    // Before there is any thread.
+    let mut vmm = Vmm::new(&plan)?;
+    let server = match (socket, plan.event_monitor) {
+        (None, None) => None,
+        (socket, monitor) => {
+            let log = Arc::new(EventLog::new(monitor).map_err(Error::Monitor)?);
+            vmm.watch(log.clone());
+            let control = Arc::new(vmm.control());
+            socket
+                .map(|socket| Server::start(socket, control, log, Limits::default()))
+                .transpose()
+                .map_err(system("start the API's thread"))?
+        }
+    };
+    let ending = vmm.run(plan.vm);
+    // Writes the answers that are still to be written.
+    drop(server);
+    ending
 }

@@ -1,6 +1,9 @@
 //! The owner itself: what it has, and its loop.
 
+use std::sync::Arc;
+
 use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::events::EventLog;
 use ferry_devices::power::PowerRequest;
 
 use super::boot::Cause;
@@ -10,7 +13,7 @@ use super::vm::{Activity, Phase, VirtualMachine, Waiters};
 use super::{Ending, Error, Plan, system};
 use crate::cli::OnReset;
 use crate::cpu::vcpu::{self, GuestEnd};
-use crate::events::{Event, Events};
+use crate::events::{Event, EventSender, Events};
 use crate::logging::chain;
 
 /// The owner of the virtual machine.
@@ -19,6 +22,8 @@ pub struct Vmm {
     on_reset: OnReset,
     pub(super) events: Events,
     pub(super) vm: Option<VirtualMachine>,
+    /// Who is told of events; none if nobody could see them.
+    log: Option<Arc<EventLog>>,
     /// How Ferry ends, once it does.
     ended: Option<Result<Ending, Error>>,
     // The last numbers given to devices, boots and other jobs.
@@ -36,11 +41,22 @@ impl Vmm {
             on_reset: plan.on_reset,
             events: Events::new().map_err(system("take over the signals"))?,
             vm: None,
+            log: None,
             ended: None,
             keys: 0,
             boots: 0,
             jobs: 0,
         })
+    }
+
+    /// Tells `log` of events from now on.
+    pub fn watch(&mut self, log: Arc<EventLog>) {
+        self.log = Some(log);
+    }
+
+    /// Through which clients reach this owner.
+    pub fn control(&self) -> EventSender {
+        self.events.sender()
     }
 
     /// Boots `vm`, if there is one, and serves until Ferry is to end.
@@ -187,6 +203,9 @@ impl Vmm {
         event: &'static str,
         properties: [(&'static str, String); N],
     ) {
-        tracing::debug!(source, event, ?properties, "event");
+        if let Some(log) = &self.log {
+            let properties = properties.map(|(name, value)| (name.to_owned(), value));
+            log.publish(source, event, properties.into());
+        }
     }
 }
