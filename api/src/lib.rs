@@ -1,4 +1,4 @@
-//! What users write: the configuration of a virtual machine.
+//! What users say to Ferry, and what they hear from it: configuration, REST API and events.
 //!
 //! The field names are those of Cloud Hypervisor's API, because its clients are to work with Ferry.
 //! This crate knows nothing of KVM or of devices' insides.
@@ -6,3 +6,6 @@
 pub mod config;
 pub mod control;
 pub mod events;
+mod json;
+pub mod server;
+pub mod wire;

@@ -69,6 +69,23 @@ impl Fault {
             reason: reason.into(),
         }
     }
+
+    /// The same of a socket that has another name where it was written.
+    #[must_use]
+    pub(crate) fn said_of(self, name: &'static str) -> Self {
+        match self {
+            Fault::Value {
+                field: "socket",
+                value,
+                reason,
+            } => Fault::Value {
+                field: name,
+                value,
+                reason,
+            },
+            other => other,
+        }
+    }
 }
 
 impl CpusConfig {
@@ -404,7 +421,7 @@ fn free_id(prefix: &str, devices: &[(Part, &mut BackendConfig)]) -> String {
     }
 }
 
-fn within<T: PartialOrd + fmt::Display>(
+pub(crate) fn within<T: PartialOrd + fmt::Display>(
     field: &'static str,
     value: T,
     range: RangeInclusive<T>,

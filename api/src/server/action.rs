@@ -1,0 +1,259 @@
+//! What a request asks for: its method, path and body, understood.
+//!
+//! Everything in here takes what a client has sent, and nothing else: it has no state and opens no file.
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use crate::control::{Refusal, RefusalKind, Request};
+use crate::wire;
+
+/// Where the routes begin.
+const PREFIX: &str = "/api/v1/";
+/// How long a client may wait for events.
+const WAIT_MOST: Duration = Duration::from_secs(30);
+/// How much of what a client has written comes back in an error, in bytes.
+const ECHO_MOST: usize = 1024;
+
+/// What a client wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The server answers by itself.
+    Ping,
+    /// All numbers, for Prometheus.
+    Metrics,
+    /// The events after the one with the number `after`; if there are none, the next one within `wait`.
+    Events {
+        /// A number that the client has seen, or 0.
+        after: u64,
+        /// At most 30 seconds.
+        wait: Duration,
+    },
+    /// The owner of the virtual machine answers.
+    Ask(Request),
+}
+
+/// Why a request has no success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The HTTP status.
+    pub status: u16,
+    /// The reason and its causes, outermost first.
+    pub chain: Vec<String>,
+    /// The method that the route has, if it was another one.
+    pub allow: Option<&'static str>,
+}
+
+impl Failure {
+    /// A failure for one reason.
+    pub fn new(status: u16, reason: impl Into<String>) -> Self {
+        Failure::because(status, vec![reason.into()])
+    }
+
+    fn because(status: u16, mut chain: Vec<String>) -> Self {
+        chain.iter_mut().for_each(shorten);
+        Failure {
+            status,
+            chain,
+            allow: None,
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.kind {
+            RefusalKind::Invalid => 400,
+            RefusalKind::NotFound => 404,
+            RefusalKind::Duplicate => 409,
+            RefusalKind::Failed => 500,
+        };
+        Failure::because(status, refusal.chain)
+    }
+}
+
+fn shorten(text: &mut String) {
+    if text.len() > ECHO_MOST {
+        text.truncate(text.floor_char_boundary(ECHO_MOST));
+        text.push_str("...");
+    }
+}
+
+/// The methods that routes have.
+const METHODS: [&str; 2] = ["GET", "PUT"];
+
+#[derive(Clone, Copy, Debug)]
+enum Route {
+    Ping,
+    Metrics,
+    Events,
+    Info,
+    Counters,
+    Create,
+    Plain(Plain),
+    AddDisk,
+    AddFs,
+    RemoveDevice,
+}
+
+/// The routes whose body says nothing.
+#[derive(Clone, Copy, Debug)]
+enum Plain {
+    Boot,
+    Pause,
+    Resume,
+    Shutdown,
+    Reboot,
+    PowerButton,
+    Delete,
+    ShutdownVmm,
+}
+
+impl Route {
+    fn find(path: &str) -> Option<Route> {
+        if path == "/metrics" {
+            return Some(Route::Metrics);
+        }
+        Some(match path.strip_prefix(PREFIX)? {
+            "vmm.ping" => Route::Ping,
+            "vm.info" => Route::Info,
+            "vm.counters" => Route::Counters,
+            "vm.events" => Route::Events,
+            "vm.create" => Route::Create,
+            "vm.boot" => Route::Plain(Plain::Boot),
+            "vm.pause" => Route::Plain(Plain::Pause),
+            "vm.resume" => Route::Plain(Plain::Resume),
+            "vm.shutdown" => Route::Plain(Plain::Shutdown),
+            "vm.reboot" => Route::Plain(Plain::Reboot),
+            "vm.power-button" => Route::Plain(Plain::PowerButton),
+            "vm.delete" => Route::Plain(Plain::Delete),
+            "vm.add-disk" => Route::AddDisk,
+            "vm.add-fs" => Route::AddFs,
+            "vm.remove-device" => Route::RemoveDevice,
+            "vmm.shutdown" => Route::Plain(Plain::ShutdownVmm),
+            _ => return None,
+        })
+    }
+
+    fn method(self) -> &'static str {
+        match self {
+            Route::Ping | Route::Metrics | Route::Events | Route::Info | Route::Counters => {
+                METHODS[0]
+            }
+            _ => METHODS[1],
+        }
+    }
+}
+
+/// Understands a request. `query` is what stands after the question mark.
+pub fn read_action(
+    method: &str,
+    path: &str,
+    query: Option<&str>,
+    body: &[u8],
+) -> Result<Action, Failure> {
+    let Some(route) = Route::find(path) else {
+        return Err(Failure::new(404, format!("there is no route {path}")));
+    };
+    if method != route.method() {
+        let mut failure = Failure::new(405, format!("{path} takes {} only", route.method()));
+        failure.allow = Some(route.method());
+        return Err(failure);
+    }
+    let request = match route {
+        Route::Ping => return Ok(Action::Ping),
+        Route::Metrics => return Ok(Action::Metrics),
+        Route::Events => return events(query.unwrap_or_default()),
+        Route::Info => Request::Info,
+        Route::Counters => Request::Counters,
+        Route::Create => {
+            let config = json::<wire::VmConfig>(body)?.check();
+            Request::Create(Box::new(
+                config.map_err(|wrong| invalid("the configuration is wrong", &wrong))?,
+            ))
+        }
+        Route::AddDisk => {
+            let disk = json::<wire::Disk>(body)?.check();
+            let disk =
+                disk.map_err(|fault| invalid("the disk's configuration is wrong", &fault))?;
+            Request::AddDisk(Box::new(disk))
+        }
+        Route::AddFs => {
+            let fs = json::<wire::Fs>(body)?.check();
+            let fs = fs.map_err(|fault| invalid("the share's configuration is wrong", &fault))?;
+            Request::AddFs(Box::new(fs))
+        }
+        Route::RemoveDevice => Request::RemoveDevice(json::<wire::RemoveDevice>(body)?.id),
+        Route::Plain(plain) => plain.request(),
+    };
+    Ok(Action::Ask(request))
+}
+
+impl Plain {
+    fn request(self) -> Request {
+        match self {
+            Plain::Boot => Request::Boot,
+            Plain::Pause => Request::Pause,
+            Plain::Resume => Request::Resume,
+            Plain::Shutdown => Request::Shutdown,
+            Plain::Reboot => Request::Reboot,
+            Plain::PowerButton => Request::PowerButton,
+            Plain::Delete => Request::Delete,
+            Plain::ShutdownVmm => Request::ShutdownVmm,
+        }
+    }
+}
+
+fn invalid(what: &str, fault: &dyn std::error::Error) -> Failure {
+    Failure::because(400, vec![what.into(), fault.to_string()])
+}
+
+/// Reads JSON, and says where in it a mistake is.
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    let wrong = |reason: String| {
+        Failure::because(
+            400,
+            vec![
+                "the body is not the JSON that this route takes".into(),
+                reason,
+            ],
+        )
+    };
+    if body.trim_ascii().is_empty() {
+        return Err(wrong("it is empty".into()));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        wrong(match path.as_str() {
+            "." | "?" => cause.to_string(),
+            path => format!("{path}: {cause}"),
+        })
+    })?;
+    deserializer
+        .end()
+        .map_err(|error| wrong(error.to_string()))?;
+    Ok(value)
+}
+
+/// `after=N&wait=SECONDS`, both optional.
+fn events(query: &str) -> Result<Action, Failure> {
+    let mut after = 0;
+    let mut wait = Duration::ZERO;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let number = || {
+            value
+                .parse::<u64>()
+                .map_err(|_| Failure::new(400, format!("{key}={value} is not a whole number")))
+        };
+        match key {
+            "after" => after = number()?,
+            "wait" => wait = Duration::from_secs(number()?).min(WAIT_MOST),
+            _ => {}
+        }
+    }
+    Ok(Action::Events { after, wait })
+}

@@ -1,0 +1,91 @@
+//! One client's connection, from its first request to its end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use tokio::net::UnixStream;
+
+use super::answer::answer;
+use super::response::Response;
+use super::stream::Stream;
+use super::table::{Entry, Phase};
+use super::{Shared, body, response};
+
+/// The largest head of a request, and what hyper reads ahead at most, in bytes.
+const HEAD_MOST: usize = 16 << 10;
+
+/// Serves a client until one of both has had enough.
+pub async fn serve(stream: UnixStream, entry: Rc<Entry>, shared: Rc<Shared>) {
+    // Also when this task is dropped.
+    let _leave = Leave(&shared, &entry);
+    let service = service_fn(|request| {
+        let (entry, shared) = (entry.clone(), shared.clone());
+        async move { Ok::<_, Infallible>(exchange(request, &entry, &shared).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .title_case_headers(true)
+        .auto_date_header(false)
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_MOST);
+    let stream = Stream::new(stream, entry.clone());
+    let mut connection = pin!(builder.serve_connection(stream, service));
+    let mut closed = pin!(entry.to_be_closed());
+    let mut stop = shared.stop.subscribe();
+    let mut stopped = pin!(async move { stop.wait_for(|stop| *stop).await.is_ok() });
+    let mut stopping = false;
+
+    std::future::poll_fn(|context| {
+        if closed.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        if !stopping && stopped.as_mut().poll(context).is_ready() {
+            stopping = true;
+            match entry.phase() {
+                Phase::Idle | Phase::Receiving => return Poll::Ready(()),
+                Phase::Answering | Phase::Writing => connection.as_mut().graceful_shutdown(),
+            }
+        }
+        connection.as_mut().poll(context).map(|outcome| {
+            if let Err(error) = outcome {
+                tracing::debug!("a client of the API: {error}");
+            }
+        })
+    })
+    .await;
+}
+
+struct Leave<'a>(&'a Shared, &'a Rc<Entry>);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.table.remove(self.1);
+    }
+}
+
+/// One request and its answer.
+async fn exchange(request: hyper::Request<Incoming>, entry: &Entry, shared: &Shared) -> Response {
+    if entry.phase() != Phase::Receiving {
+        entry.enter(Phase::Receiving);
+    }
+    let deadline = entry.since() + shared.limits.receive;
+    let (head, mut incoming) = request.into_parts();
+    let reading = body::read(&mut incoming, &shared.bodies, shared.limits.body);
+    let read = match tokio::time::timeout_at(deadline, reading).await {
+        Ok(read) => read,
+        Err(_) => Err(body::late()),
+    };
+    entry.enter(Phase::Answering);
+    let response = match read {
+        Ok(body) => answer(&head, body, shared).await,
+        Err(failure) => response::failure(&failure),
+    };
+    entry.enter(Phase::Writing);
+    response
+}

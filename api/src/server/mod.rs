@@ -1,0 +1,227 @@
+//! The REST server: HTTP/1.1 on a unix socket, on one thread of its own.
+//!
+//! The thread runs one single-threaded runtime. It never waits for the owner of the virtual machine: each request is a
+//! task that awaits its [`Reply`](crate::control::Reply), so that ping and info answer while a pause takes its time. A
+//! client that leaves drops its wait; what it asked for goes on.
+//!
+//! A connection is in one of these phases, which decide what may be closed and when:
+//!
+//! ```text
+//!            first byte          body complete         answer known
+//!   Idle ──────────────▶ Receiving ─────────▶ Answering ─────────▶ Writing
+//!    ▲                                                               │
+//!    └───────────────────────────── all of it written ───────────────┘
+//! ```
+//!
+//! - *Receiving* and *Writing* end after [`Limits::receive`]: a slow client is closed, with status 408 if its head had
+//!   arrived.
+//! - *Idle* may last for ever. When [`Limits::connections`] are open and another client comes, the connection that has
+//!   waited longest for its client is closed, so that clients that are slow on purpose do not lock out others. A
+//!   connection whose request is being answered is never closed for that; if all are, the new one is.
+//! - Bodies in memory are bounded one by one and all together; what is beyond is read and thrown away, so that the client
+//!   gets to read the answer.
+
+mod action;
+mod answer;
+mod body;
+mod connection;
+mod metrics;
+mod response;
+mod socket;
+mod stream;
+mod table;
+
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::runtime::Runtime;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::LocalSet;
+
+pub use action::{Action, Failure, read_action};
+pub use socket::{ServerSocket, SocketError, SocketPlace, WrongPlace};
+
+use crate::control::Control;
+use crate::events::EventLog;
+use body::Budget;
+use table::Table;
+
+/// What clients may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From the first byte of a request to its last, and for writing the answer.
+    pub receive: Duration,
+    /// Connections at once.
+    pub connections: usize,
+    /// Requests at once that the owner has not answered, their clients still there or not.
+    pub unanswered: usize,
+    /// Bytes in one body.
+    pub body: usize,
+    /// Bytes in all bodies together.
+    pub bodies: usize,
+    /// Clients at once that wait for events.
+    pub watchers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            receive: Duration::from_secs(10),
+            connections: 256,
+            unanswered: 256,
+            body: 4 << 20,
+            bodies: 32 << 20,
+            watchers: 64,
+        }
+    }
+}
+
+/// How long the end waits for answers to be written.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How often slow clients are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long accepting pauses when the system has no descriptor left.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// A server that runs. Dropped, it writes the answers that are known, ends its thread and removes its socket.
+#[derive(Debug)]
+pub struct Server {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system has no descriptor or thread left.
+    pub fn start(
+        socket: ServerSocket,
+        control: Arc<dyn Control>,
+        events: Arc<EventLog>,
+        limits: Limits,
+    ) -> io::Result<Server> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
+        let listener = socket.listener()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("api".into())
+            .spawn(move || {
+                let work = Work {
+                    control,
+                    events,
+                    limits,
+                };
+                run(&runtime, listener, socket, work, stopped);
+            })?;
+        Ok(Server {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread is started with.
+struct Work {
+    control: Arc<dyn Control>,
+    events: Arc<EventLog>,
+    limits: Limits,
+}
+
+/// What all connections share.
+struct Shared {
+    control: Arc<dyn Control>,
+    events: Arc<EventLog>,
+    limits: Limits,
+    unanswered: Arc<Semaphore>,
+    watchers: Semaphore,
+    bodies: Rc<Budget>,
+    table: Table,
+    /// Turns true when the server is to end.
+    stop: watch::Sender<bool>,
+}
+
+fn run(
+    runtime: &Runtime,
+    listener: StdListener,
+    socket: ServerSocket,
+    work: Work,
+    stopped: oneshot::Receiver<()>,
+) {
+    let listener = {
+        let _inside = runtime.enter();
+        match UnixListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!("the API's socket cannot be waited for: {error}");
+                return;
+            }
+        }
+    };
+    let limits = work.limits;
+    let shared = Rc::new(Shared {
+        control: work.control,
+        events: work.events,
+        limits,
+        unanswered: Arc::new(Semaphore::new(limits.unanswered)),
+        watchers: Semaphore::new(limits.watchers),
+        bodies: Rc::new(Budget::new(limits.bodies)),
+        table: Table::default(),
+        stop: watch::Sender::new(false),
+    });
+    LocalSet::new().block_on(runtime, async move {
+        let accepting = tokio::task::spawn_local(accept(listener, shared.clone()));
+        let sweeping = tokio::task::spawn_local(sweep(shared.clone()));
+        // Ends when the server is dropped.
+        let _ = stopped.await;
+        accepting.abort();
+        sweeping.abort();
+        drop(socket);
+        shared.stop.send_replace(true);
+        let _ = tokio::time::timeout(FAREWELL, shared.table.emptied()).await;
+    });
+}
+
+async fn accept(listener: UnixListener, shared: Rc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if let Some(entry) = shared.table.admit(shared.limits.connections) {
+                    tokio::task::spawn_local(connection::serve(stream, entry, shared.clone()));
+                }
+            }
+            Err(error) => {
+                tracing::warn!("the API cannot take a connection: {error}");
+                shared.table.close_longest_waiting();
+                tokio::time::sleep(EXHAUSTED).await;
+            }
+        }
+        // A flood of new connections does not keep the ones that are there from being served.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Closes connections whose clients are too slow.
+async fn sweep(shared: Rc<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        shared.table.close_slow(shared.limits.receive + SWEEP);
+    }
+}
