@@ -57,7 +57,13 @@ pub struct Flags {
 impl Flags {
     /// Whether any flag says what machine there is to be.
     pub fn describe_a_machine(&self) -> bool {
-        let single = [&self.cmdline, &self.cpus, &self.memory, &self.serial, &self.console];
+        let single = [
+            &self.cmdline,
+            &self.cpus,
+            &self.memory,
+            &self.serial,
+            &self.console,
+        ];
         let devices = [&self.disk, &self.fs, &self.vhost_user];
         self.kernel.is_some()
             || self.initramfs.is_some()

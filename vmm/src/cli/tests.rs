@@ -37,6 +37,10 @@ fn accepted(words: &[&str]) -> Arguments {
     with_kernel(words).unwrap_or_else(|error| panic!("{words:?}: {}", error.report()))
 }
 
+fn machine(arguments: &Arguments) -> &VmConfig {
+    arguments.vm.as_ref().expect("a machine")
+}
+
 /// The first line of what is printed about `words`.
 fn refused(words: &[&str]) -> String {
     let error = match with_kernel(words) {
@@ -50,7 +54,7 @@ fn refused(words: &[&str]) -> String {
 #[test]
 fn a_kernel_is_enough() {
     let arguments = accepted(&[]);
-    let vm = &arguments.vm;
+    let vm = machine(&arguments);
     assert_eq!(vm.cpus.boot_vcpus, 1);
     assert_eq!(vm.cpus.max_vcpus, 1);
     assert_eq!(vm.memory.size, 512 << 20);
@@ -90,7 +94,7 @@ fn everything_can_be_said() {
         "--log-file",
         "/tmp/log",
     ]);
-    let vm = arguments.vm;
+    let vm = machine(&arguments);
     assert_eq!(
         vm.payload.cmdline,
         "--verbose console=ttyS0,115200 root=\"/dev/vda\""
@@ -140,7 +144,7 @@ fn names_given_automatically_keep_clear_of_those_given_by_the_user() {
         "--fs",
         "tag=t,socket=/tmp/c,id=disk0",
     ]);
-    let disks = arguments.vm.disks.iter();
+    let disks = machine(&arguments).disks.iter();
     let ids: Vec<&str> = disks.map(|disk| disk.backend.id.as_str()).collect();
     assert_eq!(ids, ["disk1", "disk2"]);
 }
@@ -159,7 +163,7 @@ fn a_configuration_space_may_come_from_a_file() {
         fs::write(&path, &contents).unwrap();
         let parsed = with_kernel(&["--vhost-user", &flag]).ok();
         assert_eq!(
-            parsed.and_then(|it| it.vm.vhost_user[0].config.clone()),
+            parsed.and_then(|it| machine(&it).vhost_user[0].config.clone()),
             outcome
         );
     }
@@ -423,7 +427,7 @@ fn flags_that_contradict_each_other_are_named() {
         assert_eq!(refused(words), format!("ferry: {reason}"));
     }
     // Without devices nobody needs it.
-    assert!(!accepted(&["--memory", "shared=off"]).vm.memory.shared);
+    assert!(!machine(&accepted(&["--memory", "shared=off"])).memory.shared);
 }
 
 #[test]
@@ -581,5 +585,37 @@ proptest! {
         prop_assert_eq!(ferry_api::config::text::size(&format!("{number}M")), Some(number << 20));
         prop_assert_eq!(ferry_api::config::text::size(&format!("{number}G")), Some(number << 30));
         prop_assert_eq!(ferry_api::config::text::size(&format!("{number}T")), Some(number << 40));
+    }
+}
+
+#[test]
+fn an_api_socket_alone_starts_without_a_machine() {
+    for words in [
+        ["--api-socket", "/run/ferry.sock"],
+        ["--api-socket", "path=/run/ferry.sock"],
+        ["--api-socket", "fd=3"],
+    ] {
+        match try_parse(&words) {
+            Ok(Request::Run(arguments)) => assert_eq!(arguments.vm, None),
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+    // Whoever describes a machine wants it, and so its kernel.
+    let error = try_parse(&["--api-socket", "/run/ferry.sock", "--cpus", "boot=2"]).unwrap_err();
+    assert!(error.report().contains("--kernel"), "{}", error.report());
+    let both = accepted(&["--api-socket", "/run/ferry.sock"]);
+    assert!(both.vm.is_some() && both.api_socket.is_some());
+}
+
+#[test]
+fn a_wrong_place_for_the_api_or_the_events_is_refused() {
+    for (flag, value) in [
+        ("--api-socket", "fd=three"),
+        ("--api-socket", ""),
+        ("--event-monitor", "/no/key"),
+        ("--event-monitor", "fd=-1"),
+    ] {
+        let report = refused(&[flag, value]);
+        assert!(report.starts_with(&format!("ferry: {flag}: ")), "{report}");
     }
 }
