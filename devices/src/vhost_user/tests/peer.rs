@@ -136,6 +136,25 @@ pub fn once(request: FrontendReq, reaction: Reaction) -> Script {
     })
 }
 
+/// A script that does `reaction` on the `n`th `request`, beginning with 1.
+pub fn nth(request: FrontendReq, n: usize, reaction: Reaction) -> Script {
+    let mut script = once(request, reaction);
+    let mut seen_before = 0;
+    Box::new(move |seen| {
+        seen_before += usize::from(seen.is(request));
+        match seen_before < n {
+            true => Reaction::Honest,
+            false => script(seen),
+        }
+    })
+}
+
+/// The answer to GET_VRING_BASE.
+pub fn base_answer(queue: u32, base: u32) -> Vec<u8> {
+    let payload = [queue, base].map(u32::to_ne_bytes).concat();
+    answer(FrontendReq::GET_VRING_BASE.into(), &payload)
+}
+
 /// The bytes of an answer.
 pub fn answer(code: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Header::reply(code, payload.len() as u32).encode().to_vec();

@@ -97,6 +97,18 @@ impl<'a> Ring<'a> {
         self.queue.kick.write(1).unwrap();
     }
 
+    /// Makes `count` more buffers available, and no requests in them: for back-ends that do not look.
+    pub fn offer(&mut self, count: u16) {
+        self.available = self.available.wrapping_add(count);
+        let at = self.queue.available.0 + 2;
+        self.ram.write(at, &self.available.to_le_bytes());
+    }
+
+    /// Uses buffers up to `index`, as a back-end does.
+    pub fn pretend_used(&self, index: u16) {
+        self.ram.write(self.queue.used.0 + 2, &index.to_le_bytes());
+    }
+
     /// The index of the used ring.
     pub fn used_index(&self) -> u16 {
         self.ram.read_u16(self.queue.used.0 + 2)

@@ -4,14 +4,17 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use vm_migration::Saveability;
 
 use super::harness::{
-    Event, HIGH, LOW, Observer, TestRam, Transport, eventually, next, program, started,
+    Event, HIGH, LOW, Observer, Report, TestRam, Transport, eventually, next, program, started,
 };
 use super::ring::{Buffer, BufferAccess, Ring};
+use super::suspend::{outcome, resume, suspend};
 use crate::vhost_user::{BackendSpec, Fs, Limits, Profile, VhostUserDevice, chain};
 use crate::virtio::{Activation, VirtioDevice};
 
@@ -56,6 +59,13 @@ impl Virtiofsd {
 
     fn socket(&self) -> PathBuf {
         self.directory.path().join("fs.sock")
+    }
+
+    /// Stops the process or lets it go on.
+    fn signal(&self, signal: libc::c_int) {
+        let pid = self.child.borrow().id() as libc::pid_t;
+        // SAFETY: kill() takes no pointers; the child has not been waited for, so the pid is its.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
     fn has_exited(&self) -> bool {
@@ -124,42 +134,115 @@ fn root_mode(ring: &mut Ring<'_>, ram: &TestRam) -> u32 {
     u32::from_le_bytes(answer[at..at + 4].try_into().unwrap())
 }
 
+/// A device behind a virtiofsd.
+struct Share {
+    device: Arc<VhostUserDevice>,
+    events: Receiver<Event>,
+    reports: Receiver<Report>,
+}
+
+impl Share {
+    fn new(daemon: &Virtiofsd, ram: &TestRam) -> Self {
+        let (observer, reports) = Observer::new();
+        VhostUserDevice::start(
+            daemon.spec(),
+            Limits::default(),
+            Arc::clone(&ram.regions),
+            observer,
+        )
+        .unwrap();
+        let device = match started(&reports) {
+            Ok(device) => device,
+            Err(error) => panic!("{}", chain(&error)),
+        };
+        let (transport, events) = Transport::new();
+        device.attach(transport);
+        Share {
+            device,
+            events,
+            reports,
+        }
+    }
+
+    fn activate(&self, rings: &[&Ring<'_>]) {
+        self.device.activate(Activation {
+            features: self.device.features() & !(1 << 29),
+            queues: rings.iter().map(|ring| ring.queue.clone()).collect(),
+        });
+        assert_eq!(next(&self.events), Event::Activated(Ok(())));
+    }
+
+    fn reset(&self) {
+        self.device.reset();
+        assert_eq!(next(&self.events), Event::ResetDone);
+    }
+}
+
 #[test]
 fn a_shared_directory_works_before_and_after_a_reset() {
     let daemon = Virtiofsd::start();
     let ram = TestRam::new();
-    let (observer, reports) = Observer::new();
-    VhostUserDevice::start(
-        daemon.spec(),
-        Limits::default(),
-        Arc::clone(&ram.regions),
-        observer,
-    )
-    .unwrap();
-    let device = match started(&reports) {
-        Ok(device) => device,
-        Err(error) => panic!("{}", chain(&error)),
-    };
-    assert_eq!(device.saveability(), Saveability::Saved);
-    let (transport, events) = Transport::new();
-    device.attach(transport);
+    let share = Share::new(&daemon, &ram);
+    assert_eq!(share.device.saveability(), Saveability::Saved);
     let mut high_priority = Ring::new(&ram, 0, LOW);
     let mut requests = Ring::new(&ram, 1, HIGH);
     for _ in 0..3 {
         high_priority.clear();
         requests.clear();
-        device.activate(Activation {
-            features: device.features() & !(1 << 29),
-            queues: vec![high_priority.queue.clone(), requests.queue.clone()],
-        });
-        assert_eq!(next(&events), Event::Activated(Ok(())));
+        share.activate(&[&high_priority, &requests]);
         init(&mut requests, &ram);
         assert_eq!(root_mode(&mut requests, &ram) & 0o170_000, 0o040_000);
-        device.reset();
-        assert_eq!(next(&events), Event::ResetDone);
+        share.reset();
     }
     assert!(!daemon.has_exited());
     // It ends with its connection, and the device's worker closes that.
-    drop(device);
+    drop(share.device);
     eventually("virtiofsd lives on", || daemon.has_exited());
+}
+
+#[test]
+fn a_shared_directory_is_suspended_and_goes_on_with_what_it_knew() {
+    let daemon = Virtiofsd::start();
+    let ram = TestRam::new();
+    let share = Share::new(&daemon, &ram);
+    let high_priority = Ring::new(&ram, 0, LOW);
+    let mut requests = Ring::new(&ram, 1, HIGH);
+    share.activate(&[&high_priority, &requests]);
+    init(&mut requests, &ram);
+    for _ in 0..100 {
+        outcome(&suspend(&share.device)).unwrap();
+        outcome(&resume(&share.device)).unwrap();
+        // Without another INIT.
+        assert_eq!(root_mode(&mut requests, &ram) & 0o170_000, 0o040_000);
+    }
+    assert_eq!(requests.used_index(), 101);
+
+    for signal_late in [false, true] {
+        daemon.signal(libc::SIGSTOP);
+        let suspended = suspend(&share.device);
+        assert!(suspended.recv_timeout(Duration::from_millis(200)).is_err());
+        let resumed = resume(&share.device);
+        if signal_late {
+            // The guest is reset before the back-end goes on.
+            share.device.reset();
+        }
+        daemon.signal(libc::SIGCONT);
+        assert!(outcome(&suspended).is_err());
+        outcome(&resumed).unwrap();
+        if signal_late {
+            assert_eq!(next(&share.events), Event::ResetDone);
+            break;
+        }
+        assert_eq!(root_mode(&mut requests, &ram) & 0o170_000, 0o040_000);
+        outcome(&suspend(&share.device)).unwrap();
+        outcome(&resume(&share.device)).unwrap();
+    }
+    let high_priority = Ring::new(&ram, 0, LOW);
+    let mut requests = Ring::new(&ram, 1, HIGH);
+    share.activate(&[&high_priority, &requests]);
+    init(&mut requests, &ram);
+    // And a reset in place of going on.
+    outcome(&suspend(&share.device)).unwrap();
+    share.reset();
+    assert!(share.reports.try_recv().is_err());
 }

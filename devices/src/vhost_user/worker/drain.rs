@@ -131,10 +131,12 @@ impl Worker {
     }
 }
 
-/// Whether the back-end took more requests of a ring stopped at `base` than it has completed.
+/// Whether the back-end took more requests of a ring stopped at `base` than it has completed. In a ring that makes no
+/// sense it did not.
 fn is_behind(ram: &[RamRegion], ring: &Ring, base: u16) -> bool {
     rings::indexes(ram, &ring.place).is_ok_and(|indexes| {
-        let count = base.wrapping_sub(indexes.used);
-        count > 0 && count <= ring.place.size
+        let outstanding = indexes.outstanding();
+        let taken = base.wrapping_sub(indexes.used);
+        outstanding <= ring.place.size && (1..=outstanding).contains(&taken)
     })
 }

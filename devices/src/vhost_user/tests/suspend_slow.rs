@@ -1,0 +1,257 @@
+//! Suspending a back-end that takes its time, and an owner that does not wait for it.
+
+use std::thread;
+use std::time::Duration;
+
+use vhost::vhost_user::message::FrontendReq;
+
+use super::harness::{Event, HANG, HIGH, LOW, TestRam, eventually, next};
+use super::peer::{Reaction, Script, base_answer, nth, once};
+use super::ring::Ring;
+use super::suspend::{Disk, Outcome, RESTART, outcome, resume, suspend};
+use crate::vhost_user::{Cause, DeviceState, Limits};
+use crate::virtio::VirtioDevice;
+
+const IMPATIENT: Limits = Limits {
+    connect: HANG,
+    request: Duration::from_millis(100),
+    dead: HANG,
+};
+
+const LATE: Duration = Duration::from_millis(400);
+
+fn was_given_up(of: &Outcome) -> bool {
+    match outcome(of) {
+        Ok(()) => false,
+        Err(error) => {
+            assert!(matches!(*error.cause, Cause::GivenUp), "{:?}", error.cause);
+            true
+        }
+    }
+}
+
+/// The `n`th GET_VRING_BASE of all.
+fn late_base(n: usize) -> Script {
+    nth(FrontendReq::GET_VRING_BASE, n, Reaction::Late(LATE))
+}
+
+/// The question that comes before GET_VRING_BASE; the first one is asked at the start.
+fn late_question() -> Script {
+    nth(FrontendReq::GET_FEATURES, 2, Reaction::Late(LATE))
+}
+
+#[test]
+fn late_answers_are_waited_for_and_counted() {
+    for script in [late_question(), late_base(1), late_base(2)] {
+        let ram = TestRam::new();
+        let disk = Disk::scripted(script, IMPATIENT, &ram);
+        let rings = [Ring::new(&ram, 0, LOW), Ring::new(&ram, 1, HIGH)];
+        disk.activate(&[&rings[0], &rings[1]]);
+        outcome(&suspend(&disk.device)).unwrap();
+        assert_eq!(disk.device.state(), DeviceState::Suspended);
+        assert!(disk.device.counters().late_answers > 0);
+        outcome(&resume(&disk.device)).unwrap();
+        disk.is_well();
+    }
+}
+
+#[test]
+fn an_owner_without_patience_gets_back_what_had_been_stopped_by_then() {
+    // Where the back-end stands still, and how many rings are stopped when it goes on.
+    let cases = [
+        ("GET_FEATURES", late_question as fn() -> Script, 0),
+        ("the first GET_VRING_BASE", || late_base(1), 1),
+        ("the second GET_VRING_BASE", || late_base(2), 2),
+    ];
+    for (place, script, stopped) in cases {
+        let ram = TestRam::new();
+        let disk = Disk::scripted(script(), IMPATIENT, &ram);
+        let mut rings = [Ring::new(&ram, 0, LOW), Ring::new(&ram, 1, HIGH)];
+        disk.activate(&[&rings[0], &rings[1]]);
+        let suspended = suspend(&disk.device);
+        assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+        let resumed = resume(&disk.device);
+        // The guest goes on while the back-end still stands.
+        rings[0].offer(1);
+        rings[1].offer(1);
+        // With all rings stopped it is not worth giving up any more.
+        assert_eq!(was_given_up(&suspended), stopped < 2, "{place}");
+        outcome(&resumed).unwrap();
+        assert_eq!(disk.device.state(), DeviceState::Active, "{place}");
+        let codes = disk.codes();
+        for message in RESTART {
+            let count = codes.iter().filter(|code| *code == message).count();
+            assert_eq!(count, stopped, "{place}: {codes:?}");
+        }
+        // And a second attempt succeeds.
+        rings[0].pretend_used(1);
+        rings[1].pretend_used(1);
+        rings[0].clear();
+        rings[1].clear();
+        outcome(&suspend(&disk.device)).unwrap();
+        outcome(&resume(&disk.device)).unwrap();
+        disk.is_well();
+    }
+}
+
+#[test]
+fn requests_that_take_long_can_be_given_up_on() {
+    let ram = TestRam::new();
+    let disk = Disk::scripted(Box::new(|_| Reaction::Honest), IMPATIENT, &ram);
+    let mut ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    ring.offer(1);
+    for _ in 0..3 {
+        let suspended = suspend(&disk.device);
+        assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+        assert_eq!(disk.device.state(), DeviceState::Changing);
+        let resumed = resume(&disk.device);
+        assert!(was_given_up(&suspended));
+        outcome(&resumed).unwrap();
+        assert_eq!(disk.device.state(), DeviceState::Active);
+    }
+    assert_eq!(disk.codes(), ["GET_FEATURES"; 3]);
+    disk.is_well();
+}
+
+#[test]
+fn requests_that_never_end_end_the_suspension_and_not_the_device() {
+    let limits = Limits {
+        dead: Duration::from_millis(500),
+        ..IMPATIENT
+    };
+    let ram = TestRam::new();
+    let disk = Disk::scripted(Box::new(|_| Reaction::Honest), limits, &ram);
+    let mut ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    ring.offer(1);
+    let error = outcome(&suspend(&disk.device)).unwrap_err();
+    assert!(
+        matches!(*error.cause, Cause::NotDrained { .. }),
+        "{:?}",
+        error.cause
+    );
+    assert_eq!(disk.device.state(), DeviceState::Active);
+    outcome(&resume(&disk.device)).unwrap();
+    assert_eq!(disk.codes(), ["GET_FEATURES"]);
+    disk.is_well();
+}
+
+#[test]
+fn a_reset_ends_a_suspension_that_waits() {
+    let ram = TestRam::new();
+    let disk = Disk::scripted(Box::new(|_| Reaction::Honest), IMPATIENT, &ram);
+    let mut ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    ring.offer(1);
+    let suspended = suspend(&disk.device);
+    eventually("it waits", || ring.queue.kick.read().is_ok());
+    disk.device.reset();
+    assert!(was_given_up(&suspended));
+    ring.pretend_used(1);
+    assert_eq!(next(&disk.events), Event::ResetDone);
+    assert_eq!(
+        disk.codes(),
+        ["GET_FEATURES", "GET_VRING_BASE", "RESET_DEVICE"]
+    );
+    disk.is_well();
+}
+
+#[test]
+fn a_reset_stops_only_what_still_runs() {
+    let ram = TestRam::new();
+    let disk = Disk::scripted(late_base(1), IMPATIENT, &ram);
+    let rings = [Ring::new(&ram, 0, LOW), Ring::new(&ram, 1, HIGH)];
+    disk.activate(&[&rings[0], &rings[1]]);
+    let suspended = suspend(&disk.device);
+    assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+    disk.device.reset();
+    assert!(was_given_up(&suspended));
+    assert_eq!(next(&disk.events), Event::ResetDone);
+    assert_eq!(
+        disk.codes(),
+        [
+            "GET_FEATURES",
+            "GET_VRING_BASE",
+            "GET_VRING_BASE",
+            "RESET_DEVICE"
+        ]
+    );
+    disk.is_well();
+}
+
+#[test]
+fn a_ring_that_was_stopped_with_requests_in_flight_starts_when_they_have_ended() {
+    let ram = TestRam::new();
+    // It takes the two requests that come meanwhile, and stops before they have ended.
+    let mut base = once(
+        FrontendReq::GET_VRING_BASE,
+        Reaction::Send(base_answer(0, 2), 0),
+    );
+    let script: Script = Box::new(move |seen| {
+        if seen.is(FrontendReq::GET_VRING_BASE) {
+            thread::sleep(LATE);
+        }
+        base(seen)
+    });
+    let disk = Disk::scripted(script, IMPATIENT, &ram);
+    let mut ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    let suspended = suspend(&disk.device);
+    assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+    let resumed = resume(&disk.device);
+    ring.offer(3);
+    outcome(&suspended).unwrap();
+    assert!(resumed.recv_timeout(IMPATIENT.request).is_err());
+    assert_eq!(disk.codes(), ["GET_FEATURES", "GET_VRING_BASE"]);
+    ring.pretend_used(2);
+    outcome(&resumed).unwrap();
+    assert_eq!(disk.codes(), RESTART);
+    disk.is_well();
+}
+
+#[test]
+fn everybody_is_told_when_the_device_goes() {
+    let ram = TestRam::new();
+    let script = nth(FrontendReq::GET_FEATURES, 2, Reaction::Silence);
+    let disk = Disk::scripted(script, IMPATIENT, &ram);
+    let ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    let first = suspend(&disk.device);
+    disk.peer.seen.recv_timeout(HANG).unwrap();
+    let waiting = [first, resume(&disk.device), suspend(&disk.device)];
+    let Disk { device, .. } = disk;
+    drop(device);
+    for order in &waiting {
+        let error = outcome(order).unwrap_err();
+        assert!(matches!(*error.cause, Cause::Stopped), "{:?}", error.cause);
+    }
+}
+
+#[test]
+fn orders_that_pile_up_are_refused_and_every_suspension_has_room_for_its_opposite() {
+    let ram = TestRam::new();
+    let script = nth(FrontendReq::GET_FEATURES, 2, Reaction::Late(LATE));
+    let disk = Disk::scripted(script, IMPATIENT, &ram);
+    let ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    let attempts: Vec<_> = (0..100)
+        .map(|_| [suspend(&disk.device), resume(&disk.device)])
+        .collect();
+    let mut refused = 0;
+    for [suspended, resumed] in &attempts {
+        let busy =
+            |order| matches!(outcome(order), Err(error) if matches!(*error.cause, Cause::Busy));
+        let was_refused = busy(suspended);
+        refused += usize::from(was_refused);
+        if !was_refused {
+            outcome(resumed).unwrap_or_else(|error| panic!("{:?}", error.cause));
+        }
+    }
+    assert!((1..100).contains(&refused), "{refused}");
+    assert_eq!(disk.device.state(), DeviceState::Active);
+    // The transport's orders have room of their own.
+    disk.device.reset();
+    assert_eq!(next(&disk.events), Event::ResetDone);
+    disk.is_well();
+}
