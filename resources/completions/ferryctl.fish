@@ -59,8 +59,12 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l config -d '
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l kernel -d 'An ELF kernel with a PVH note, or a bzImage' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l initramfs -d 'The initial RAM file system' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l cmdline -d 'The kernel\'s command line' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l cpus -d 'Virtual processors' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l memory -d 'Guest RAM: bytes, or a number with K, M, G or T' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l cpus -d 'Virtual processors: boot=N,max=N' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l memory -d 'Guest RAM: size=SIZE,shared=on|off,hugepages=on|off,...' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l disk -d 'A disk: vhost_user=on,socket=PATH,id=NAME,...; may be repeated' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l fs -d 'A shared directory: tag=NAME,socket=PATH,id=NAME,...; may be repeated' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l vhost-user -d 'Any other device: socket=PATH,device_type=N,...; may be repeated' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l serial -d 'The serial port: off, null, tty, pty, file=PATH or socket=PATH' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l api-socket -d 'The socket that Ferry was given with its own --api-socket' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l timeout -d 'How long to wait; by default 90 for changes of the VM\'s state, 10 for all else' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l json -d 'Print JSON: one line for an answer or an event, nothing where there is no answer'
@@ -93,20 +97,10 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l api-socket 
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l timeout -d 'How long to wait; by default 90 for changes of the VM\'s state, 10 for all else' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l json -d 'Print JSON: one line for an answer or an event, nothing where there is no answer'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -s h -l help -d 'Print help'
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l socket -d 'The socket on which the vhost-user back-end listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l id -d 'The device\'s name; without it, Ferry makes one up' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l num-queues -d 'Request queues' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l queue-size -d 'Descriptors in a queue, a power of two' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l api-socket -d 'The socket that Ferry was given with its own --api-socket' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l timeout -d 'How long to wait; by default 90 for changes of the VM\'s state, 10 for all else' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l readonly -d 'The guest cannot write, even if the back-end could'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l json -d 'Print JSON: one line for an answer or an event, nothing where there is no answer'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -s h -l help -d 'Print help'
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l tag -d 'The name the guest mounts it by' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l socket -d 'The socket on which the vhost-user back-end listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l id -d 'The device\'s name; without it, Ferry makes one up' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l num-queues -d 'Request queues' -r
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l queue-size -d 'Descriptors in a queue, a power of two' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l api-socket -d 'The socket that Ferry was given with its own --api-socket' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l timeout -d 'How long to wait; by default 90 for changes of the VM\'s state, 10 for all else' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l json -d 'Print JSON: one line for an answer or an event, nothing where there is no answer'

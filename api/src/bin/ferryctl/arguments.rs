@@ -52,7 +52,7 @@ pub enum Command {
     Info,
     /// Define a VM, without starting it
     #[command(group(clap::ArgGroup::new("what").required(true).args(["config", "kernel"])))]
-    Create(Create),
+    Create(Box<Create>),
     /// Start the guest
     Boot,
     /// Stop the guest where it stands
@@ -68,12 +68,21 @@ pub enum Command {
     /// End the guest, if any, and forget the VM
     Delete,
     /// Add a disk to a VM that does not run
-    AddDisk(AddDisk),
+    AddDisk {
+        /// vhost_user=on,socket=PATH,id=NAME,num_queues=N,queue_size=N,readonly=on|off
+        #[arg(value_name = "PAIRS")]
+        disk: String,
+    },
     /// Add a shared directory to a VM that does not run
-    AddFs(AddFs),
+    AddFs {
+        /// tag=NAME,socket=PATH,id=NAME,num_queues=N,queue_size=N
+        #[arg(value_name = "PAIRS")]
+        fs: String,
+    },
     /// Remove a device from a VM that does not run
     RemoveDevice {
         /// The device's name, as info shows it
+        #[arg(value_name = "NAME")]
         id: String,
     },
     /// Show the counters of the VM and its devices
@@ -94,9 +103,13 @@ pub enum Command {
 
 /// `create`.
 #[derive(Args, Debug)]
+#[command(
+    after_help = "Keys and values are those of Ferry's own command line; ferry --help explains them."
+)]
 pub struct Create {
     /// The whole VM as JSON, as the API takes it; - is standard input
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory"])]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath,
+          conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "fs", "vhost_user", "serial"])]
     pub config: Option<PathBuf>,
     /// An ELF kernel with a PVH note, or a bzImage
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
@@ -107,51 +120,24 @@ pub struct Create {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
-    /// Virtual processors
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<u8>,
-    /// Guest RAM: bytes, or a number with K, M, G or T
-    #[arg(long, value_name = "SIZE", value_parser = super::text::bytes)]
-    pub memory: Option<u64>,
-}
-
-/// `add-disk`.
-#[derive(Args, Debug)]
-pub struct AddDisk {
-    /// What every device has.
-    #[command(flatten)]
-    pub backend: Backend,
-    /// The guest cannot write, even if the back-end could
-    #[arg(long)]
-    pub readonly: bool,
-}
-
-/// `add-fs`.
-#[derive(Args, Debug)]
-pub struct AddFs {
-    /// The name the guest mounts it by
-    #[arg(long)]
-    pub tag: String,
-    /// What every device has.
-    #[command(flatten)]
-    pub backend: Backend,
-}
-
-/// What every device has.
-#[derive(Args, Debug)]
-pub struct Backend {
-    /// The socket on which the vhost-user back-end listens
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub socket: PathBuf,
-    /// The device's name; without it, Ferry makes one up
-    #[arg(long)]
-    pub id: Option<String>,
-    /// Request queues
-    #[arg(long, value_name = "N")]
-    pub num_queues: Option<u16>,
-    /// Descriptors in a queue, a power of two
-    #[arg(long, value_name = "N")]
-    pub queue_size: Option<u16>,
+    /// Virtual processors: boot=N,max=N
+    #[arg(long, value_name = "PAIRS")]
+    pub cpus: Option<String>,
+    /// Guest RAM: size=SIZE,shared=on|off,hugepages=on|off,...
+    #[arg(long, value_name = "PAIRS")]
+    pub memory: Option<String>,
+    /// A disk: vhost_user=on,socket=PATH,id=NAME,...; may be repeated
+    #[arg(long, value_name = "PAIRS")]
+    pub disk: Vec<String>,
+    /// A shared directory: tag=NAME,socket=PATH,id=NAME,...; may be repeated
+    #[arg(long, value_name = "PAIRS")]
+    pub fs: Vec<String>,
+    /// Any other device: socket=PATH,device_type=N,...; may be repeated
+    #[arg(long, value_name = "PAIRS")]
+    pub vhost_user: Vec<String>,
+    /// The serial port: off, null, tty, pty, file=PATH or socket=PATH
+    #[arg(long, value_name = "PLACE")]
+    pub serial: Option<String>,
 }
 
 /// `events`.

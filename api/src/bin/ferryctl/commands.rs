@@ -33,8 +33,8 @@ pub fn goal(command: &Command) -> &'static str {
         Command::Reboot => "reboot",
         Command::PowerButton => "press the power button",
         Command::Delete => "delete the VM",
-        Command::AddDisk(_) => "add the disk",
-        Command::AddFs(_) => "add the share",
+        Command::AddDisk { .. } => "add the disk",
+        Command::AddFs { .. } => "add the share",
         Command::RemoveDevice { .. } => "remove the device",
         Command::Counters => "show the counters",
         Command::Metrics => "show the metrics",
@@ -69,8 +69,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             question()?.act("vm.power-button", b"", "pressed; the guest decides")
         }
         Command::Delete => change("vm.delete", "deleted"),
-        Command::AddDisk(disk) => question()?.add("vm.add-disk", &create::disk(disk)?),
-        Command::AddFs(fs) => question()?.add("vm.add-fs", &create::fs(fs)?),
+        Command::AddDisk { disk } => question()?.add("vm.add-disk", &create::disk(disk)?),
+        Command::AddFs { fs } => question()?.add("vm.add-fs", &create::fs(fs)?),
         Command::RemoveDevice { id } => {
             let body = serde_json::json!({ "id": id }).to_string();
             question()?.act("vm.remove-device", body.as_bytes(), "removed")

@@ -1,15 +1,14 @@
 //! The bodies of `create`, `add-disk` and `add-fs`.
-//!
-//! What is right and wrong in them is Ferry's to say. Only paths need care here: Ferry may run in another directory.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::arguments::{AddDisk, AddFs, Backend, Create};
+use super::arguments::Create;
 use super::failure::Failure;
+use super::pairs::{self, Key};
 
 /// The longest request that Ferry takes, in bytes.
 const CONFIG_MOST: u64 = 4 << 20;
@@ -23,75 +22,75 @@ pub fn vm(create: &Create) -> Result<Vec<u8>, Failure> {
 }
 
 /// The body of `vm.add-disk`.
-pub fn disk(disk: &AddDisk) -> Result<Vec<u8>, Failure> {
-    let mut body = backend(&disk.backend, "vhost_socket")?;
-    body.insert("vhost_user".into(), true.into());
-    body.insert("readonly".into(), disk.readonly.into());
-    Ok(to_bytes(body))
+pub fn disk(text: &str) -> Result<Vec<u8>, Failure> {
+    pairs::object("disk", text, pairs::DISK).map(to_bytes)
 }
 
 /// The body of `vm.add-fs`.
-pub fn fs(fs: &AddFs) -> Result<Vec<u8>, Failure> {
-    let mut body = backend(&fs.backend, "socket")?;
-    body.insert("tag".into(), fs.tag.as_str().into());
-    Ok(to_bytes(body))
+pub fn fs(text: &str) -> Result<Vec<u8>, Failure> {
+    pairs::object("share", text, pairs::FS).map(to_bytes)
 }
 
-fn to_bytes(body: Map<String, Value>) -> Vec<u8> {
-    Value::Object(body).to_string().into_bytes()
+fn to_bytes(body: Value) -> Vec<u8> {
+    body.to_string().into_bytes()
 }
 
-fn from_flags(create: &Create) -> Result<Map<String, Value>, Failure> {
+fn from_flags(create: &Create) -> Result<Value, Failure> {
+    let Create {
+        config: _,
+        kernel,
+        initramfs,
+        cmdline,
+        cpus,
+        memory,
+        disk,
+        fs,
+        vhost_user,
+        serial,
+    } = create;
     let mut payload = Map::new();
-    for (key, path) in [("kernel", &create.kernel), ("initramfs", &create.initramfs)] {
+    for (key, path) in [("kernel", kernel), ("initramfs", initramfs)] {
         if let Some(path) = path {
-            payload.insert(key.into(), absolute(path)?.into());
+            payload.insert(key.into(), absolute(key, path)?.into());
         }
     }
-    if let Some(cmdline) = &create.cmdline {
+    if let Some(cmdline) = cmdline {
         payload.insert("cmdline".into(), cmdline.as_str().into());
     }
     let mut body = Map::from_iter([("payload".to_owned(), payload.into())]);
-    if let Some(cpus) = create.cpus {
-        let cpus = json!({"boot_vcpus": cpus, "max_vcpus": cpus});
+    if let Some(cpus) = cpus {
+        let cpus = pairs::object("--cpus", cpus, pairs::CPUS)?;
         body.insert("cpus".into(), cpus);
     }
-    if let Some(size) = create.memory {
-        body.insert("memory".into(), json!({"size": size, "shared": true}));
+    if let Some(memory) = memory {
+        let memory = pairs::object("--memory", memory, pairs::MEMORY)?;
+        body.insert("memory".into(), memory);
     }
-    Ok(body)
-}
-
-fn backend(backend: &Backend, socket: &str) -> Result<Map<String, Value>, Failure> {
-    let mut body = Map::from_iter([(socket.to_owned(), absolute(&backend.socket)?.into())]);
-    let Backend {
-        socket: _,
-        id,
-        num_queues,
-        queue_size,
-    } = backend;
-    for (key, value) in [
-        ("id", id.as_deref().map(Value::from)),
-        ("num_queues", num_queues.map(Value::from)),
-        ("queue_size", queue_size.map(Value::from)),
+    if let Some(serial) = serial {
+        body.insert("serial".into(), pairs::serial(serial)?);
+    }
+    for (field, flag, texts, keys) in [
+        ("disks", "--disk", disk, pairs::DISK),
+        ("fs", "--fs", fs, pairs::FS),
+        ("vhost_user", "--vhost-user", vhost_user, pairs::VHOST_USER),
     ] {
-        if let Some(value) = value {
-            body.insert(key.into(), value);
+        if !texts.is_empty() {
+            body.insert(field.into(), devices(flag, texts, keys)?);
         }
     }
-    Ok(body)
+    Ok(body.into())
 }
 
-/// `path` as Ferry finds it too. JSON holds no other text than Unicode.
-fn absolute(path: &Path) -> Result<String, Failure> {
-    let whole = std::path::absolute(path).map_err(|cause| Failure::Read {
-        path: path.to_owned(),
-        cause,
-    })?;
-    whole.into_os_string().into_string().map_err(|path| {
-        let path = path.display();
-        Failure::Usage(format!("{path} is not UTF-8, which the API needs"))
-    })
+fn devices(flag: &str, texts: &[String], keys: &[Key]) -> Result<Value, Failure> {
+    texts
+        .iter()
+        .map(|text| pairs::object(flag, text, keys))
+        .collect()
+}
+
+fn absolute(key: &str, path: &Path) -> Result<String, Failure> {
+    pairs::absolute(path)
+        .map_err(|reason| Failure::Usage(format!("--{key}: {} {reason}", path.display())))
 }
 
 /// A configuration as it stands in a file, or comes on standard input.

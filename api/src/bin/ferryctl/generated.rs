@@ -80,8 +80,13 @@ fn man() -> String {
     let mut bytes = Vec::new();
     page.render_title(&mut bytes).unwrap();
     page.render_name_section(&mut bytes).unwrap();
-    page.render_synopsis_section(&mut bytes).unwrap();
-    page.render_description_section(&mut bytes).unwrap();
+    let mut synopsis = Roff::new();
+    synopsis.control("SH", ["SYNOPSIS"]);
+    synopsis.text([
+        bold("ferryctl"),
+        roman(" [OPTIONS] COMMAND [COMMAND'S OPTIONS]"),
+    ]);
+    synopsis.to_writer(&mut bytes).unwrap();
     page.render_options_section(&mut bytes).unwrap();
     let mut rest = Roff::new();
     rest.control("SH", ["COMMANDS"]);
@@ -94,15 +99,20 @@ fn man() -> String {
         rest.text([bold(status)]);
         rest.text([roman(meaning)]);
     }
-    rest.control("SH", ["FILES AND ENVIRONMENT"]);
+    rest.control("SH", ["ENVIRONMENT"]);
     rest.control("TP", []);
     rest.text([bold("FERRY_API_SOCKET")]);
-    rest.text([roman("The socket, if there is no "), bold("--api-socket")]);
+    rest.text([
+        roman("The socket, if there is no "),
+        bold("--api-socket"),
+        roman("."),
+    ]);
     rest.control("SH", ["EXAMPLES"]);
     for line in [
         "export FERRY_API_SOCKET=/run/ferry.sock",
         "ferry --api-socket $FERRY_API_SOCKET &",
-        "ferryctl create --config vm.json && ferryctl boot",
+        "ferryctl create --kernel vmlinuz --disk vhost_user=on,socket=/run/disk.sock",
+        "ferryctl boot",
         "ferryctl info",
         "ferryctl events --follow",
     ] {
@@ -118,10 +128,16 @@ fn describe(page: &mut Roff, command: &Command) {
     page.text([roman(sentence(command.get_about()))]);
     for argument in command.get_arguments() {
         // Global flags stand above, in a section of their own.
-        if argument.is_global_set() || argument.get_id() == "help" || argument.is_positional() {
+        if argument.is_global_set() || argument.get_id() == "help" {
             continue;
         }
         page.control("TP", []);
+        if argument.is_positional() {
+            let values = argument.get_value_names().unwrap_or_default();
+            page.text([italic(values.join(" "))]);
+            page.text([roman(sentence(argument.get_help()))]);
+            continue;
+        }
         let long = format!("--{}", argument.get_long().unwrap_or_default());
         let mut flag = vec![bold(long)];
         if let Some(short) = argument.get_short() {
@@ -134,12 +150,22 @@ fn describe(page: &mut Roff, command: &Command) {
         page.text(flag);
         page.text([roman(sentence(argument.get_help()))]);
     }
+    if let Some(rest) = command.get_after_help() {
+        page.control("PP", []);
+        page.text([roman(rest.to_string())]);
+    }
 }
 
 fn synopsis(command: &Command) -> String {
     let mut words = vec![command.get_name().to_owned()];
     for argument in command.get_positionals() {
-        words.push(argument.get_id().as_str().to_uppercase());
+        words.extend(
+            argument
+                .get_value_names()
+                .unwrap_or_default()
+                .iter()
+                .map(ToString::to_string),
+        );
     }
     words.join(" ")
 }

@@ -13,6 +13,7 @@ mod failure;
 mod generated;
 mod info;
 mod output;
+mod pairs;
 mod table;
 mod text;
 

@@ -62,24 +62,6 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Reads what [`size`] would write with one letter: `512M`, `2G`, `65536`.
-pub fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.char_indices().next_back() {
-        Some((at, 'k' | 'K')) => (&text[..at], 10),
-        Some((at, 'm' | 'M')) => (&text[..at], 20),
-        Some((at, 'g' | 'G')) => (&text[..at], 30),
-        Some((at, 't' | 'T')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number = match digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => digits.parse::<u64>().ok(),
-        false => None,
-    };
-    number
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or_else(|| "write bytes, or a whole number with K, M, G or T".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,11 +89,6 @@ mod tests {
         assert_eq!(size(0), "0 bytes");
         assert_eq!(size(512 << 20), "512 MiB");
         assert_eq!(size((1 << 30) + 1), "1073741825 bytes");
-        assert_eq!(bytes("512M"), Ok(512 << 20));
-        assert_eq!(bytes("4096"), Ok(4096));
-        for text in ["", "M", "+1", "1.5G", "1MM", "17000000T", "ü"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
     }
 
     #[test]
