@@ -1,5 +1,7 @@
 //! What ferryctl asks for.
 
+use std::os::unix::process::ExitStatusExt;
+
 use serde_json::{Value, json};
 
 use crate::script::{Request, Server, Turn, answer, done};
@@ -175,6 +177,24 @@ fn events_are_followed_from_one_to_the_next() {
             "GET /api/v1/vm.events?after=8&wait=20",
         ]
     );
+}
+
+#[test]
+fn following_ends_with_ctrl_c() {
+    let server = Server::start(vec![
+        Turn::Answer(answer(200, "[]")),
+        Turn::Hang(Vec::new()),
+    ]);
+    let mut child = ferryctl(server.socket(), &["events", "--follow"])
+        .spawn()
+        .unwrap();
+    server.request();
+    server.request();
+    let interrupt = ["-INT".to_owned(), child.id().to_string()];
+    let sent = std::process::Command::new("kill").args(interrupt).status();
+    assert!(sent.unwrap().success());
+    // What a shell calls status 130.
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGINT));
 }
 
 #[test]

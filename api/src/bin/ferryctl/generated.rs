@@ -108,6 +108,7 @@ fn man() -> String {
         roman("."),
     ]);
     rest.control("SH", ["EXAMPLES"]);
+    rest.control("nf", []);
     for line in [
         "export FERRY_API_SOCKET=/run/ferry.sock",
         "ferry --api-socket $FERRY_API_SOCKET &",
@@ -117,8 +118,8 @@ fn man() -> String {
         "ferryctl events --follow",
     ] {
         rest.text([roman(line)]);
-        rest.control("br", []);
     }
+    rest.control("fi", []);
     rest.to_writer(&mut bytes).unwrap();
     lines_without_trailing_spaces(&String::from_utf8(bytes).unwrap())
 }
@@ -172,7 +173,10 @@ fn synopsis(command: &Command) -> String {
 
 fn sentence(text: Option<&clap::builder::StyledStr>) -> String {
     let text = text.map(ToString::to_string).unwrap_or_default();
-    format!("{}.", text.trim_end_matches('.'))
+    match text.ends_with('.') {
+        true => text,
+        false => text + ".",
+    }
 }
 
 fn commands(whole: &Command) -> impl Iterator<Item = &Command> {
