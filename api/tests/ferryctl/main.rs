@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod failures;
+mod real;
 mod requests;
 mod script;
 mod words;

@@ -158,6 +158,8 @@ fn events_are_followed_from_one_to_the_next() {
         Turn::Answer(answer(200, &format!("[{},{}]", event(6), event(7)))),
         Turn::Answer(answer(200, &format!("[{}]", event(8)))),
         Turn::Answer(answer(200, "[]")),
+        // Another Ferry by now, whose events have numbers of their own.
+        Turn::Answer(answer(200, &format!("[{}]", event(1)))),
         // This Ferry ends while somebody waits for its next event.
         Turn::Answer(Vec::new()),
     ]);
@@ -165,9 +167,9 @@ fn events_are_followed_from_one_to_the_next() {
     assert_eq!(outcome.status, 3, "{outcome:?}");
     assert_eq!(
         outcome.stdout,
-        "[    6.005000] vm       paused\n[    7.005000] vm       paused\n[    8.005000] vm       paused\n"
+        "[    6.005000] vm       paused\n[    7.005000] vm       paused\n[    8.005000] vm       paused\n[    1.005000] vm       paused\n"
     );
-    let asked: Vec<String> = (0..4).map(|_| server.request().line).collect();
+    let asked: Vec<String> = (0..5).map(|_| server.request().line).collect();
     assert_eq!(
         asked,
         [
@@ -175,6 +177,7 @@ fn events_are_followed_from_one_to_the_next() {
             "GET /api/v1/vm.events?after=7&wait=20",
             "GET /api/v1/vm.events?after=8&wait=20",
             "GET /api/v1/vm.events?after=8&wait=20",
+            "GET /api/v1/vm.events?after=1&wait=20",
         ]
     );
 }

@@ -31,11 +31,11 @@ const INFO: &str = r#"{
   "transition": "being paused",
   "memory_actual_size": 2147483648,
   "device_tree": {
-    "root": {"id": "root", "resources": [], "children": [], "pci_bdf": "0000:00:01.0", "state": "Active"},
-    "installation-medium": {"id": "installation-medium", "resources": [], "children": [],
+    "root": {"id": "root", "device_type": 2, "resources": [], "children": [], "pci_bdf": "0000:00:01.0", "state": "Active"},
+    "installation-medium": {"id": "installation-medium", "device_type": 2, "resources": [], "children": [],
       "pci_bdf": "0000:00:02.0", "state": "Failed",
       "error": ["the back-end has left", "it closed its socket while a GET_VRING_BASE was owed, for 10 s by then"]},
-    "fs0": {"id": "fs0", "resources": [], "children": [], "pci_bdf": "0000:00:03.0", "state": "Changing"}
+    "fs0": {"id": "fs0", "device_type": 2, "resources": [], "children": [], "pci_bdf": "0000:00:03.0", "state": "Changing"}
   }
 }"#;
 
@@ -73,7 +73,7 @@ inst…on-medium: the back-end has left
 #[test]
 fn a_vm_that_was_only_defined_is_described_too() {
     let body = r#"{"config":{"payload":{"kernel":"/k"},"memory":{"size":67108864,"shared":false},
-        "cpus":{"boot_vcpus":1,"max_vcpus":1},"disks":null,"serial":{"mode":"Null"}},"state":"Created"}"#;
+        "cpus":{"boot_vcpus":1,"max_vcpus":1},"disks":null,"serial":{"mode":"Null"}},"state":"Created","memory_actual_size":67108864}"#;
     let server = Server::start(vec![Turn::Answer(answer(200, body))]);
     assert_eq!(
         prints(server.socket(), &["info"]),
@@ -120,7 +120,7 @@ fn json_is_one_line_that_lacks_nothing() {
 }
 
 const EVENTS: &str = r#"[
-  {"seq":1,"timestamp":{"secs":0,"nanos":1204000},"source":"vmm","event":"starting"},
+  {"seq":1,"timestamp":{"secs":0,"nanos":1204000},"source":"vmm","event":"starting","properties":{}},
   {"seq":2,"timestamp":{"secs":63,"nanos":999999999},"source":"vm","event":"failed",
    "properties":{"device":"disk0","reason":"\u001b[2Jgone\n"}}
 ]"#;

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use ferry_api::client::{Client, ClientError, Limits, Reply, WireError};
+use ferry_api::control::Counters;
+use ferry_api::wire::{Ping, VmInfo};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::answers::{Added, Counters, Info, Ping};
 use super::arguments::{Arguments, Command, Global, Shell};
 use super::failure::Failure;
 use super::output::{self, Form};
@@ -55,7 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let change = |route, done| Session::new(global, CHANGE, form)?.act(route, b"", done);
     match &arguments.command {
         Command::Ping => question()?.show("vmm.ping", ping),
-        Command::Info => question()?.show("vm.info", |info: Info| info::describe(&info)),
+        Command::Info => question()?.show("vm.info", |info: VmInfo| info::describe(&info)),
         Command::Create(create) => {
             let body = create::vm(create)?;
             question()?.act("vm.create", &body, "created")
@@ -180,12 +182,16 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Where a device was added to a machine that runs.
+#[derive(Debug, Deserialize)]
+struct Added {
+    id: String,
+    bdf: Option<String>,
+}
+
 fn ping(ping: Ping) -> String {
-    let version = printable(&ping.version);
-    match ping.pid {
-        Some(pid) => format!("Ferry {version}, process {pid}\n"),
-        None => format!("Ferry {version}\n"),
-    }
+    let Ping { version, pid, .. } = ping;
+    format!("Ferry {}, process {pid}\n", printable(&version))
 }
 
 fn counters(counters: Counters) -> String {

@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use ferry_api::wire::EventReport;
 use serde_json::Value;
 
-use super::answers::Event;
 use super::arguments::Events;
 use super::commands::Session;
 use super::failure::Failure;
@@ -45,8 +45,8 @@ fn ask(session: &Session<'_>, last: u64, wait: Duration) -> Result<u64, Failure>
     let events: Vec<Value> = session.parse(&reply)?;
     let mut newest = last;
     for event in events {
-        let number = event.get("seq").and_then(Value::as_u64).unwrap_or(0);
-        newest = newest.max(number);
+        // Not the largest: the numbers of a Ferry that was started anew begin anew.
+        newest = event.get("seq").and_then(Value::as_u64).unwrap_or(newest);
         match session.form {
             Form::Json => output::write_json(&event)?,
             Form::Words => output::write(&line(&session.understand(event)?))?,
@@ -56,17 +56,14 @@ fn ask(session: &Session<'_>, last: u64, wait: Duration) -> Result<u64, Failure>
 }
 
 /// One event in one line.
-fn line(event: &Event) -> String {
+fn line(event: &EventReport) -> String {
     let micros = event.timestamp.nanos / 1000;
     let mut text = format!(
         "[{:5}.{micros:06}] {:8} {}",
         event.timestamp.secs, event.source, event.event
     );
-    for (name, value) in event.properties.iter().flatten() {
-        match value {
-            Value::String(value) => text += &format!("  {name}={value}"),
-            value => text += &format!("  {name}={value}"),
-        }
+    for (name, value) in &event.properties {
+        text += &format!("  {name}={value}");
     }
     printable(&text) + "\n"
 }

@@ -64,8 +64,13 @@ impl Failure {
             _ => self.own_chain(),
         }
         .into_iter();
-        let first = chain.next().unwrap_or_default();
-        let mut text = format!("ferryctl: cannot {goal}: {}\n", printable(&first));
+        let first = printable(&chain.next().unwrap_or_default());
+        let failed = format!("cannot {goal}");
+        // Ferry may have said so itself.
+        let mut text = match first.starts_with(&failed) {
+            true => format!("ferryctl: {first}\n"),
+            false => format!("ferryctl: {failed}: {first}\n"),
+        };
         for reason in chain {
             text += &format!("  because {}\n", printable(&reason));
         }

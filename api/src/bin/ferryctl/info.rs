@@ -1,6 +1,7 @@
 //! `info` in words, within 80 columns.
 
-use super::answers::{Config, Cpus, Device, Info, Memory, Node, Serial};
+use ferry_api::wire::{Console, Cpus, DeviceNode, Disk, Fs, Memory, VhostUser, VmConfig, VmInfo};
+
 use super::table::{Side, Table};
 use super::text::{printable, shorten, size, wrap};
 
@@ -16,10 +17,10 @@ const NAME_MOST: usize = 14;
 const CMDLINE_LINES: usize = 6;
 
 /// The whole text.
-pub fn describe(info: &Info) -> String {
+pub fn describe(info: &VmInfo) -> String {
     let state = match &info.transition {
-        Some(transition) => format!("{}, {transition}", info.state),
-        None => info.state.clone(),
+        Some(transition) => format!("{:?}, {transition}", info.state),
+        None => format!("{:?}", info.state),
     };
     let mut text = field("State", &state);
     text += &machine(&info.config, info.memory_actual_size);
@@ -35,7 +36,7 @@ pub fn describe(info: &Info) -> String {
     text
 }
 
-fn machine(config: &Config, actual: Option<u64>) -> String {
+fn machine(config: &VmConfig, actual: u64) -> String {
     let mut text = String::new();
     if let Some(payload) = &config.payload {
         for (name, path) in [
@@ -83,58 +84,86 @@ fn cmdline_field(cmdline: &str) -> String {
 }
 
 fn processors(cpus: &Cpus) -> String {
+    let boot = cpus.boot_vcpus.unwrap_or(1);
     match cpus.max_vcpus {
-        Some(most) if most > cpus.boot_vcpus => format!("{}, at most {most}", cpus.boot_vcpus),
-        _ => cpus.boot_vcpus.to_string(),
+        Some(most) if most > boot => format!("{boot}, at most {most}"),
+        _ => boot.to_string(),
     }
 }
 
-fn ram(memory: &Memory, actual: Option<u64>) -> String {
-    let mut text = size(actual.unwrap_or(memory.size));
-    if !memory.shared {
+fn ram(memory: &Memory, actual: u64) -> String {
+    let mut text = size(actual);
+    if memory.shared == Some(false) {
         text += ", not shared";
     }
     match (memory.hugepages, memory.hugepage_size) {
-        (true, Some(bytes)) => text += &format!(", in huge pages of {}", size(bytes)),
-        (true, None) => text += ", in huge pages",
-        (false, _) => {}
+        (Some(true), Some(bytes)) => text += &format!(", in huge pages of {}", size(bytes)),
+        (Some(true), None) => text += ", in huge pages",
+        _ => {}
     }
-    if memory.prefault {
+    if memory.prefault == Some(true) {
         text += ", prefaulted";
     }
     text
 }
 
-fn serial_port(serial: &Serial) -> String {
-    let mode = serial.mode.to_lowercase();
+fn serial_port(serial: &Console) -> String {
+    let mode = format!("{:?}", serial.mode).to_lowercase();
     match serial.file.as_ref().or(serial.socket.as_ref()) {
         Some(path) => format!("{mode} {}", shorten(path, WIDTH - INDENT - mode.len() - 1)),
         None => mode,
     }
 }
 
-/// A device with what the machine knows of it.
+/// A device as it was defined, with what the machine knows of it.
 struct Row<'a> {
     id: &'a str,
     kind: String,
-    device: &'a Device,
-    node: Option<&'a Node>,
+    queues: String,
+    socket: &'a str,
+    node: Option<&'a DeviceNode>,
 }
 
 impl<'a> Row<'a> {
-    fn new(kind: String, device: &'a Device, info: &'a Info) -> Self {
-        let id = device.id.as_deref().unwrap_or("-");
+    fn disk(disk: &'a Disk) -> Self {
         Self {
-            id,
-            kind,
-            device,
-            node: info.device_tree.get(id),
+            id: disk.id.as_deref().unwrap_or("-"),
+            kind: match disk.readonly {
+                Some(true) => "disk, ro".into(),
+                _ => "disk".into(),
+            },
+            queues: queues(disk.num_queues, disk.queue_size),
+            socket: disk.vhost_socket.as_deref().unwrap_or("-"),
+            node: None,
+        }
+    }
+
+    fn fs(fs: &'a Fs) -> Self {
+        let tag = shorten(fs.tag.as_deref().unwrap_or("-"), NAME_MOST - 6);
+        Self {
+            id: fs.id.as_deref().unwrap_or("-"),
+            kind: format!("share {tag}"),
+            queues: queues(fs.num_queues, fs.queue_size),
+            socket: fs.socket.as_deref().unwrap_or("-"),
+            node: None,
+        }
+    }
+
+    fn other(other: &'a VhostUser) -> Self {
+        Self {
+            id: other.id.as_deref().unwrap_or("-"),
+            kind: other.device_type.map_or("-".into(), device_type),
+            queues: queues(other.num_queues, other.queue_size),
+            socket: other.socket.as_deref().unwrap_or("-"),
+            node: None,
         }
     }
 
     fn state(&self) -> String {
-        let state = self.node.and_then(|node| node.state.as_deref());
-        state.unwrap_or("-").to_lowercase()
+        match self.node {
+            Some(node) => format!("{:?}", node.state).to_lowercase(),
+            None => "-".into(),
+        }
     }
 
     /// There is one PCI domain; as in `lspci`, it goes without saying.
@@ -143,29 +172,23 @@ impl<'a> Row<'a> {
         let bdf = bdf.unwrap_or("-");
         bdf.strip_prefix("0000:").unwrap_or(bdf)
     }
+}
 
-    fn queues(&self) -> String {
-        match (self.device.num_queues, self.device.queue_size) {
-            (number, Some(size)) => format!("{} x {size}", number.unwrap_or(1)),
-            (Some(number), None) => number.to_string(),
-            (None, None) => "-".into(),
-        }
+fn queues(number: Option<u32>, size: Option<u32>) -> String {
+    let number = number.unwrap_or(1);
+    match size {
+        Some(size) => format!("{number} x {size}"),
+        None => number.to_string(),
     }
 }
 
-fn devices(info: &Info) -> Vec<Row<'_>> {
-    let mut rows = Vec::new();
-    for disk in info.config.disks.iter().flatten() {
-        let kind = if disk.readonly { "disk, ro" } else { "disk" };
-        rows.push(Row::new(kind.into(), disk, info));
-    }
-    for fs in info.config.fs.iter().flatten() {
-        let tag = shorten(fs.tag.as_deref().unwrap_or("-"), NAME_MOST - 6);
-        rows.push(Row::new(format!("share {tag}"), fs, info));
-    }
-    for other in info.config.vhost_user.iter().flatten() {
-        let kind = other.device_type.map_or("other".into(), device_type);
-        rows.push(Row::new(kind, other, info));
+fn devices(info: &VmInfo) -> Vec<Row<'_>> {
+    let disks = info.config.disks.iter().flatten().map(Row::disk);
+    let fs = info.config.fs.iter().flatten().map(Row::fs);
+    let others = info.config.vhost_user.iter().flatten().map(Row::other);
+    let mut rows: Vec<Row<'_>> = disks.chain(fs).chain(others).collect();
+    for row in &mut rows {
+        row.node = info.device_tree.get(row.id);
     }
     rows
 }
@@ -204,17 +227,15 @@ fn columns(rows: &[Row<'_>], room: usize) -> Table {
             &row.kind,
             &row.state(),
             row.place(),
-            &row.queues(),
-            &shorten(row.device.socket.as_deref().unwrap_or("-"), room),
+            &row.queues,
+            &shorten(row.socket, room),
         ]);
     }
     table
 }
 
 fn failure(row: &Row<'_>) -> String {
-    let Some(reasons) = row.node.and_then(|node| node.error.as_deref()) else {
-        return String::new();
-    };
+    let reasons = row.node.map_or(&[][..], |node| &node.error);
     let mut text = String::new();
     for (index, reason) in reasons.iter().enumerate() {
         let start = match index {

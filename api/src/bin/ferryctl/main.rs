@@ -3,7 +3,6 @@
 //! Each command is one request (`events --follow`: one after the other), and its answer in words, or as JSON for
 //! programs. `docs/ferryctl.md` is the user's page.
 
-mod answers;
 mod arguments;
 mod commands;
 mod create;
