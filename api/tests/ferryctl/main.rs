@@ -1,6 +1,6 @@
 //! The real ferryctl, against a server that says exactly what a test wants it to say.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
 mod common;
