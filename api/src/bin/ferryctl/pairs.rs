@@ -1,0 +1,311 @@
+//! `key=value,key=value` as on Ferry's own command line, turned into the JSON of the API.
+//!
+//! Here is only the form: which keys there are, what they are called in the API, and whether a value is a number, a
+//! size, a switch. Which values are right is Ferry's to say.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use ferry_api::config::text::{self, Item};
+use serde_json::{Map, Value, json};
+
+use super::failure::Failure;
+
+/// The most bytes of a device's configuration space.
+const CONFIG_MOST: u64 = 256;
+
+/// What a value looks like.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Text,
+    /// Ferry may run in another directory, so it is told the whole path.
+    Path,
+    Number,
+    /// Bytes, as in `512M`.
+    Size,
+    /// `on` or `off`.
+    Switch,
+    /// `[0,1]`.
+    Numbers,
+    /// Hexadecimal digits, or `@FILE`.
+    Bytes,
+}
+
+/// A key, what it is called in the API, and what its value looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    name: &'static str,
+    field: &'static str,
+    kind: Kind,
+}
+
+const fn key(name: &'static str, kind: Kind) -> Key {
+    renamed(name, name, kind)
+}
+
+const fn renamed(name: &'static str, field: &'static str, kind: Kind) -> Key {
+    Key { name, field, kind }
+}
+
+/// `--cpus`.
+pub const CPUS: &[Key] = &[
+    renamed("boot", "boot_vcpus", Kind::Number),
+    renamed("max", "max_vcpus", Kind::Number),
+];
+
+/// `--memory`.
+pub const MEMORY: &[Key] = &[
+    key("size", Kind::Size),
+    key("shared", Kind::Switch),
+    key("hugepages", Kind::Switch),
+    key("hugepage_size", Kind::Size),
+    key("prefault", Kind::Switch),
+];
+
+/// `--disk`.
+pub const DISK: &[Key] = &[
+    key("vhost_user", Kind::Switch),
+    renamed("socket", "vhost_socket", Kind::Path),
+    key("id", Kind::Text),
+    key("num_queues", Kind::Number),
+    key("queue_size", Kind::Number),
+    key("readonly", Kind::Switch),
+];
+
+/// `--fs`.
+pub const FS: &[Key] = &[
+    key("tag", Kind::Text),
+    key("socket", Kind::Path),
+    key("id", Kind::Text),
+    key("num_queues", Kind::Number),
+    key("queue_size", Kind::Number),
+];
+
+/// `--vhost-user`.
+pub const VHOST_USER: &[Key] = &[
+    key("socket", Kind::Path),
+    key("device_type", Kind::Number),
+    key("id", Kind::Text),
+    key("num_queues", Kind::Number),
+    key("queue_size", Kind::Number),
+    key("state", Kind::Text),
+    key("drain", Kind::Numbers),
+    key("config", Kind::Bytes),
+];
+
+/// Makes an object of `text`, which is the value of `flag`.
+pub fn object(flag: &str, text: &str, keys: &[Key]) -> Result<Value, Failure> {
+    let mut object = Map::new();
+    for item in split(flag, text)? {
+        let Some(key) = keys.iter().find(|key| key.name == item.key) else {
+            let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
+            let known = known.join(", ");
+            let problem = format!("there is no key `{}` (keys: {known})", item.key);
+            return Err(wrong(flag, problem));
+        };
+        let name = key.name;
+        let value = match item.value.as_deref() {
+            None => {
+                return Err(wrong(
+                    flag,
+                    format!("`{name}` has no value; write {name}=…"),
+                ));
+            }
+            Some("") => return Err(wrong(flag, format!("{name}= has no value"))),
+            Some(value) => convert(key.kind, value)
+                .map_err(|reason| wrong(flag, format!("{name}={value} {reason}")))?,
+        };
+        if object.insert(key.field.into(), value).is_some() {
+            return Err(wrong(flag, format!("{name}= is given twice")));
+        }
+    }
+    Ok(Value::Object(object))
+}
+
+/// `--serial`: a word, or a word with a path.
+pub fn serial(text: &str) -> Result<Value, Failure> {
+    let items = split("--serial", text)?;
+    let one = match items.as_slice() {
+        [Item { key, value }] => (key.as_str(), value.as_deref()),
+        _ => ("", None),
+    };
+    let path = |path: &str| absolute(Path::new(path)).map_err(|it| wrong("--serial", it));
+    match one {
+        ("off", None) => Ok(json!({"mode": "Off"})),
+        ("null", None) => Ok(json!({"mode": "Null"})),
+        ("tty", None) => Ok(json!({"mode": "Tty"})),
+        ("pty", None) => Ok(json!({"mode": "Pty"})),
+        ("file", Some(file)) if !file.is_empty() => {
+            Ok(json!({"mode": "File", "file": path(file)?}))
+        }
+        ("socket", Some(socket)) if !socket.is_empty() => {
+            Ok(json!({"mode": "Socket", "socket": path(socket)?}))
+        }
+        _ => Err(wrong(
+            "--serial",
+            format!(
+                "there is no `{text}`; write one of off, null, tty, pty, file=PATH, socket=PATH"
+            ),
+        )),
+    }
+}
+
+/// `path` as Ferry finds it too, or why not. JSON holds no other text than Unicode.
+pub fn absolute(path: &Path) -> Result<String, String> {
+    let whole = std::path::absolute(path).map_err(|cause| format!("cannot be found: {cause}"))?;
+    whole
+        .into_os_string()
+        .into_string()
+        .map_err(|_| "is not UTF-8, which the API needs".to_owned())
+}
+
+fn split(flag: &str, text: &str) -> Result<Vec<Item>, Failure> {
+    text::split(text).map_err(|error| wrong(flag, error.to_string()))
+}
+
+fn wrong(flag: &str, problem: String) -> Failure {
+    Failure::Usage(format!("{flag}: {problem}"))
+}
+
+/// The value as JSON; or why not, as the rest of a sentence that begins with it.
+fn convert(kind: Kind, value: &str) -> Result<Value, String> {
+    let not = |what: &str| format!("is not {what}");
+    match kind {
+        Kind::Text => Ok(value.into()),
+        Kind::Path => absolute(Path::new(value)).map(Value::from),
+        Kind::Number => text::whole_number(value)
+            .map(Value::from)
+            .ok_or_else(|| not("a whole number")),
+        Kind::Size => text::size(value)
+            .map(Value::from)
+            .ok_or_else(|| not("a size; write bytes, or a whole number with K, M, G or T")),
+        Kind::Switch => match value {
+            "on" | "true" => Ok(true.into()),
+            "off" | "false" => Ok(false.into()),
+            _ => Err("is neither on nor off".into()),
+        },
+        Kind::Numbers => numbers(value).ok_or_else(|| not("a list of numbers such as [0,1]")),
+        Kind::Bytes => match value.strip_prefix('@') {
+            Some(path) => bytes_of(Path::new(path)).map(Value::from),
+            None => Ok(value.into()),
+        },
+    }
+}
+
+fn numbers(text: &str) -> Option<Value> {
+    let inner = match text.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?,
+        None => text,
+    };
+    if inner.trim().is_empty() {
+        return Some(json!([]));
+    }
+    let numbers: Option<Vec<u64>> = inner
+        .split(',')
+        .map(|number| text::whole_number(number.trim()))
+        .collect();
+    numbers.map(Value::from)
+}
+
+/// The bytes of a file in base 16.
+fn bytes_of(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(CONFIG_MOST + 1).read_to_end(&mut bytes))
+        .map_err(|cause| format!("cannot be read: {cause}"))?;
+    match bytes.len() as u64 {
+        ..=CONFIG_MOST => Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        _ => Err(format!("has more than {CONFIG_MOST} bytes")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(flag: &str, text: &str, keys: &[Key]) -> String {
+        object(flag, text, keys).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn keys_become_the_apis_fields() {
+        assert_eq!(
+            object(
+                "--disk",
+                r#"vhost_user=on,socket="/tmp/a,b",queue_size=0x80"#,
+                DISK
+            )
+            .unwrap(),
+            json!({"vhost_user": true, "vhost_socket": "/tmp/a,b", "queue_size": 128})
+        );
+        assert_eq!(
+            object(
+                "--vhost-user",
+                "drain=[0, 1],config=0300,state=none",
+                VHOST_USER
+            )
+            .unwrap(),
+            json!({"drain": [0, 1], "config": "0300", "state": "none"})
+        );
+        assert_eq!(
+            object("--memory", "size=1G,prefault=off", MEMORY).unwrap(),
+            json!({"size": 1_u64 << 30, "prefault": false})
+        );
+    }
+
+    #[test]
+    fn ferry_is_told_whole_paths() {
+        let here = std::env::current_dir().unwrap();
+        let there = here.join("x.sock");
+        let fs = object("--fs", "socket=x.sock", FS).unwrap();
+        assert_eq!(fs, json!({ "socket": there }));
+        let serial = serial("socket=x.sock").unwrap();
+        assert_eq!(serial, json!({ "mode": "Socket", "socket": there }));
+    }
+
+    #[test]
+    fn what_has_not_the_form_is_refused_here() {
+        assert_eq!(
+            refused("--cpus", "boots=1", CPUS),
+            "--cpus: there is no key `boots` (keys: boot, max)"
+        );
+        assert_eq!(
+            refused("--cpus", "4", CPUS),
+            "--cpus: there is no key `4` (keys: boot, max)"
+        );
+        assert_eq!(
+            refused("--cpus", "boot=1,boot=1", CPUS),
+            "--cpus: boot= is given twice"
+        );
+        assert_eq!(
+            refused("--cpus", "boot=x", CPUS),
+            "--cpus: boot=x is not a whole number"
+        );
+        assert_eq!(
+            refused("--memory", "shared=yes", MEMORY),
+            "--memory: shared=yes is neither on nor off"
+        );
+        assert_eq!(
+            refused("--disk", "socket=\"/a", DISK),
+            "--disk: a double quote is not closed"
+        );
+        for text in ["stdio", "file=", "tty=1", "", "off,null"] {
+            assert!(serial(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_space_may_come_from_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config");
+        let flag = format!("config=@{}", path.display());
+        std::fs::write(&path, [3, 0, 255]).unwrap();
+        assert_eq!(
+            object("--vhost-user", &flag, VHOST_USER).unwrap(),
+            json!({"config": "0300ff"})
+        );
+        std::fs::write(&path, [0; 257]).unwrap();
+        assert!(refused("--vhost-user", &flag, VHOST_USER).ends_with("has more than 256 bytes"));
+    }
+}

@@ -1,0 +1,100 @@
+//! Text for people: sizes, long words made short, and nothing that a terminal would obey.
+
+/// `text` without the characters that a terminal takes for commands: what comes from a guest or a back-end may be in it.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// `text` in at most `width` characters, with `…` in the middle if some had to go. Of a path, more of the end stays,
+/// which tells more.
+pub fn shorten(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let front = kept / 3;
+    let back = kept - front;
+    let start: String = text.chars().take(front).collect();
+    let end: String = text.chars().skip(length - back).collect();
+    format!("{start}…{end}")
+}
+
+/// `bytes` in the largest unit in which they are a whole number.
+pub fn size(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    for (shift, unit) in units {
+        if bytes != 0 && bytes.trailing_zeros() >= shift {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+/// `text` in lines of at most `width` characters, broken at spaces where there are any.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        let characters: Vec<char> = word.chars().collect();
+        for (index, piece) in characters.chunks(width.max(1)).enumerate() {
+            let gap = usize::from(used > 0 && index == 0);
+            if used + gap + piece.len() > width && used > 0 {
+                lines.push(String::new());
+                used = 0;
+            }
+            let last = lines.len() - 1;
+            if gap > 0 && used > 0 {
+                lines[last].push(' ');
+                used += 1;
+            }
+            lines[last].extend(piece);
+            used += piece.len();
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_path_keeps_its_end() {
+        let path = "/run/user/1000/ferry/machines/build/disk0.sock";
+        let short = shorten(path, 24);
+        assert_eq!(short, "/run/us…build/disk0.sock");
+        assert_eq!(shorten(path, path.len()), path);
+        for width in 1..path.len() {
+            assert_eq!(shorten(path, width).chars().count(), width);
+        }
+        assert_eq!(shorten("ünïcödé", 3), "…dé");
+    }
+
+    #[test]
+    fn a_terminal_is_not_commanded() {
+        assert_eq!(printable("a\u{1b}[2Jb\r\n"), "a\\u{1b}[2Jb\\r\\n");
+        assert_eq!(printable("naïve …"), "naïve …");
+    }
+
+    #[test]
+    fn sizes_are_exact() {
+        assert_eq!(size(0), "0 bytes");
+        assert_eq!(size(512 << 20), "512 MiB");
+        assert_eq!(size((1 << 30) + 1), "1073741825 bytes");
+    }
+
+    #[test]
+    fn wrapped_text_is_the_same_words_in_narrow_lines() {
+        assert_eq!(wrap("one two three", 8), ["one two", "three"]);
+        assert_eq!(wrap("", 8), [""]);
+        assert_eq!(wrap("abcdefghij kl", 4), ["abcd", "efgh", "ij", "kl"]);
+    }
+}
