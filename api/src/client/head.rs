@@ -65,7 +65,23 @@ fn decimal(bytes: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_comes_the_head_is_within_it(
+            start in prop_oneof![Just(""), Just("HTTP/1.1 200 \r\n"), Just("HTTP/1.1 500 \r\nContent-Length: ")],
+            rest in prop_oneof!["[0-9]{0,20}(\r\n){0,2}", "\\PC{0,40}"],
+            bytes in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let all = [start.as_bytes(), rest.as_bytes(), &bytes].concat();
+            if let Ok(Some(head)) = Head::parse(&all) {
+                prop_assert!(head.length <= all.len());
+            }
+        }
+    }
 
     #[test]
     fn an_empty_reason_phrase_is_fine() {

@@ -16,10 +16,14 @@ fn failed(status: i32, stderr: impl Into<String>) -> Outcome {
     }
 }
 
-/// Runs `info` on a server that does this, for at most half a second.
+/// Runs `info` on a server that does this; where it hangs, for half a second.
 fn outcome(turn: Turn) -> Outcome {
+    let timeout = match turn {
+        Turn::Hang(_) => "0.5",
+        _ => "60",
+    };
     let server = Server::start(vec![turn]);
-    let mut outcome = run(server.socket(), &["--timeout", "0.5", "info"]);
+    let mut outcome = run(server.socket(), &["--timeout", timeout, "info"]);
     let socket = server.socket().to_str().unwrap();
     outcome.stderr = outcome.stderr.replace(socket, "SOCKET");
     outcome

@@ -55,14 +55,13 @@ Processors  2, at most 4
 Memory      2 GiB, in huge pages of 2 MiB
 Serial      socket /run/user/1000/ferry/machines/build/console.sock
 
-DEVICE          KIND        STATE     PCI      QUEUES    SOCKET
-root            disk        active    00:01.0  2 x 128   /run/us…build/root.sock
-inst…on-medium  disk, ro    failed    00:02.0  1 x 128   /run/medium.sock
-fs0             share home  changing  00:03.0  1 x 1024  /run/us…build/home.sock
+DEVICE               KIND        STATE     PCI      QUEUES    SOCKET
+root                 disk        active    00:01.0  2 x 128   /run/…ld/root.sock
+installation-medium  disk, ro    failed    00:02.0  1 x 128   /run/medium.sock
+fs0                  share home  changing  00:03.0  1 x 1024  /run/…ld/home.sock
 
-inst…on-medium: the back-end has left
-  because it closed its socket while a GET_VRING_BASE was owed, for 10 s
-    by then
+installation-medium: the back-end has left
+  because it closed its socket while a GET_VRING_BASE was owed, for 10 s by then
 "
     );
     for line in printed.lines() {

@@ -31,14 +31,14 @@ pub struct Arguments {
 /// What holds for every command.
 #[derive(Args, Debug)]
 pub struct Global {
-    /// The socket that Ferry was given with its own --api-socket
+    /// The socket on which Ferry listens
     #[arg(long, global = true, value_name = "PATH", env = "FERRY_API_SOCKET",
           hide_env_values = true, value_hint = ValueHint::FilePath)]
     pub api_socket: Option<PathBuf>,
-    /// Print JSON: one line for an answer or an event, nothing where there is no answer
+    /// Print JSON: one line for an answer or an event, else nothing
     #[arg(long, global = true)]
     pub json: bool,
-    /// How long to wait; by default 90 for changes of the VM's state, 10 for all else
+    /// How long to wait; by default 90 to change the VM's state, else 10
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
 }
@@ -184,6 +184,17 @@ mod tests {
     #[test]
     fn the_definitions_fit_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_read_on_any_terminal() {
+        let mut whole = Arguments::command();
+        whole.build();
+        for command in std::iter::once(&whole).chain(whole.get_subcommands()) {
+            for line in command.clone().render_help().to_string().lines() {
+                assert!(line.chars().count() <= 100, "{line}");
+            }
+        }
     }
 
     #[test]

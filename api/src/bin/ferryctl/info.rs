@@ -212,23 +212,26 @@ fn device_type(number: u32) -> String {
     name.to_owned()
 }
 
-/// The sockets get the room that the other columns leave.
+/// Names are shown whole where there is room, because other commands want them; sockets get what is left.
 fn table(rows: &[Row<'_>]) -> String {
-    let narrow = columns(rows, 0).width_before_last();
-    columns(rows, WIDTH.saturating_sub(narrow).max(SOCKET_LEAST)).lines()
+    let used = columns(rows, NAME_MOST, 0).width_before_last() + SOCKET_LEAST;
+    let names = NAME_MOST + WIDTH.saturating_sub(used);
+    let narrow = columns(rows, names, 0).width_before_last();
+    let sockets = WIDTH.saturating_sub(narrow).max(SOCKET_LEAST);
+    columns(rows, names, sockets).lines()
 }
 
-fn columns(rows: &[Row<'_>], room: usize) -> Table {
+fn columns(rows: &[Row<'_>], names: usize, sockets: usize) -> Table {
     let titles = ["DEVICE", "KIND", "STATE", "PCI", "QUEUES", "SOCKET"];
     let mut table = Table::new(&titles.map(|title| (title, Side::Left)));
     for row in rows {
         table.row([
-            &shorten(row.id, NAME_MOST),
+            &shorten(row.id, names),
             &row.kind,
             &row.state(),
             row.place(),
             &row.queues,
-            &shorten(row.socket, room),
+            &shorten(row.socket, sockets),
         ]);
     }
     table
@@ -238,13 +241,12 @@ fn failure(row: &Row<'_>) -> String {
     let reasons = row.node.map_or(&[][..], |node| &node.error);
     let mut text = String::new();
     for (index, reason) in reasons.iter().enumerate() {
-        let start = match index {
-            0 => format!("\n{}: ", shorten(row.id, NAME_MOST)),
-            _ => "  because ".to_owned(),
+        let (start, reason) = match index {
+            0 => ("\n", format!("{}: {reason}", row.id)),
+            _ => ("  because ", reason.clone()),
         };
-        let indent = "    ";
-        let reason = wrap(&printable(reason), WIDTH - 18).join(&format!("\n{indent}"));
-        text += &format!("{start}{reason}\n");
+        let lines = wrap(&printable(&reason), WIDTH - start.len());
+        text += &format!("{start}{}\n", lines.join("\n    "));
     }
     text
 }
