@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::control::{Counters, DeviceState, VmInfo, VmState};
 
 /// Numbers that may fall, of those in [`Counters`].
-const GAUGES: [&str; 3] = ["connected", "features", "memory_bytes"];
+const GAUGES: [&str; 5] = ["features", "size", "available", "used", "in_flight"];
 
 const VM_STATES: [VmState; 4] = [
     VmState::Created,

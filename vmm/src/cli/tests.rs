@@ -427,7 +427,11 @@ fn flags_that_contradict_each_other_are_named() {
         assert_eq!(refused(words), format!("ferry: {reason}"));
     }
     // Without devices nobody needs it.
-    assert!(!machine(&accepted(&["--memory", "shared=off"])).memory.shared);
+    assert!(
+        !machine(&accepted(&["--memory", "shared=off"]))
+            .memory
+            .shared
+    );
 }
 
 #[test]

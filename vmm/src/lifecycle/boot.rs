@@ -288,7 +288,8 @@ impl Vmm {
         }
     }
 
-    /// Makes the boot fail. Its end, and what comes then, waits for its job's end.
+    /// Makes the boot fail. Its end, and what comes then, waits for its job's end. Connections that are being made are
+    /// made: the next boot is to find them, and a back-end such as virtiofsd would end with its connection.
     pub(super) fn give_boot_up(&mut self, error: Error) {
         let Some(vm) = &mut self.vm else { return };
         let Phase::Booting(booting) = &mut vm.phase else {
@@ -296,7 +297,6 @@ impl Vmm {
         };
         booting.devices = None;
         booting.failure.get_or_insert(error);
-        vm.devices.iter_mut().for_each(Device::cancel);
     }
 
     /// Gives the boot up because a client wants something else.
@@ -307,6 +307,7 @@ impl Vmm {
         };
         self.give_boot_up(Error::Cancelled(request));
         let Some(vm) = &mut self.vm else { return };
+        vm.devices.iter_mut().for_each(Device::cancel);
         if let Phase::Booting(booting) = &mut vm.phase {
             let mut waiters = booting
                 .instead

@@ -1,8 +1,6 @@
 //! What clients are told of the virtual machine.
 
-use std::collections::BTreeMap;
-
-use ferry_api::control::{Answer, Counters, DeviceInfo, DeviceState, Response, VmInfo};
+use ferry_api::control::{Answer, DeviceInfo, DeviceState, Response, VmInfo};
 use ferry_devices::vhost_user;
 use ferry_devices::virtio::VirtioDevice;
 
@@ -10,7 +8,6 @@ use super::Vmm;
 use super::devices::{Device, Link};
 use super::table::Situation;
 use super::vm::{Phase, VirtualMachine};
-use crate::io_space::ExitCounters;
 
 impl Vmm {
     pub(super) fn describe(&self) -> Answer {
@@ -27,36 +24,6 @@ impl Vmm {
                 .map(|(index, device)| describe(device, address(vm, index)))
                 .collect(),
         })))
-    }
-
-    pub(super) fn count(&self) -> Answer {
-        let mut counters = Counters::new();
-        let Some(vm) = &self.vm else {
-            return Ok(Response::Counters(counters));
-        };
-        let boots = BTreeMap::from([("boots".to_owned(), self.boots)]);
-        counters.insert("__vm".into(), boots);
-        let mut doorbells = Vec::new();
-        if let Phase::Live(live) = &vm.phase {
-            let exits = live.machine.exits();
-            let numbers = [
-                ("pio_exits", &exits.pio),
-                ("mmio_exits", &exits.mmio),
-                ("other_exits", &exits.other),
-            ];
-            let numbers = numbers.map(|(name, counter)| (name.into(), ExitCounters::read(counter)));
-            counters.insert("__vcpus".into(), BTreeMap::from(numbers));
-            let functions = live.machine.functions().iter();
-            doorbells.extend(functions.map(|function| function.doorbell_exits()));
-        }
-        for (index, device) in vm.devices.iter().enumerate() {
-            let mut numbers = count(device);
-            if let Some(&exits) = doorbells.get(index) {
-                numbers.insert("doorbell_exits".into(), exits);
-            }
-            counters.insert(device.spec.id.clone(), numbers);
-        }
-        Ok(Response::Counters(counters))
     }
 }
 
@@ -117,14 +84,4 @@ fn state(device: &Device) -> DeviceState {
             vhost_user::DeviceState::Failed => DeviceState::Failed,
         },
     }
-}
-
-fn count(device: &Device) -> BTreeMap<String, u64> {
-    let mut numbers = BTreeMap::new();
-    numbers.insert("reconnects".to_owned(), device.reconnects);
-    numbers.insert("state".to_owned(), state(device) as u64);
-    if let Some(ready) = device.ready() {
-        numbers.insert("features".to_owned(), ready.features());
-    }
-    numbers
 }

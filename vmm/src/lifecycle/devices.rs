@@ -114,6 +114,12 @@ impl Device {
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
 /// Passes what happens to a device on to the vmm thread.
 struct Observer {
     key: DeviceKey,

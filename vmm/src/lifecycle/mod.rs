@@ -14,6 +14,7 @@
 //! a [`boot`] job, whatever a back-end has to answer by that device's own worker.
 
 mod boot;
+mod counters;
 mod describe;
 mod devices;
 mod pause;

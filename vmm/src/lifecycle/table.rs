@@ -56,7 +56,6 @@ pub fn verdict(situation: Situation, request: &Request) -> Verdict {
         (Request::Delete, Absent) => AlreadyDone,
         (_, Absent) => Refused(RefusalKind::NotFound),
         (Request::Info | Request::Counters, _) => Allowed,
-        (Request::Delete, Deleting) => FAILED,
         (Request::Delete, _) => Allowed,
         (Request::Boot, Created | Shutdown) => Allowed,
         (Request::Pause, Running) => Allowed,

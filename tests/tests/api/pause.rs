@@ -1,0 +1,91 @@
+//! Pauses of a guest whose disk is busy.
+
+use std::time::Duration;
+
+use ferry_tests::Qsd;
+use ferry_tests::backend::Backend;
+
+use crate::controlled::Controlled;
+
+/// Writes as fast as it can, then verifies everything.
+const WRITER: &str = "mode=blk-writer count=40000 report=500";
+
+/// Pauses and resumes until the guest has written everything, then waits for its verdict and Ferry's end.
+fn pause_until_it_ends(ferry: Controlled) -> u32 {
+    let mut pauses = 0;
+    while ferry.lines("blk verified") == 0 && ferry.lines("FAIL") == 0 {
+        let paused = ferry.put("vm.pause");
+        if paused.status != 204 {
+            break;
+        }
+        pauses += 1;
+        ferry.put("vm.resume").done();
+        std::thread::sleep(Duration::from_millis(u64::from(pauses % 7)));
+    }
+    ferry.wait_until("the guest's verdict", || {
+        (ferry.lines("blk verified") + ferry.lines("FAIL") > 0).then_some(())
+    });
+    assert_eq!(ferry.lines("FAIL"), 0, "{}", ferry.log());
+    pauses
+}
+
+#[test]
+fn no_request_is_lost_with_qemu_storage_daemon() {
+    let disk = Qsd::serving("32M").start();
+    let ferry = Controlled::start();
+    let halt = format!("{WRITER} end=halt");
+    ferry.boot(&halt, &[ferry_tests::Listener::socket(&disk)]);
+    let pauses = pause_until_it_ends(ferry);
+    assert!(pauses >= 100, "{pauses} pauses");
+}
+
+#[test]
+fn no_request_is_lost_with_a_strict_back_end() {
+    let disk = Backend::blk("32M").start();
+    let ferry = Controlled::start();
+    let halt = format!("{WRITER} end=halt");
+    ferry.boot(&halt, &[disk.socket()]);
+    let pauses = pause_until_it_ends(ferry);
+    assert!(pauses >= 100, "{pauses} pauses");
+    assert_eq!(disk.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn a_hundred_pauses_leave_nothing_behind() {
+    let disk = Backend::blk("1M").start();
+    let ferry = Controlled::start();
+    ferry.boot(
+        "mode=blk-writer op=write count=100000000 report=50",
+        &[disk.socket()],
+    );
+    let pause = || {
+        ferry.put("vm.pause").done();
+        ferry.put("vm.resume").done();
+    };
+    // The first few make the heap what it needs to be.
+    (0..10).for_each(|_| pause());
+    let before = (descriptors(ferry.pid()), resident_kib(ferry.pid()));
+    (0..100).for_each(|_| pause());
+    let after = (descriptors(ferry.pid()), resident_kib(ferry.pid()));
+    assert_eq!(before.0, after.0, "file descriptors");
+    assert!(
+        after.1 <= before.1 + 256,
+        "KiB in memory: {before:?}, {after:?}"
+    );
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+/// Resident memory beyond guest RAM, which is shared memory.
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.expect("RssAnon")
+}
