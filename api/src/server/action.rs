@@ -220,8 +220,10 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
             ],
         )
     };
-    if body.trim_ascii().is_empty() {
-        return Err(wrong("it is empty".into()));
+    match body.trim_ascii().first() {
+        Some(b'{') => {}
+        Some(_) => return Err(wrong("it is not an object in braces".into())),
+        None => return Err(wrong("it is empty".into())),
     }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
