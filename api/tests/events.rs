@@ -1,4 +1,8 @@
 //! Events over the API.
+#![allow(
+    clippy::unwrap_used,
+    reason = "what cannot be unwrapped has failed the test"
+)]
 
 mod common;
 
