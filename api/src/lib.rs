@@ -8,5 +8,6 @@ pub mod config;
 pub mod control;
 pub mod events;
 mod json;
+pub mod openapi;
 pub mod server;
 pub mod wire;

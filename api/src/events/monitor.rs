@@ -166,6 +166,15 @@ impl Writer {
     }
 }
 
+#[cfg(test)]
+impl Writer {
+    /// Events that are not in the thread's hands yet, and losses that it does not know of.
+    pub fn waiting(&self) -> u64 {
+        let queue = self.shared.queue();
+        queue.events.len() as u64 + queue.lost
+    }
+}
+
 impl Drop for Writer {
     /// Gives the thread a bounded time to write what there is. One that hangs in the system is left behind.
     fn drop(&mut self) {

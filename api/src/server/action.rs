@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::routes::{self, Route};
 use crate::control::{Refusal, RefusalKind, Request};
 use crate::wire;
 
-/// Where the routes begin.
-const PREFIX: &str = "/api/v1/";
 /// How long a client may wait for events.
 const WAIT_MOST: Duration = Duration::from_secs(30);
 /// How much of what a client has written comes back in an error, in bytes.
@@ -80,72 +79,6 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// The methods that routes have.
-const METHODS: [&str; 2] = ["GET", "PUT"];
-
-#[derive(Clone, Copy, Debug)]
-enum Route {
-    Ping,
-    Metrics,
-    Events,
-    Info,
-    Counters,
-    Create,
-    Plain(Plain),
-    AddDisk,
-    AddFs,
-    RemoveDevice,
-}
-
-/// The routes whose body says nothing.
-#[derive(Clone, Copy, Debug)]
-enum Plain {
-    Boot,
-    Pause,
-    Resume,
-    Shutdown,
-    Reboot,
-    PowerButton,
-    Delete,
-    ShutdownVmm,
-}
-
-impl Route {
-    fn find(path: &str) -> Option<Route> {
-        if path == "/metrics" {
-            return Some(Route::Metrics);
-        }
-        Some(match path.strip_prefix(PREFIX)? {
-            "vmm.ping" => Route::Ping,
-            "vm.info" => Route::Info,
-            "vm.counters" => Route::Counters,
-            "vm.events" => Route::Events,
-            "vm.create" => Route::Create,
-            "vm.boot" => Route::Plain(Plain::Boot),
-            "vm.pause" => Route::Plain(Plain::Pause),
-            "vm.resume" => Route::Plain(Plain::Resume),
-            "vm.shutdown" => Route::Plain(Plain::Shutdown),
-            "vm.reboot" => Route::Plain(Plain::Reboot),
-            "vm.power-button" => Route::Plain(Plain::PowerButton),
-            "vm.delete" => Route::Plain(Plain::Delete),
-            "vm.add-disk" => Route::AddDisk,
-            "vm.add-fs" => Route::AddFs,
-            "vm.remove-device" => Route::RemoveDevice,
-            "vmm.shutdown" => Route::Plain(Plain::ShutdownVmm),
-            _ => return None,
-        })
-    }
-
-    fn method(self) -> &'static str {
-        match self {
-            Route::Ping | Route::Metrics | Route::Events | Route::Info | Route::Counters => {
-                METHODS[0]
-            }
-            _ => METHODS[1],
-        }
-    }
-}
-
 /// Understands a request. `query` is what stands after the question mark.
 pub fn read_action(
     method: &str,
@@ -153,25 +86,33 @@ pub fn read_action(
     query: Option<&str>,
     body: &[u8],
 ) -> Result<Action, Failure> {
-    let Some(route) = Route::find(path) else {
+    let Some(entry) = routes::find(path) else {
         return Err(Failure::new(404, format!("there is no route {path}")));
     };
-    if method != route.method() {
-        let mut failure = Failure::new(405, format!("{path} takes {} only", route.method()));
-        failure.allow = Some(route.method());
+    let right = entry.method.name();
+    if method != right {
+        let mut failure = Failure::new(405, format!("{path} takes {right} only"));
+        failure.allow = Some(right);
         return Err(failure);
     }
-    let request = match route {
+    let request = match entry.route {
         Route::Ping => return Ok(Action::Ping),
         Route::Metrics => return Ok(Action::Metrics),
         Route::Events => return events(query.unwrap_or_default()),
         Route::Info => Request::Info,
         Route::Counters => Request::Counters,
+        Route::Boot => Request::Boot,
+        Route::Pause => Request::Pause,
+        Route::Resume => Request::Resume,
+        Route::Shutdown => Request::Shutdown,
+        Route::Reboot => Request::Reboot,
+        Route::PowerButton => Request::PowerButton,
+        Route::Delete => Request::Delete,
+        Route::ShutdownVmm => Request::ShutdownVmm,
         Route::Create => {
             let config = json::<wire::VmConfig>(body)?.check();
-            Request::Create(Box::new(
-                config.map_err(|wrong| invalid("the configuration is wrong", &wrong))?,
-            ))
+            let config = config.map_err(|wrong| invalid("the configuration is wrong", &wrong))?;
+            Request::Create(Box::new(config))
         }
         Route::AddDisk => {
             let disk = json::<wire::Disk>(body)?.check();
@@ -185,24 +126,8 @@ pub fn read_action(
             Request::AddFs(Box::new(fs))
         }
         Route::RemoveDevice => Request::RemoveDevice(json::<wire::RemoveDevice>(body)?.id),
-        Route::Plain(plain) => plain.request(),
     };
     Ok(Action::Ask(request))
-}
-
-impl Plain {
-    fn request(self) -> Request {
-        match self {
-            Plain::Boot => Request::Boot,
-            Plain::Pause => Request::Pause,
-            Plain::Resume => Request::Resume,
-            Plain::Shutdown => Request::Shutdown,
-            Plain::Reboot => Request::Reboot,
-            Plain::PowerButton => Request::PowerButton,
-            Plain::Delete => Request::Delete,
-            Plain::ShutdownVmm => Request::ShutdownVmm,
-        }
-    }
 }
 
 fn invalid(what: &str, fault: &dyn std::error::Error) -> Failure {
@@ -220,8 +145,10 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
             ],
         )
     };
-    if body.trim_ascii().is_empty() {
-        return Err(wrong("it is empty".into()));
+    match body.trim_ascii().first() {
+        Some(b'{') => {}
+        Some(_) => return Err(wrong("it is not an object in braces".into())),
+        None => return Err(wrong("it is empty".into())),
     }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {

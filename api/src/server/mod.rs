@@ -27,6 +27,7 @@ mod body;
 mod connection;
 mod metrics;
 mod response;
+pub(crate) mod routes;
 mod socket;
 mod stream;
 mod table;

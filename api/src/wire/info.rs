@@ -48,7 +48,6 @@ pub struct VmInfo {
     #[serde(default)]
     pub device_tree: BTreeMap<String, DeviceNode>,
     /// What is under way, as a clause: `being paused`.
-    #[schema(extensions(("x-ferry-addition" = json!(true))))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transition: Option<String>,
 }
@@ -82,17 +81,13 @@ pub struct DeviceNode {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_bdf: Option<String>,
     /// Its virtio device type.
-    #[schema(extensions(("x-ferry-addition" = json!(true))))]
     pub device_type: u32,
     /// Where it and its back-end stand.
-    #[schema(extensions(("x-ferry-addition" = json!(true))))]
     pub state: DeviceState,
     /// Why it has failed, outermost first; absent if it has not.
-    #[schema(extensions(("x-ferry-addition" = json!(true))))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub error: Vec<String>,
     /// The feature bits agreed on with the back-end, once there is a connection.
-    #[schema(extensions(("x-ferry-addition" = json!(true))))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<u64>,
 }
@@ -205,6 +200,7 @@ pub struct EventReport {
     /// What has happened.
     pub event: String,
     /// What more there is to tell.
+    #[schema(inline)]
     pub properties: Properties,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Names and shapes are those of Cloud Hypervisor's API, so that its clients work with Ferry. Fields that Ferry does not
 //! know are ignored, and `null` is the same as absent. What Ferry adds is marked in the OpenAPI description
-//! ([`openapi`]).
+//! ([`crate::openapi`]).
 //!
 //! These types hold what clients write, wrong or right. [`VmConfig::check`] and its like turn them into a
 //! [`crate::config`], by the rules that hold for the command line as well.
@@ -11,7 +11,6 @@ mod check;
 mod describe;
 mod info;
 mod list;
-pub mod openapi;
 #[cfg(test)]
 mod tests;
 
@@ -51,7 +50,7 @@ pub struct VmConfig {
     )]
     pub fs: Option<Vec<Fs>>,
     /// Devices of any other virtio type.
-    #[schema(max_items = 31, extensions(("x-ferry-addition" = json!(true))))]
+    #[schema(max_items = 31)]
     #[serde(
         default,
         deserialize_with = "list::bounded",

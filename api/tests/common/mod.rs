@@ -1,5 +1,10 @@
 //! A server with an owner that follows a script, and clients that speak raw bytes.
 #![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "what cannot be unwrapped has failed the test"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

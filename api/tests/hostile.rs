@@ -1,0 +1,270 @@
+//! Clients that mean harm, or do it by mistake.
+#![allow(
+    clippy::unwrap_used,
+    reason = "what cannot be unwrapped has failed the test"
+)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{TestServer, receive, request, try_receive};
+use ferry_api::control::Request;
+use ferry_api::server::Limits;
+
+/// The owner has been asked for nothing that would change the machine.
+fn untouched(server: &TestServer) {
+    let asked = server.script.asked.lock().unwrap();
+    assert!(
+        asked
+            .iter()
+            .all(|request| matches!(request, Request::Info | Request::Counters)),
+        "{asked:?}"
+    );
+}
+
+fn answers_ping(server: &TestServer) {
+    assert_eq!(server.ask("GET", "/api/v1/vmm.ping", "").status(), 200);
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[test]
+fn what_is_not_http_is_refused() {
+    let server = TestServer::start();
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1000));
+    let cases: [&[u8]; 9] = [
+        b"hello\r\n\r\n",
+        b"\0\0\0\0\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n",
+        b"PUT /api/v1/vm.boot HTTP/1.1\r\nContent-Length: many\r\n\r\n",
+        b"PUT /api/v1/vm.boot HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        b"PUT /api/v1/vm.boot HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        long.as_bytes(),
+        many.as_bytes(),
+    ];
+    for case in cases {
+        let mut stream = server.connect();
+        // The server may have had enough before all is sent.
+        let _ = stream.write_all(case);
+        let name = String::from_utf8_lossy(&case[..case.len().min(60)]);
+        if let Some(answer) = try_receive(&mut stream) {
+            let status = answer.status();
+            assert!((400..500).contains(&status), "{name}: {}", answer.head);
+        }
+        answers_ping(&server);
+    }
+    untouched(&server);
+}
+
+#[test]
+fn a_body_that_ends_early_does_nothing() {
+    let server = TestServer::start();
+    let mut stream = server.connect();
+    let head = "PUT /api/v1/vm.boot HTTP/1.1\r\nContent-Length: 100\r\n\r\n{\"half\":";
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    if let Some(answer) = try_receive(&mut stream) {
+        assert_eq!(answer.status(), 400);
+    }
+    answers_ping(&server);
+    untouched(&server);
+}
+
+#[test]
+fn wrong_types_are_named_with_their_place() {
+    let server = TestServer::start();
+    let kernel = r#""payload":{"kernel":"/k"}"#;
+    let disk = r#"{"vhost_user":true,"vhost_socket":"/a"}"#;
+    let cases = [
+        ("[]", "it is not an object"),
+        ("{\"payload\":7}", "payload: invalid type"),
+        ("{\"payload\":{\"kernel\":\"/k\"}}{", "trailing characters"),
+        ("{", "EOF while parsing"),
+        ("\u{0}", "it is not an object"),
+        ("{\u{0}}", "key must be a string"),
+        (
+            "{\"memory\":{\"size\":\"1G\"}}",
+            "memory.size: invalid type: string \"1G\"",
+        ),
+        ("{\"memory\":{\"size\":-1}}", "memory.size: invalid value"),
+        ("{\"memory\":{\"size\":1e300}}", "memory.size: invalid type"),
+        (
+            "{\"disks\":{}}",
+            "disks: invalid type: map, expected a list",
+        ),
+        ("{\"disks\":[7]}", "disks[0]: invalid type"),
+        (
+            "{\"serial\":{\"mode\":\"Loud\"}}",
+            "serial.mode: unknown variant `Loud`",
+        ),
+        (
+            &format!("{{{kernel},\"disks\":[{disk},{disk}]}}"),
+            "disks[1]: socket=/a is used twice",
+        ),
+        (&"{\"a\":".repeat(100_000), "EOF while parsing"),
+        (
+            &format!("{{\"disks\":[{}]}}", vec!["{}"; 300].join(",")),
+            "more than 256 entries",
+        ),
+    ];
+    for (body, reason) in cases {
+        let answer = server.ask("PUT", "/api/v1/vm.create", body);
+        assert_eq!(answer.status(), 400, "{body:.60}");
+        let said = answer.chain().join(": ");
+        assert!(said.contains(reason), "{body:.60}: {said}");
+    }
+    untouched(&server);
+}
+
+#[test]
+fn an_answer_does_not_repeat_megabytes() {
+    let server = TestServer::start();
+    let long = "\u{e9}".repeat(1 << 20);
+    let body = format!("{{\"memory\":{{\"size\":\"{long}\"}}}}");
+    let answer = server.ask("PUT", "/api/v1/vm.create", &body);
+    assert_eq!(answer.status(), 400);
+    assert!(answer.body.len() < 10_000);
+}
+
+/// Sends a byte now and then until the server has had enough.
+fn trickle(mut stream: UnixStream, bytes: &[u8], end: &AtomicBool) {
+    for byte in bytes.iter().cycle() {
+        if end.load(Ordering::Relaxed) || stream.write_all(&[*byte]).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn two_hundred_slow_clients_lock_nobody_out() {
+    let server = TestServer::start();
+    let end = AtomicBool::new(false);
+    let head = b"PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: 4000000\r\n\r\n";
+    let before = resident();
+    std::thread::scope(|scope| {
+        for client in 0..200 {
+            let mut stream = server.connect();
+            let end = &end;
+            // Some never end their head, some never end their body.
+            if client % 2 == 0 {
+                stream.write_all(head).unwrap();
+            }
+            scope.spawn(move || trickle(stream, b"x", end));
+        }
+        for _ in 0..50 {
+            answers_ping(&server);
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+    // Threads of this test's own are in it, too.
+    assert!(resident() - before < 64 << 20);
+    untouched(&server);
+}
+
+#[test]
+fn many_more_clients_than_there_is_room_for_lock_nobody_out() {
+    let server = TestServer::with(Limits {
+        connections: 16,
+        ..Limits::default()
+    });
+    let mut streams: Vec<UnixStream> = Vec::new();
+    for _ in 0..100 {
+        let mut stream = server.connect();
+        let _ = stream.write_all(b"GET /api/v1/vm.");
+        streams.push(stream);
+        if streams.len().is_multiple_of(10) {
+            answers_ping(&server);
+        }
+    }
+    // The oldest have been closed for the newer ones.
+    assert_eq!(streams[0].read(&mut [0]).unwrap_or(0), 0);
+    untouched(&server);
+}
+
+#[test]
+fn a_connection_that_is_being_answered_is_not_closed_for_others() {
+    let server = TestServer::with(Limits {
+        connections: 4,
+        ..Limits::default()
+    });
+    let mut paused = server.connect();
+    let pause = request("PUT", "/api/v1/vm.pause", "");
+    paused.write_all(&pause).unwrap();
+    server.wait_asked(1);
+    let idle: Vec<UnixStream> = (0..20).map(|_| server.connect()).collect();
+    answers_ping(&server);
+    let reply = server.script.held.lock().unwrap().pop().unwrap();
+    reply.answer(Ok(ferry_api::control::Response::Done));
+    assert_eq!(receive(&mut paused).status(), 204);
+    drop(idle);
+}
+
+#[test]
+fn a_slow_client_is_told_and_closed() {
+    let server = TestServer::with(Limits {
+        receive: Duration::from_millis(200),
+        ..Limits::default()
+    });
+    let mut body = server.connect();
+    body.write_all(b"PUT /api/v1/vm.boot HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+        .unwrap();
+    let mut head = server.connect();
+    head.write_all(b"PUT /api/v1").unwrap();
+    assert_eq!(receive(&mut body).status(), 408);
+    assert_eq!(body.read(&mut [0]).unwrap_or(0), 0);
+    assert_eq!(head.read(&mut [0]).unwrap_or(0), 0);
+    untouched(&server);
+}
+
+#[test]
+fn bodies_together_are_bounded() {
+    let server = TestServer::with(Limits {
+        bodies: 3 << 20,
+        ..Limits::default()
+    });
+    let part = " ".repeat((2 << 20) - 1);
+    let length = part.len() + 1;
+    let mut first = server.connect();
+    let head = format!("PUT /api/v1/vm.boot HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+    first.write_all(head.as_bytes()).unwrap();
+    // Once all is sent, the server has read all but what a socket holds.
+    first.write_all(part.as_bytes()).unwrap();
+    assert_eq!(server.ask("PUT", "/api/v1/vm.boot", &part).status(), 503);
+    answers_ping(&server);
+    first.write_all(b" ").unwrap();
+    assert_eq!(receive(&mut first).status(), 204);
+    assert_eq!(server.ask("PUT", "/api/v1/vm.boot", &part).status(), 204);
+}
+
+#[test]
+fn requests_without_an_answer_are_bounded() {
+    let server = TestServer::with(Limits {
+        unanswered: 3,
+        ..Limits::default()
+    });
+    let pause = request("PUT", "/api/v1/vm.pause", "");
+    for asked in 1..=3 {
+        // The client leaves, and its request stays.
+        server.connect().write_all(&pause).unwrap();
+        server.wait_asked(asked);
+    }
+    let answer = server.ask("PUT", "/api/v1/vm.pause", "");
+    assert_eq!(answer.status(), 500);
+    assert!(answer.body.contains("too many requests"));
+    answers_ping(&server);
+    server.script.held.lock().unwrap().clear();
+    assert_eq!(server.ask("PUT", "/api/v1/vm.boot", "").status(), 204);
+}
