@@ -117,10 +117,15 @@ fn a_pause_whose_back_end_hangs_fails_and_the_guest_goes_on() {
 fn requests_in_flight_of_a_held_disk_come_through_a_failed_pause() {
     let disk = Backend::blk("32M").start();
     let ferry = Controlled::start_with(&TIMEOUTS);
-    let writer = "mode=blk-writer count=2000 report=50 patience=60000 end=halt";
+    let writer = "mode=blk-writer count=20000 report=50 patience=60000 end=halt";
     ferry.boot(writer, &[disk.socket()]);
     ferry.wait_for_more("blk written", 1);
     disk.hold_requests();
+    ferry.wait_until("requests that nobody serves", || {
+        let served = disk.requests();
+        std::thread::sleep(Duration::from_millis(50));
+        (disk.requests() == served && ferry.counter("disk0", "queue0_in_flight") > 0).then_some(())
+    });
     ferry.put("vm.pause").refused(500, "disk0");
     disk.release_requests();
     ferry.put("vm.pause").done();

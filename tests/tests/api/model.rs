@@ -1,7 +1,8 @@
 //! Random requests by several clients at once, compared with a model.
 //!
-//! The model knows four states and what each request does in them. Ferry's answers are right if there is an order of all
-//! requests, each of them somewhere between its beginning and its answer, in which the model gives the same answers.
+//! The model knows the states, the transitions, and what each request does in them. Ferry's answers are right if there is
+//! an order in which the model gives the same ones. Each request has its place somewhere between its beginning and its
+//! answer; one that is carried out has two, because during the transition others are refused.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -18,9 +19,15 @@ use crate::life_cycle::TICKS;
 enum State {
     Absent,
     Created,
+    Booting,
     Running,
+    Pausing,
     Paused,
+    Resuming,
+    Rebooting,
+    ShuttingDown,
     Shutdown,
+    Deleting,
 }
 
 use State::*;
@@ -35,19 +42,33 @@ const REQUESTS: [&str; 7] = [
     "vm.delete",
 ];
 
-/// The state after a request, or the status of its refusal.
-fn model(state: State, request: &str) -> Result<State, u16> {
+/// The state after a request has been accepted, or the status of its refusal.
+fn accept(state: State, request: &str) -> Result<State, u16> {
     match (request, state) {
         ("vm.create", Absent) => Ok(Created),
         ("vm.create", _) => Err(500),
-        ("vm.delete", _) => Ok(Absent),
-        (_, Absent) => Err(404),
-        ("vm.boot", Created | Shutdown) => Ok(Running),
-        ("vm.pause", Running) => Ok(Paused),
-        ("vm.resume", Paused) => Ok(Running),
-        ("vm.shutdown", Running | Paused) => Ok(Shutdown),
-        ("vm.reboot", Running | Paused) => Ok(Running),
+        ("vm.delete", Absent) => Ok(Absent),
+        ("vm.delete", _) => Ok(Deleting),
+        (_, Absent | Deleting) => Err(404),
+        ("vm.boot", Created | Shutdown) => Ok(Booting),
+        ("vm.pause", Running) => Ok(Pausing),
+        ("vm.resume", Paused) => Ok(Resuming),
+        ("vm.shutdown", Booting | Running | Pausing | Paused | Resuming | Rebooting) => {
+            Ok(ShuttingDown)
+        }
+        ("vm.reboot", Running | Pausing | Paused | Resuming) => Ok(Rebooting),
         _ => Err(500),
+    }
+}
+
+/// The state after a request has been carried out. If it was overtaken by another one, it changes nothing any more.
+fn finish(state: State, request: &str) -> State {
+    match (request, state) {
+        ("vm.boot", Booting) | ("vm.resume", Resuming) | ("vm.reboot", Rebooting) => Running,
+        ("vm.pause", Pausing) => Paused,
+        ("vm.shutdown", ShuttingDown) => Shutdown,
+        ("vm.delete", Deleting) => Absent,
+        _ => state,
     }
 }
 
@@ -77,45 +98,75 @@ impl fmt::Debug for Event {
 }
 
 impl Event {
-    /// Whether another request has taken the ground from under this one. Then it may have done its work before that, or
-    /// not.
+    /// Whether it was accepted, and then another request took the ground from under it.
     fn was_overtaken(&self) -> bool {
         ["given up", "ended meanwhile"]
             .iter()
             .any(|text| self.text.contains(text))
     }
 
-    /// The states that this event may lead to from `state`.
-    fn outcomes(&self, state: State) -> Vec<State> {
-        match model(state, self.request) {
-            Ok(next) if self.status == 204 => vec![next],
-            Ok(next) if self.was_overtaken() => vec![next, state],
-            Err(status) if self.status == status => vec![state],
-            _ => Vec::new(),
+    /// The state that its acceptance or refusal leads to from `state`, if the model agrees with its answer.
+    fn accepted(&self, state: State) -> Option<State> {
+        match accept(state, self.request) {
+            Ok(next) => (self.status == 204 || self.was_overtaken()).then_some(next),
+            Err(status) => (self.status == status && !self.was_overtaken()).then_some(state),
         }
     }
 }
 
-/// Whether there is an order that the model agrees with, and which states it may end in.
+/// A place in the order.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Accepted(&'a Event),
+    Finished(&'a Event),
+}
+
+impl Step<'_> {
+    fn event(&self) -> &Event {
+        match self {
+            Step::Accepted(event) | Step::Finished(event) => event,
+        }
+    }
+
+    fn next(&self, state: State) -> Option<State> {
+        match self {
+            Step::Accepted(event) => event.accepted(state),
+            Step::Finished(event) => Some(finish(state, event.request)),
+        }
+    }
+}
+
+/// The states that an order with which the model agrees may end in; none if there is no such order.
 fn explain(events: &[Event]) -> HashSet<State> {
+    let mut steps: Vec<Step<'_>> = events.iter().map(Step::Accepted).collect();
+    let count = steps.len();
+    let carried_out = events.iter().filter(|event| event.status == 204);
+    steps.extend(carried_out.map(Step::Finished));
+    let accepted_at = |event: &Event| (0..count).find(|&at| std::ptr::eq(steps[at].event(), event));
+
     let mut seen = HashSet::new();
     let mut ends = HashSet::new();
-    let mut open = vec![(Absent, 0u64)];
-    let all = (1u64 << events.len()) - 1;
+    let mut open = vec![(Absent, 0u128)];
     while let Some((state, done)) = open.pop() {
         if !seen.insert((state, done)) {
             continue;
         }
-        if done == all {
+        if done == (1 << steps.len()) - 1 {
             ends.insert(state);
             continue;
         }
-        let left = || (0..events.len()).filter(|index| done & (1 << index) == 0);
+        let is_left = |at: &usize| done & (1 << at) == 0;
+        let left = (0..steps.len()).filter(is_left);
         // The next one has begun before any other that is left has ended.
-        let bound = left().map(|index| events[index].ended).min();
-        for index in left().filter(|&index| Some(events[index].begun) <= bound) {
-            for next in events[index].outcomes(state) {
-                open.push((next, done | 1 << index));
+        let bound = left.clone().map(|at| steps[at].event().ended).min();
+        for at in left.filter(|&at| Some(steps[at].event().begun) <= bound) {
+            if let Step::Finished(event) = steps[at]
+                && accepted_at(event).is_none_or(|accepted| is_left(&accepted))
+            {
+                continue;
+            }
+            if let Some(next) = steps[at].next(state) {
+                open.push((next, done | 1 << at));
             }
         }
     }
@@ -153,7 +204,7 @@ fn ask(client: &Client, request: &'static str, definition: &str, start: Instant)
 #[test]
 fn random_requests_by_several_clients_are_answered_as_by_the_model() {
     const CLIENTS: u64 = 4;
-    const EACH: usize = 12;
+    const EACH: usize = 14;
     let disk = Backend::blk("1M").start();
     let guest = format!("mode=blk-writer+ticks op=write count=50 ticks=1000000 {TICKS}");
     for round in 1..=12u64 {

@@ -57,6 +57,8 @@ pub fn verdict(situation: Situation, request: &Request) -> Verdict {
         (_, Absent) => Refused(RefusalKind::NotFound),
         (Request::Info | Request::Counters, _) => Allowed,
         (Request::Delete, _) => Allowed,
+        // For whoever wants to do something with it, it is gone already.
+        (_, Deleting) => Refused(RefusalKind::NotFound),
         (Request::Boot, Created | Shutdown) => Allowed,
         (Request::Pause, Running) => Allowed,
         (Request::Resume, Paused) => Allowed,
