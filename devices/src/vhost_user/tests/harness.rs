@@ -190,6 +190,21 @@ pub fn program(variable: &str, name: &str) -> PathBuf {
     }
 }
 
+/// Sends a signal to a child that has not been waited for; if it is to stop, waits until it has.
+pub fn signal(pid: u32, signal: libc::c_int) {
+    let pid = pid as libc::pid_t;
+    // SAFETY: kill() takes no pointers; the child has not been waited for, so the pid is its.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    if signal != libc::SIGSTOP {
+        return;
+    }
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for the result. A stopped child is only looked at.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) };
+    assert_eq!(waited, pid);
+    assert!(libc::WIFSTOPPED(status));
+}
+
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + HANG;

@@ -11,7 +11,7 @@ use std::sync::mpsc::Receiver;
 use tempfile::TempDir;
 
 use super::harness::{
-    Event, HIGH, LOW, Observer, Report, TestRam, Transport, next, program, started,
+    Event, HANG, HIGH, LOW, Observer, Report, TestRam, Transport, next, program, started,
 };
 use super::ring::{Buffer, BufferAccess, Ring};
 use crate::vhost_user::{
@@ -105,9 +105,7 @@ impl StorageDaemon {
 
     /// Stops the process or lets it go on.
     pub fn signal(&self, signal: libc::c_int) {
-        let pid = self.child.id() as libc::pid_t;
-        // SAFETY: kill() takes no pointers; the child has not been waited for, so the pid is its.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        super::harness::signal(self.child.id(), signal);
     }
 
     pub fn resize(&self, size: u64) {
@@ -156,6 +154,11 @@ pub struct Running {
 }
 
 pub fn start(spec: BackendSpec, limits: Limits, ram: &TestRam) -> Running {
+    // The daemon may take long to start on a busy machine.
+    let limits = Limits {
+        connect: HANG,
+        ..limits
+    };
     let (observer, reports) = Observer::new();
     VhostUserDevice::start(spec, limits, Arc::clone(&ram.regions), observer).unwrap();
     let device = match started(&reports) {

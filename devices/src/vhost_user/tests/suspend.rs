@@ -149,7 +149,7 @@ fn a_device_is_stopped_and_goes_on_from_there() {
         ["GET_FEATURES", "GET_VRING_BASE", "GET_VRING_BASE"]
     );
     for ring in [&first, &second] {
-        assert_eq!(ring.queue.kick.read().unwrap(), 1, "kicked once");
+        assert!(ring.queue.kick.read().is_err(), "nothing to look at");
         assert!(ring.queue.call.read().is_err(), "no interrupt yet");
     }
 

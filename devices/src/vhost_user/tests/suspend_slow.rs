@@ -110,7 +110,7 @@ fn requests_that_take_long_can_be_given_up_on() {
         outcome(&resumed).unwrap();
         assert_eq!(disk.device.state(), DeviceState::Active);
     }
-    assert_eq!(disk.codes(), ["GET_FEATURES"; 3]);
+    assert_eq!(disk.codes(), Vec::<String>::new());
     disk.is_well();
 }
 
@@ -133,7 +133,7 @@ fn requests_that_never_end_end_the_suspension_and_not_the_device() {
     );
     assert_eq!(disk.device.state(), DeviceState::Active);
     outcome(&resume(&disk.device)).unwrap();
-    assert_eq!(disk.codes(), ["GET_FEATURES"]);
+    assert_eq!(disk.codes(), Vec::<String>::new());
     disk.is_well();
 }
 
@@ -150,10 +150,7 @@ fn a_reset_ends_a_suspension_that_waits() {
     assert!(was_given_up(&suspended));
     ring.pretend_used(1);
     assert_eq!(next(&disk.events), Event::ResetDone);
-    assert_eq!(
-        disk.codes(),
-        ["GET_FEATURES", "GET_VRING_BASE", "RESET_DEVICE"]
-    );
+    assert_eq!(disk.codes(), ["GET_VRING_BASE", "RESET_DEVICE"]);
     disk.is_well();
 }
 

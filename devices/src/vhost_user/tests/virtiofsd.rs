@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use vm_migration::Saveability;
 
 use super::harness::{
-    Event, HIGH, LOW, Observer, Report, TestRam, Transport, eventually, next, program, started,
+    Event, HANG, HIGH, LOW, Observer, Report, TestRam, Transport, eventually, next, program,
+    started,
 };
 use super::ring::{Buffer, BufferAccess, Ring};
 use super::suspend::{outcome, resume, suspend};
@@ -62,10 +63,8 @@ impl Virtiofsd {
     }
 
     /// Stops the process or lets it go on.
-    fn signal(&self, signal: libc::c_int) {
-        let pid = self.child.borrow().id() as libc::pid_t;
-        // SAFETY: kill() takes no pointers; the child has not been waited for, so the pid is its.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    pub fn signal(&self, signal: libc::c_int) {
+        super::harness::signal(self.child.borrow().id(), signal);
     }
 
     fn has_exited(&self) -> bool {
@@ -146,7 +145,11 @@ impl Share {
         let (observer, reports) = Observer::new();
         VhostUserDevice::start(
             daemon.spec(),
-            Limits::default(),
+            // The daemon may take long to start on a busy machine.
+            Limits {
+                connect: HANG,
+                ..Limits::default()
+            },
             Arc::clone(&ram.regions),
             observer,
         )

@@ -4,6 +4,7 @@
 //! when it may hold something else. So the rings are looked at in guest RAM until the back-end has used all that was
 //! made available.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,10 @@ use super::{DRAIN_INTERVAL, Worker};
 use crate::vhost_user::error::Cause;
 use crate::vhost_user::memory::RamRegion;
 use crate::vhost_user::rings;
+use crate::vhost_user::socket::{poll, poll_entry};
+
+/// How long a kick may take from the guest to a back-end that has nothing else to do.
+const KICK_TIME: Duration = Duration::from_millis(20);
 
 /// How long requests in flight are waited for, and what the log is told when that is long.
 struct Wait {
@@ -28,37 +33,56 @@ impl Worker {
         // Some of the time is kept for the messages that follow.
         let limit = self.limits.dead.mul_f32(0.9);
         let wait = self.wait_for("a reset", limit);
-        for ring in session
-            .rings
-            .iter()
-            .filter(|ring| ring.stopped_at.is_none())
-        {
-            // A request may have been made available and not been announced.
-            if self.is_draining(session, ring) {
-                kick(&ring.queue);
-            }
-        }
+        self.kick_draining(session);
         while self.any_draining(session) {
             self.wait_more(&wait)?;
         }
-        Ok(())
+        self.let_kicks_arrive(session)
     }
 
     /// The same for a suspension, which is worth nothing any more when something waits behind it.
     pub(super) fn drain_for_suspend(&mut self, session: &Session) -> Result<(), Cause> {
         let wait = self.wait_for("a suspension", self.limits.dead);
-        for ring in session
-            .rings
-            .iter()
-            .filter(|ring| ring.stopped_at.is_none())
-        {
-            kick(&ring.queue);
-        }
+        self.kick_draining(session);
         while self.any_draining(session) {
             self.unless_given_up()?;
             self.wait_more(&wait)?;
         }
-        Ok(())
+        self.let_kicks_arrive(session)
+    }
+
+    /// A processor may have made a request available and been stopped before it could announce it. Where requests are
+    /// not waited for, this can wait for the kick with which the ring starts again.
+    fn kick_draining(&self, session: &Session) {
+        let draining = |ring: &&Ring| self.is_draining(session, ring);
+        for ring in session.rings.iter().filter(draining) {
+            kick(&ring.queue);
+        }
+    }
+
+    /// Waits for a moment until no kick of a running ring is on its way. A back-end whose ring is stopped between hearing of a
+    /// kick and looking at the ring may stumble: in virtiofsd, the thread that serves the rings ends. Not for longer than
+    /// a moment, because a back-end that polls its rings never takes a kick.
+    fn let_kicks_arrive(&mut self, session: &Session) -> Result<(), Cause> {
+        let running = session
+            .rings
+            .iter()
+            .filter(|ring| ring.stopped_at.is_none());
+        let mut kicks: Vec<_> = running
+            .map(|ring| poll_entry(ring.queue.kick.as_raw_fd(), libc::POLLIN))
+            .collect();
+        let deadline = Instant::now() + KICK_TIME;
+        loop {
+            let now = Instant::now();
+            poll(&mut kicks, Some(now)).map_err(|source| Cause::Io {
+                step: "look for kicks",
+                source,
+            })?;
+            if now >= deadline || kicks.iter().all(|kick| kick.revents == 0) {
+                return Ok(());
+            }
+            self.wait(Some(now + DRAIN_INTERVAL))?;
+        }
     }
 
     /// Waits until a back-end that stopped its rings before it had finished has caught up with them: it would take the

@@ -1,11 +1,11 @@
 //! Stopping the rings without the guest's noticing, and letting them go on.
 //!
 //! ```text
-//!            ask something harmless     requests in flight     GET_VRING_BASE     all rings
-//!   Active ─────────────────────────▶ ───────────────────▶ ───────────────────▶ Suspended
-//!     ▲                 │ given up             │ given up           │ given up      │
-//!     │                 ▼                      ▼                    ▼               ▼
-//!     └───────────── nothing to do ────────────┘            start what is stopped: NUM, BASE, …
+//!          no requests in flight   something harmless answered    GET_VRING_BASE of each ring
+//!   Active ─────────┬──────────────────────────┬─────────────────────────────┬───────────▶ Suspended
+//!     ▲             │ given up                 │ given up                    │ given up        │
+//!     │             ▼                          ▼                             ▼                 ▼
+//!     └──────── nothing to do ─────────────────┘                      start what is stopped: NUM, BASE, …
 //! ```
 //!
 //! The guest's processors stand still before the device is suspended, so that what is available does not grow. But
@@ -60,12 +60,11 @@ impl Worker {
         while let Some(write) = self.shared.next_write() {
             self.write_config(&write)?;
         }
-        self.frontend.get_features()?;
-        self.unless_given_up()?;
         // Rings that were never enabled would never run empty.
         if session.service == Service::Complete {
             self.drain_for_suspend(session)?;
         }
+        self.frontend.get_features()?;
         for position in 0..session.rings.len() {
             if session.rings[position].stopped_at.is_some() {
                 continue;
