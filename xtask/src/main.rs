@@ -1,10 +1,11 @@
-//! `cargo xtask`: the demo, the tests, benchmarks, and what they need.
+//! `cargo xtask`: the demo, the tests, benchmarks, fuzzing, and what they need.
 
 mod assets;
 mod bench;
 mod cargo;
 mod cpio;
 mod demo;
+mod fuzz;
 mod machine;
 mod process;
 mod progress;
@@ -26,6 +27,8 @@ cargo xtask COMMAND
   test [FILTER]          run all tests, or those whose names contain FILTER
   bench boot [--cloud-hypervisor PATH] [--firecracker PATH] [--runs N]
                          measure start-up time and memory overhead
+  fuzz [--seconds N] [TARGET]
+                         feed made-up input to all fuzz targets, or to one; each for a minute, or N seconds
   assets [NAME...]       provide what the others need from outside the clone, and print where it is
   in-machine -- COMMAND [ARGUMENT...]
                          run a command in the emulated machine
@@ -49,6 +52,7 @@ fn run() -> Result<ExitCode> {
         Some("demo") => demo::demo(&rest),
         Some("bench") => bench::bench(&rest),
         Some("test") => test::test(&rest),
+        Some("fuzz") => fuzz::fuzz(&rest),
         Some("assets") => print_assets(&rest),
         Some("in-machine") => in_machine(&rest),
         Some("help" | "--help" | "-h") => {
