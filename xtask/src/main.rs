@@ -27,6 +27,8 @@ cargo xtask COMMAND
   test [FILTER]          run all tests, or those whose names contain FILTER
   bench boot [--cloud-hypervisor PATH] [--firecracker PATH] [--runs N]
                          measure start-up time and memory overhead
+  bench api [--cloud-hypervisor PATH] [--runs N]
+                         measure how soon the API answers
   fuzz [--seconds N] [TARGET]
                          feed made-up input to all fuzz targets, or to one; each for a minute, or N seconds
   assets [NAME...]       provide what the others need from outside the clone, and print where it is

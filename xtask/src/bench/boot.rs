@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::{Kind, Options, median, print_command, tiny_guest};
 use crate::cargo;
-use crate::progress::output;
 
 const GUEST_MIB: u64 = 128;
 /// The tiny guest says hello and halts.
@@ -31,14 +31,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// # Errors
 /// A VMM does not start the guest.
 pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
-    let Options { others, runs } = Options::read(arguments)?;
+    let Options { others, runs } = Options::read("boot", arguments, 51)?;
     let ferry = cargo::build_one("ferry", "ferry", "release")?;
-    let helper = cargo::build_one("ferry-tests", "tiny-guest-path", "dev")?;
-    let kernel = PathBuf::from(output(&mut Command::new(helper))?.trim());
-
+    let kernel = tiny_guest()?;
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
     let mut contestants = vec![Contestant::new(Kind::Ferry, ferry)];
-    contestants.extend(others);
+    contestants.extend(
+        others
+            .into_iter()
+            .map(|(kind, path)| Contestant::new(kind, path)),
+    );
     for _ in 0..runs {
         for contestant in &mut contestants {
             let command = contestant.command(&kernel, dir.path())?;
@@ -49,63 +51,6 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
     }
     print(&contestants, runs);
     Ok(ExitCode::SUCCESS)
-}
-
-struct Options {
-    others: Vec<Contestant>,
-    runs: usize,
-}
-
-impl Options {
-    fn read(arguments: &[OsString]) -> Result<Self> {
-        let mut options = Self {
-            others: Vec::new(),
-            runs: 51,
-        };
-        let [what, rest @ ..] = arguments else {
-            bail!("there is one benchmark: bench boot");
-        };
-        if what != "boot" {
-            bail!("there is no benchmark '{}', only boot", what.display());
-        }
-        let mut rest = rest.iter();
-        while let Some(name) = rest.next() {
-            let value = rest
-                .next()
-                .with_context(|| format!("{} needs a value", name.display()))?;
-            let kind = match name.to_str() {
-                Some("--runs") => {
-                    let runs = value.to_str().and_then(|value| value.parse().ok());
-                    options.runs = runs
-                        .filter(|runs| *runs > 0)
-                        .context("--runs needs a number")?;
-                    continue;
-                }
-                Some("--cloud-hypervisor") => Kind::CloudHypervisor,
-                Some("--firecracker") => Kind::Firecracker,
-                _ => bail!("bench boot does not know '{}'", name.display()),
-            };
-            options.others.push(Contestant::new(kind, value.into()));
-        }
-        Ok(options)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Ferry,
-    CloudHypervisor,
-    Firecracker,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ferry => "Ferry",
-            Self::CloudHypervisor => "Cloud Hypervisor",
-            Self::Firecracker => "Firecracker",
-        }
-    }
 }
 
 struct Contestant {
@@ -266,10 +211,6 @@ fn sum_small_mappings(maps: &str) -> u64 {
 }
 
 fn print(contestants: &[Contestant], runs: usize) {
-    let median = |values: &mut Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
     let columns: Vec<[f64; 2]> = contestants
         .iter()
         .map(|contestant| {
@@ -277,15 +218,15 @@ fn print(contestants: &[Contestant], runs: usize) {
             let mut times = runs
                 .clone()
                 .map(|run| run.first_byte.as_secs_f64() * 1e3)
-                .collect();
+                .collect::<Vec<_>>();
             #[expect(
                 clippy::cast_precision_loss,
                 reason = "KiB of a process are far below 2^52"
             )]
-            let mut memory = runs.map(|run| run.kib as f64 / 1024.0).collect();
+            let mut memory = runs.map(|run| run.kib as f64 / 1024.0).collect::<Vec<_>>();
             [median(&mut times), median(&mut memory)]
         })
-        .collect();
+        .collect::<Vec<_>>();
     println!(
         "Medians of {runs} runs; a guest with 1 vCPU and {GUEST_MIB} MiB; in brackets: multiple of Ferry's.\n"
     );
@@ -303,8 +244,7 @@ fn print(contestants: &[Contestant], runs: usize) {
             ratio(*memory, 1)
         );
     }
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    println!("\nMade by: cargo xtask {}", arguments.join(" "));
+    print_command();
 }
 
 #[cfg(test)]
