@@ -94,7 +94,8 @@ pub trait VirtioDevice: Send + Sync {
     fn write_config(&self, offset: u64, data: &[u8]);
 
     /// Names who is to be told of this device's progress from now on. Called once per transport, before anything
-    /// else; after a reboot a new transport takes the old one's place.
+    /// else; after a reboot a new transport takes the old one's place. The transport holds the device, so that what
+    /// is named here must not hold the transport.
     fn attach(&self, events: Arc<dyn TransportEvents>);
 
     /// Starts the device; answered by [`TransportEvents::activated`].

@@ -1,5 +1,6 @@
 //! Scenarios over real sockets: a scripted peer for what no honest back-end does, and real back-ends.
 
+mod apart;
 mod channel;
 mod harness;
 mod hostile;

@@ -20,6 +20,7 @@ const RAM: usize = 1 << 20;
 #[derive(Default)]
 struct Device {
     asked: Mutex<Vec<Asked>>,
+    events: Mutex<Option<Arc<dyn TransportEvents>>>,
 }
 
 #[derive(Debug)]
@@ -31,6 +32,11 @@ enum Asked {
 impl Device {
     fn take(&self) -> Vec<Asked> {
         std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    /// Who is told what the device does.
+    fn events(&self) -> Arc<dyn TransportEvents> {
+        self.events.lock().unwrap().clone().unwrap()
     }
 }
 
@@ -51,7 +57,9 @@ impl VirtioDevice for Device {
         data.fill(offset as u8);
     }
     fn write_config(&self, _: u64, _: &[u8]) {}
-    fn attach(&self, _: Arc<dyn TransportEvents>) {}
+    fn attach(&self, events: Arc<dyn TransportEvents>) {
+        *self.events.lock().unwrap() = Some(events);
+    }
     fn activate(&self, activation: Activation) {
         self.asked.lock().unwrap().push(Asked::Activate(activation));
     }
@@ -174,7 +182,7 @@ fn a_driver_starts_the_device_with_the_queues_it_enabled() {
     };
     assert_eq!((queue.index, queue.size), (0, 16));
     assert_eq!(queue.descriptors, GuestAddress(0x1000));
-    driver.function.activated(Ok(()));
+    driver.device.events().activated(Ok(()));
     assert_eq!(driver.status(), 15);
 }
 
@@ -194,7 +202,7 @@ fn features_that_were_not_offered_are_not_accepted() {
 fn the_status_is_not_zero_until_a_reset_has_ended() {
     let driver = Driver::new();
     driver.starts();
-    driver.function.activated(Ok(()));
+    driver.device.events().activated(Ok(()));
     driver.device.take();
     driver.write(20, &[0]);
     assert!(matches!(driver.device.take()[..], [Asked::Reset]));
@@ -205,7 +213,7 @@ fn the_status_is_not_zero_until_a_reset_has_ended() {
         driver.device.take().is_empty(),
         "a second reset is the same reset"
     );
-    driver.function.reset_done();
+    driver.device.events().reset_done();
     assert_eq!(driver.status(), 0);
     assert_eq!(
         driver.read::<2>(28),
@@ -221,9 +229,9 @@ fn a_reset_during_activation_has_the_last_word() {
     let driver = Driver::new();
     driver.starts();
     driver.write(20, &[0]);
-    driver.function.activated(Err(ActivationFailed));
+    driver.device.events().activated(Err(ActivationFailed));
     assert_ne!(driver.status(), 0);
-    driver.function.reset_done();
+    driver.device.events().reset_done();
     assert_eq!(driver.status(), 0);
 }
 
@@ -232,7 +240,7 @@ fn a_failed_activation_sets_needs_reset_and_tells_the_driver() {
     let driver = Driver::new();
     driver.starts();
     let generation = driver.read::<1>(21);
-    driver.function.activated(Err(ActivationFailed));
+    driver.device.events().activated(Err(ActivationFailed));
     assert_ne!(driver.status() & status::NEEDS_RESET, 0);
     assert_ne!(driver.read::<1>(21), generation);
     assert_eq!(driver.read::<1>(0x1000), [2], "the configuration interrupt");

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -123,7 +123,10 @@ impl VirtioPci {
                 wired: None,
             }),
         });
-        function.device.attach(function.clone());
+        let listener = Listener {
+            function: Arc::downgrade(&function),
+        };
+        function.device.attach(Arc::new(listener));
         Ok(function)
     }
 
@@ -297,7 +300,38 @@ impl PciFunction for VirtioPci {
     }
 }
 
-impl TransportEvents for VirtioPci {
+/// What the device tells its transport. The device outlives the function in a reboot, and must not keep it alive.
+struct Listener {
+    function: Weak<VirtioPci>,
+}
+
+impl TransportEvents for Listener {
+    fn activated(&self, outcome: Result<(), ActivationFailed>) {
+        if let Some(function) = self.function.upgrade() {
+            function.activated(outcome);
+        }
+    }
+
+    fn reset_done(&self) {
+        if let Some(function) = self.function.upgrade() {
+            function.reset_done();
+        }
+    }
+
+    fn config_changed(&self) {
+        if let Some(function) = self.function.upgrade() {
+            function.config_changed();
+        }
+    }
+
+    fn failed(&self) {
+        if let Some(function) = self.function.upgrade() {
+            function.failed();
+        }
+    }
+}
+
+impl VirtioPci {
     fn activated(&self, outcome: Result<(), ActivationFailed>) {
         let notify = self.state().registers.activated(outcome);
         self.notify(notify);
