@@ -206,19 +206,18 @@ pub fn run<W: Write + Send + 'static>(cache: &Cache, job: &Job, output: W) -> Re
 
 /// QEMU's command line.
 fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path, streams: Streams) {
-    let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     let terminal = match streams {
         Streams::Plain => "",
         Streams::Terminal => " ferry.terminal",
     };
     command
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt"])
-        .args([
-            "-m",
-            &format!("{}", memory_mib()),
-            "-smp",
-            &cores.to_string(),
-        ])
+        // One processor on one thread. With several, a kernel that patches its own code (KVM does whenever the first
+        // machine comes and the last one goes, and every guest with several processors does) hangs once in some
+        // hundred boots: QEMU goes on executing its translation of an instruction that another processor has
+        // replaced.
+        .args(["-accel", "tcg,thread=single", "-smp", "1"])
+        .args(["-cpu", "max,+svm,+npt"])
+        .args(["-m", &memory_mib().to_string()])
         .args([
             "-display",
             "none",

@@ -235,7 +235,7 @@ impl Runner {
             argv.push(suite.executable.path.clone().into());
         }
         let mut job = Job::new(argv, MACHINE_LIMIT)?;
-        // One guest at a time: two emulated processors are few even for one guest.
+        // One guest at a time: the machine has one processor.
         job.set("RUST_TEST_THREADS", "1");
         for (name, value) in &self.variables {
             job.set(name, value);
