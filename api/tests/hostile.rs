@@ -264,7 +264,8 @@ fn a_client_that_does_not_read_is_closed() {
         }
     };
     // Not this test's patience.
-    assert_eq!(error.kind(), ErrorKind::BrokenPipe, "{error}");
+    let closed = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
+    assert!(closed.contains(&error.kind()), "{error}");
     answers_ping(&server);
 }
 
