@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +54,7 @@ fn what_is_not_http_is_refused() {
         long.as_bytes(),
         many.as_bytes(),
     ];
+    let mut answered = 0;
     for case in cases {
         let mut stream = server.connect();
         // The server may have had enough before all is sent.
@@ -62,10 +63,30 @@ fn what_is_not_http_is_refused() {
         if let Some(answer) = try_receive(&mut stream) {
             let status = answer.status();
             assert!((400..500).contains(&status), "{name}: {}", answer.head);
+            assert!(
+                answer.head.starts_with(&format!("HTTP/1.1 {status} \r\n")),
+                "{}",
+                answer.head
+            );
+            assert!(answer.chain()[0].starts_with("the request"), "{name}");
+            answered += 1;
         }
         answers_ping(&server);
     }
+    assert!(answered > 4, "only {answered} were answered");
     untouched(&server);
+}
+
+#[test]
+fn a_client_may_ask_before_it_sends_its_body() {
+    let server = TestServer::start();
+    let mut stream = server.connect();
+    let head = "PUT /api/v1/vm.boot HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let answer = receive(&mut stream);
+    assert_eq!(answer.status(), 100);
+    stream.write_all(b"{}").unwrap();
+    assert_eq!(receive(&mut stream).head, "HTTP/1.1 204 \r\n\r\n");
 }
 
 #[test]
@@ -170,7 +191,7 @@ fn two_hundred_slow_clients_lock_nobody_out() {
         end.store(true, Ordering::Relaxed);
     });
     // Threads of this test's own are in it, too.
-    assert!(resident() - before < 64 << 20);
+    assert!(resident().saturating_sub(before) < 64 << 20);
     untouched(&server);
 }
 
@@ -227,6 +248,25 @@ fn a_slow_client_is_told_and_closed() {
     assert_eq!(body.read(&mut [0]).unwrap_or(0), 0);
     assert_eq!(head.read(&mut [0]).unwrap_or(0), 0);
     untouched(&server);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_closed() {
+    let server = TestServer::with(Limits {
+        receive: Duration::from_millis(200),
+        ..Limits::default()
+    });
+    let mut stream = server.connect();
+    let ask = request("GET", "/api/v1/vm.info", "");
+    let error = loop {
+        if let Err(error) = stream.write_all(&ask) {
+            break error;
+        }
+    };
+    // Not this test's patience.
+    let closed = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
+    assert!(closed.contains(&error.kind()), "{error}");
+    answers_ping(&server);
 }
 
 #[test]

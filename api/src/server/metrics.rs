@@ -5,8 +5,63 @@ use std::fmt::Write;
 
 use crate::control::{Counters, DeviceState, VmInfo, VmState};
 
-/// Numbers that may fall, of those in [`Counters`].
-const GAUGES: [&str; 5] = ["features", "size", "available", "used", "in_flight"];
+/// A name that there is, and what stands behind it.
+#[derive(Clone, Copy, Debug)]
+struct Described {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Described {
+    let kind = "gauge";
+    Described { name, kind, help }
+}
+
+const fn counter(name: &'static str, help: &'static str) -> Described {
+    let kind = "counter";
+    Described { name, kind, help }
+}
+
+/// The names that are documented. A counter that is not among them is shown as well, as `untyped`.
+const DESCRIBED: [Described; 12] = [
+    gauge("ferry_info", "Always 1; its label is Ferry's version"),
+    gauge("ferry_vm_defined", "Whether there is a virtual machine"),
+    gauge(
+        "ferry_vm_state",
+        "1 for the state that the machine is in, 0 for the others",
+    ),
+    gauge("ferry_vm_ram_bytes", "Guest RAM"),
+    counter("ferry_vm_boots", "Starts of the guest, reboots included"),
+    counter(
+        "ferry_vcpus_pio_exits",
+        "Exits for port I/O since the machine was made",
+    ),
+    counter(
+        "ferry_vcpus_mmio_exits",
+        "Exits for memory-mapped I/O since the machine was made",
+    ),
+    counter(
+        "ferry_vcpus_other_exits",
+        "Other exits since the machine was made",
+    ),
+    gauge(
+        "ferry_device_state",
+        "1 for the state that the device is in, 0 for the others",
+    ),
+    gauge(
+        "ferry_device_features",
+        "Feature bits agreed on with the back-end, as a number",
+    ),
+    counter(
+        "ferry_device_reconnects",
+        "Connections to the back-end after the first one",
+    ),
+    counter(
+        "ferry_device_doorbell_exits",
+        "Notifications that reached the back-end by way of Ferry",
+    ),
+];
 
 const VM_STATES: [VmState; 4] = [
     VmState::Created,
@@ -24,31 +79,22 @@ const DEVICE_STATES: [DeviceState; 6] = [
     DeviceState::Failed,
 ];
 
-/// All numbers of one name.
-#[derive(Debug)]
-struct Family {
-    kind: &'static str,
-    samples: Vec<String>,
-}
-
+/// Samples by their name.
 #[derive(Debug, Default)]
-struct Families(BTreeMap<String, Family>);
+struct Families(BTreeMap<String, Vec<String>>);
 
 impl Families {
     /// Adds a number. Labels' values hold nothing that would need to be escaped.
-    fn add(&mut self, name: &str, kind: &'static str, labels: &[(&str, &str)], value: u64) {
-        let family = self.0.entry(name.into()).or_insert_with(|| Family {
-            kind,
-            samples: Vec::new(),
-        });
+    fn add(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
         let labels: Vec<String> = labels
             .iter()
             .map(|(label, value)| format!("{label}=\"{value}\""))
             .collect();
-        family.samples.push(match labels.is_empty() {
+        let sample = match labels.is_empty() {
             true => format!("{name} {value}"),
             false => format!("{name}{{{}}} {value}", labels.join(",")),
-        });
+        };
+        self.0.entry(name.into()).or_default().push(sample);
     }
 }
 
@@ -56,8 +102,8 @@ impl Families {
 pub fn text(info: Option<&VmInfo>, counters: &Counters) -> String {
     let mut families = Families::default();
     let version = env!("CARGO_PKG_VERSION");
-    families.add("ferry_info", "gauge", &[("version", version)], 1);
-    families.add("ferry_vm_defined", "gauge", &[], info.is_some().into());
+    families.add("ferry_info", &[("version", version)], 1);
+    families.add("ferry_vm_defined", &[], info.is_some().into());
     if let Some(info) = info {
         describe(info, &mut families);
     }
@@ -67,10 +113,15 @@ pub fn text(info: Option<&VmInfo>, counters: &Counters) -> String {
         }
     }
     let mut text = String::new();
-    for (name, family) in families.0 {
+    for (name, samples) in families.0 {
         // Writing to a String does not fail.
-        let _ = writeln!(text, "# TYPE {name} {}", family.kind);
-        for sample in family.samples {
+        let _ = match DESCRIBED.iter().find(|described| described.name == name) {
+            Some(Described { name, kind, help }) => {
+                writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")
+            }
+            None => writeln!(text, "# TYPE {name} untyped"),
+        };
+        for sample in samples {
             text.push_str(&sample);
             text.push('\n');
         }
@@ -84,14 +135,9 @@ fn describe(info: &VmInfo, families: &mut Families) {
         let labels = labels
             .each_ref()
             .map(|(label, value)| (*label, value.as_str()));
-        families.add(
-            "ferry_vm_state",
-            "gauge",
-            &labels,
-            (info.state == state).into(),
-        );
+        families.add("ferry_vm_state", &labels, (info.state == state).into());
     }
-    families.add("ferry_vm_ram_bytes", "gauge", &[], info.memory_actual_size);
+    families.add("ferry_vm_ram_bytes", &[], info.memory_actual_size);
     for device in &info.devices {
         let kind = device.device_type.to_string();
         for state in DEVICE_STATES {
@@ -102,13 +148,17 @@ fn describe(info: &VmInfo, families: &mut Families) {
                 ("state", &name),
             ];
             let holds = (device.state == state).into();
-            families.add("ferry_device_state", "gauge", &labels, holds);
+            families.add("ferry_device_state", &labels, holds);
         }
     }
 }
 
 /// `queue0_kicks` of a device is `ferry_device_queue_kicks{device="…",queue="0"}`.
 fn count(owner: &str, name: &str, value: u64, families: &mut Families) {
+    // The same as a number, of which the state by its name is the better form.
+    if name == "state" {
+        return;
+    }
     let (queue, name) = match name
         .strip_prefix("queue")
         .and_then(|rest| rest.split_once('_'))
@@ -116,23 +166,72 @@ fn count(owner: &str, name: &str, value: u64, families: &mut Families) {
         Some((number, rest)) if number.parse::<u16>().is_ok() => (Some(number), rest),
         _ => (None, name),
     };
-    let kind = match GAUGES.contains(&name) {
-        true => "gauge",
-        false => "counter",
-    };
     let name: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
         .collect();
     match (owner.strip_prefix("__"), queue) {
-        (Some(part), _) => families.add(&format!("ferry_{part}_{name}"), kind, &[], value),
+        (Some(part), _) => families.add(&format!("ferry_{part}_{name}"), &[], value),
         (None, None) => {
             let labels = [("device", owner)];
-            families.add(&format!("ferry_device_{name}"), kind, &labels, value);
+            families.add(&format!("ferry_device_{name}"), &labels, value);
         }
         (None, Some(queue)) => {
             let labels = [("device", owner), ("queue", queue)];
-            families.add(&format!("ferry_device_queue_{name}"), kind, &labels, value);
+            families.add(&format!("ferry_device_queue_{name}"), &labels, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../docs/counters.md");
+
+    #[test]
+    fn the_document_lists_exactly_the_names_there_are() {
+        let listed: Vec<&str> = DOCUMENT
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `ferry_")?.split('`').next())
+            .map(|rest| rest.split('{').next().unwrap_or_default())
+            .collect();
+        let described: Vec<&str> = DESCRIBED
+            .iter()
+            .map(|described| described.name.trim_start_matches("ferry_"))
+            .collect();
+        assert_eq!(listed, described);
+    }
+
+    #[test]
+    fn a_machine_that_is_not_there_has_a_text_too() {
+        let text = text(None, &Counters::new());
+        assert!(text.contains("\nferry_vm_defined 0\n"), "{text}");
+        assert!(!text.contains("ferry_vm_state"), "{text}");
+    }
+
+    #[test]
+    fn counters_find_their_names() {
+        let numbers = |name: &str, value| BTreeMap::from([(name.to_owned(), value)]);
+        let counters = Counters::from([
+            ("__vm".to_owned(), numbers("boots", 2)),
+            ("__vcpus".to_owned(), numbers("pio_exits", 3)),
+            ("d0".to_owned(), numbers("queue12_kicks-seen", 4)),
+            ("d1".to_owned(), numbers("state", 5)),
+            ("d2".to_owned(), numbers("queue_x", 6)),
+        ]);
+        let text = text(None, &counters);
+        for line in [
+            "# HELP ferry_vm_boots Starts of the guest, reboots included",
+            "# TYPE ferry_vm_boots counter",
+            "ferry_vm_boots 2",
+            "ferry_vcpus_pio_exits 3",
+            "# TYPE ferry_device_queue_kicks_seen untyped",
+            "ferry_device_queue_kicks_seen{device=\"d0\",queue=\"12\"} 4",
+            "ferry_device_queue_x{device=\"d2\"} 6",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}: {text}");
+        }
+        assert!(!text.contains("d1"), "{text}");
     }
 }

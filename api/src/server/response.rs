@@ -80,6 +80,28 @@ pub fn failure(failure: &Failure) -> Response {
     response
 }
 
+/// What to write in place of the response that hyper makes by itself when it cannot read a request: the same in the form
+/// that clients read. None, if `bytes` begin no such response.
+pub fn in_place_of(bytes: &[u8]) -> Option<Vec<u8>> {
+    let status = std::str::from_utf8(bytes.get(9..12)?).ok()?;
+    if !bytes.starts_with(b"HTTP/1.") || !status.starts_with(['4', '5']) {
+        // `100 Continue` among them.
+        return None;
+    }
+    let reason = match status {
+        "414" | "431" => "the request's head is too long",
+        _ => "the request is not HTTP/1.1",
+    };
+    let body = json::ascii(&[reason]);
+    let length = body.len();
+    let mut text = format!(
+        "HTTP/1.1 {status} \r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    )
+    .into_bytes();
+    text.extend(body);
+    Some(text)
+}
+
 fn typed(status: u16, body: Vec<u8>, content_type: &'static str) -> Response {
     let mut response = response(status, Some(body));
     let value = HeaderValue::from_static(content_type);

@@ -10,6 +10,7 @@ use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
+use super::response;
 use super::table::{Entry, Phase};
 
 /// How much is read at once, in bytes.
@@ -20,12 +21,34 @@ const READ: usize = 4096;
 pub struct Stream {
     inner: UnixStream,
     entry: Rc<Entry>,
+    /// What is written in place of hyper's own refusal, as far as it is not written yet.
+    refusal: Option<Vec<u8>>,
 }
 
 impl Stream {
     /// `entry` follows what the bytes show.
     pub fn new(inner: UnixStream, entry: Rc<Entry>) -> Self {
-        Stream { inner, entry }
+        Stream {
+            inner,
+            entry,
+            refusal: None,
+        }
+    }
+
+    /// Writes all of Ferry's refusal, and nothing of hyper's.
+    fn poll_refusal(
+        &mut self,
+        context: &mut Context<'_>,
+        replaced: usize,
+    ) -> Poll<io::Result<usize>> {
+        while let Some(rest) = self.refusal.as_mut().filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.inner).poll_write(context, rest) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => drop(rest.drain(..written)),
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(replaced))
     }
 
     /// The client has closed the whole connection, and not only its sending half.
@@ -76,7 +99,15 @@ impl hyper::rt::Write for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(context, bytes)
+        let this = self.get_mut();
+        let before_any_answer = matches!(this.entry.phase(), Phase::Idle | Phase::Receiving);
+        if this.refusal.is_none() && before_any_answer {
+            this.refusal = response::in_place_of(bytes);
+        }
+        match this.refusal {
+            Some(_) => this.poll_refusal(context, bytes.len()),
+            None => Pin::new(&mut this.inner).poll_write(context, bytes),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
