@@ -90,6 +90,9 @@ pub(super) fn negotiate(frontend: &mut Frontend, spec: &BackendSpec) -> Result<N
     let config = rules
         .config(&view)
         .map_err(|reason| Cause::Unusable { reason })?;
+    if let Some(caution) = rules.caution(&view) {
+        tracing::warn!(device = spec.id, "{caution}");
+    }
     let guest_features = (backend_features & COMMON_FEATURES) | rules.device_features(&view);
     Ok(Negotiated {
         backend_features,
