@@ -342,12 +342,6 @@ fn offers_what_makes_no_sense() {
             backend().claims_queues(u64::MAX),
             Works(""),
         ),
-        row("no memory slots", backend().claims_mem_slots(0), Works("")),
-        row(
-            "very many memory slots",
-            backend().claims_mem_slots(u64::MAX),
-            Works(""),
-        ),
         row(
             "no configuration space",
             backend().config_size(0),

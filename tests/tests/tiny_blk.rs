@@ -113,7 +113,7 @@ fn a_strict_back_end_has_no_complaints() {
 
 #[test]
 fn a_back_end_may_offer_little() {
-    // Without acknowledgements, memory slots, queue numbers, a channel or a reset of its own.
+    // Without acknowledgements, queue numbers, a channel or a reset of its own.
     let disk = Backend::blk("1M")
         .withholds(
             feature::INDIRECT_DESC | feature::EVENT_IDX | feature::BLK_FLUSH | feature::BLK_MQ,

@@ -37,13 +37,6 @@ use sink::Opened;
 pub use sink::Sink;
 use uart::Uart;
 
-/// The first of the port's I/O addresses on a PC (COM1).
-pub const PORT_BASE: u16 = 0x3f8;
-/// The number of I/O addresses.
-pub const PORT_COUNT: u16 = 8;
-/// The interrupt line on a PC.
-pub const PORT_IRQ: u32 = 4;
-
 /// The far end of the serial port cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
@@ -76,7 +69,7 @@ pub enum SerialError {
 /// What the serial port signals.
 #[derive(Debug)]
 pub struct SerialEvents {
-    /// The guest's interrupt; an irqfd on [`PORT_IRQ`], edge-triggered. Non-blocking.
+    /// The guest's interrupt; an irqfd on the line of COM1, edge-triggered. Non-blocking.
     pub interrupt: EventFd,
     /// The operator typed Ctrl-A x: the VMM is to end.
     pub escape: EventFd,

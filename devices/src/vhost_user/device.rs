@@ -240,11 +240,15 @@ impl VirtioDevice for VhostUserDevice {
         self.shared.with_config(|config| {
             let start = usize::try_from(offset)
                 .unwrap_or(usize::MAX)
-                .min(config.len());
-            let available = &config[start..];
+                .min(config.bytes.len());
+            let available = &config.bytes[start..];
             let length = available.len().min(data.len());
             data[..length].copy_from_slice(&available[..length]);
         });
+    }
+
+    fn config_generation(&self) -> u8 {
+        self.shared.with_config(|config| config.generation)
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
@@ -259,11 +263,11 @@ impl VirtioDevice for VhostUserDevice {
         };
         let rules = self.shared.spec.profile.rules();
         let taken = self.shared.with_config(|config| {
-            let writable = rules.writable(self.negotiated.guest_features, config.len());
+            let writable = rules.writable(self.negotiated.guest_features, config.bytes.len());
             if start < writable.start || end > writable.end {
                 return false;
             }
-            if let Some(target) = config.get_mut(start..end) {
+            if let Some(target) = config.bytes.get_mut(start..end) {
                 target.copy_from_slice(data);
             }
             true

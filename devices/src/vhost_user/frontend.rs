@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory, VhostUserMemoryRegion,
-    VhostUserMsgValidator, VhostUserSingleMemoryRegion, VhostUserVringAddr,
-    VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserMsgValidator, VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
@@ -23,45 +22,12 @@ use super::message::{Acknowledge, ReplyShape, RequestCode, payload};
 use super::socket::MAX_FDS;
 use crate::virtio::ActiveQueue;
 
-/// In the payload of SET_VRING_KICK, CALL and ERR: no file descriptor comes with it.
-const VRING_NO_FD: u64 = 1 << 8;
-
 /// Bytes of a GET_CONFIG or SET_CONFIG payload before the configuration space itself.
 const CONFIG_HEADER: usize = size_of::<VhostUserConfig>();
 
 /// The largest part of a configuration space that one message can carry, in bytes; also the largest that
 /// common back-ends know.
 pub const MAX_CONFIG: u32 = 256;
-
-/// Whether a ring is to be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingState {
-    /// The back-end processes the ring's buffers.
-    Enabled,
-    /// The back-end does not touch the ring.
-    Disabled,
-}
-
-/// Which of a ring's event file descriptors is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingEvent {
-    /// Guest to back-end: there are buffers.
-    Kick,
-    /// Back-end to guest: buffers have been used.
-    Call,
-    /// Back-end to Ferry: the ring is broken.
-    Error,
-}
-
-impl RingEvent {
-    fn request(self) -> FrontendReq {
-        match self {
-            RingEvent::Kick => FrontendReq::SET_VRING_KICK,
-            RingEvent::Call => FrontendReq::SET_VRING_CALL,
-            RingEvent::Error => FrontendReq::SET_VRING_ERR,
-        }
-    }
-}
 
 /// How long messages may take.
 #[derive(Clone, Copy, Debug)]
@@ -154,11 +120,6 @@ impl Frontend {
         self.get_u64(FrontendReq::GET_QUEUE_NUM)
     }
 
-    /// How many memory regions the back-end can hold (needs CONFIGURE_MEM_SLOTS).
-    pub fn get_max_mem_slots(&mut self) -> Result<u64, Cause> {
-        self.get_u64(FrontendReq::GET_MAX_MEM_SLOTS)
-    }
-
     /// Tells the back-end the whole of guest RAM, at most 8 regions.
     pub fn set_mem_table(&mut self, ram: &[RamRegion]) -> Result<(), Cause> {
         let mut bytes = VhostUserMemory::new(ram.len() as u32).as_slice().to_vec();
@@ -181,22 +142,6 @@ impl Frontend {
             });
         }
         self.set(FrontendReq::SET_MEM_TABLE, &bytes, &fds)
-    }
-
-    /// Tells the back-end one more region of guest RAM (needs CONFIGURE_MEM_SLOTS).
-    pub fn add_mem_reg(&mut self, region: &RamRegion) -> Result<(), Cause> {
-        let bytes = single_region(region);
-        self.set(
-            FrontendReq::ADD_MEM_REG,
-            bytes.as_slice(),
-            &[region.file.as_fd()],
-        )
-    }
-
-    /// Takes a region of guest RAM away from the back-end (needs CONFIGURE_MEM_SLOTS).
-    pub fn rem_mem_reg(&mut self, region: &RamRegion) -> Result<(), Cause> {
-        let bytes = single_region(region);
-        self.set(FrontendReq::REM_MEM_REG, bytes.as_slice(), &[])
     }
 
     /// The number of descriptors in a ring.
@@ -228,30 +173,28 @@ impl Frontend {
         self.set(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])
     }
 
-    /// Gives the back-end one of a ring's event file descriptors, or takes it away: without a kick
-    /// the back-end would have to poll the ring, without a call it raises no interrupts.
-    pub fn set_vring_event(
-        &mut self,
-        index: u16,
-        event: RingEvent,
-        fd: Option<&EventFd>,
-    ) -> Result<(), Cause> {
-        let value = u64::from(index);
-        let Some(fd) = fd else {
-            let value = value | VRING_NO_FD;
-            return self.set(event.request(), &value.to_ne_bytes(), &[]);
-        };
-        let fd = borrow(fd);
-        self.set(event.request(), &value.to_ne_bytes(), &[fd])
+    /// Gives the back-end the eventfd by which the guest says that there are buffers. Back-ends start the ring.
+    pub fn set_vring_kick(&mut self, queue: &ActiveQueue) -> Result<(), Cause> {
+        self.set_vring_event(FrontendReq::SET_VRING_KICK, queue.index, &queue.kick)
     }
 
-    /// Whether the back-end is to process a ring's buffers.
-    pub fn set_vring_enable(&mut self, index: u16, state: RingState) -> Result<(), Cause> {
-        let number = match state {
-            RingState::Enabled => 1,
-            RingState::Disabled => 0,
-        };
-        self.set_ring_state(FrontendReq::SET_VRING_ENABLE, index, number)
+    /// Gives the back-end the eventfd by which it is to say that buffers have been used.
+    pub fn set_vring_call(&mut self, queue: &ActiveQueue) -> Result<(), Cause> {
+        self.set_vring_event(FrontendReq::SET_VRING_CALL, queue.index, &queue.call)
+    }
+
+    fn set_vring_event(
+        &mut self,
+        code: FrontendReq,
+        index: u16,
+        event: &EventFd,
+    ) -> Result<(), Cause> {
+        self.set(code, &u64::from(index).to_ne_bytes(), &[borrow(event)])
+    }
+
+    /// Lets the back-end process a ring's buffers.
+    pub fn enable_vring(&mut self, index: u16) -> Result<(), Cause> {
+        self.set_ring_state(FrontendReq::SET_VRING_ENABLE, index, 1)
     }
 
     /// Stops a ring; returns the index of the next buffer that the back-end would have taken.
@@ -379,15 +322,6 @@ impl Frontend {
             _ => Err(Cause::Refused { request: code }),
         }
     }
-}
-
-fn single_region(region: &RamRegion) -> VhostUserSingleMemoryRegion {
-    VhostUserSingleMemoryRegion::new(
-        region.guest.0,
-        region.size,
-        token(region.guest),
-        region.offset,
-    )
 }
 
 fn borrow(event: &EventFd) -> BorrowedFd<'_> {

@@ -15,8 +15,6 @@ pub struct Negotiated {
     pub protocol: VhostUserProtocolFeatures,
     /// How many queues the back-end has, if it said so (protocol feature MQ).
     pub backend_queues: Option<u16>,
-    /// How many regions of memory the back-end can hold, if it said so (CONFIGURE_MEM_SLOTS).
-    pub memory_slots: Option<u64>,
     /// The features offered to the guest.
     pub guest_features: u64,
     /// How many bytes of configuration space the back-end serves; 0: Ferry makes it up.

@@ -71,10 +71,6 @@ pub(super) fn negotiate(frontend: &mut Frontend, spec: &BackendSpec) -> Result<N
     frontend.set_owner()?;
     let backend_queues = queue_count(frontend, protocol)?;
     check_queues(spec, rules, backend_queues)?;
-    let memory_slots = match protocol.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS) {
-        true => Some(frontend.get_max_mem_slots()?),
-        false => None,
-    };
     if protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
         open_channel(frontend)?;
     }
@@ -90,13 +86,15 @@ pub(super) fn negotiate(frontend: &mut Frontend, spec: &BackendSpec) -> Result<N
     let config = rules
         .config(&view)
         .map_err(|reason| Cause::Unusable { reason })?;
+    if let Some(caution) = rules.caution(&view) {
+        tracing::warn!(device = spec.id, "{caution}");
+    }
     let guest_features = (backend_features & COMMON_FEATURES) | rules.device_features(&view);
     Ok(Negotiated {
         backend_features,
         offered_protocol: offered,
         protocol,
         backend_queues,
-        memory_slots,
         guest_features,
         config_size: fetched.as_ref().map_or(0, |config| config.len() as u32),
         config,
@@ -125,7 +123,7 @@ fn check_features(features: u64) -> Result<(), Cause> {
 /// the configuration space only, so it goes with that.
 fn choose_protocol(offered: u64, wants_config: bool) -> VhostUserProtocolFeatures {
     use VhostUserProtocolFeatures as P;
-    let mut used = P::MQ | P::REPLY_ACK | P::RESET_DEVICE | P::CONFIGURE_MEM_SLOTS;
+    let mut used = P::MQ | P::REPLY_ACK | P::RESET_DEVICE;
     let offered = P::from_bits_truncate(offered);
     if wants_config && offered.contains(P::CONFIG) {
         used |= P::CONFIG | P::BACKEND_REQ;

@@ -15,6 +15,14 @@ use super::inbox::{ConfigWrite, Done, Inbox, Order, Refused, Why};
 use super::memory::RamRegion;
 use crate::virtio::TransportEvents;
 
+/// The configuration space as the guest sees it now.
+#[derive(Debug, Default)]
+pub(super) struct GuestConfig {
+    pub bytes: Vec<u8>,
+    /// Another one for every change that the guest did not make.
+    pub generation: u8,
+}
+
 /// What the handle and the worker share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -26,8 +34,7 @@ pub(super) struct Shared {
     /// Signalled, and never reset, when the worker is to end.
     pub stop: Arc<EventFd>,
     inbox: Mutex<Inbox>,
-    /// The configuration space as the guest sees it now.
-    config: Mutex<Vec<u8>>,
+    config: Mutex<GuestConfig>,
     state: AtomicU8,
     error: Mutex<Option<Error>>,
     pub counters: Arc<Counters>,
@@ -106,15 +113,18 @@ impl Shared {
     }
 
     /// Works on the configuration space.
-    pub fn with_config<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    pub fn with_config<T>(&self, work: impl FnOnce(&mut GuestConfig) -> T) -> T {
         work(&mut lock(&self.config))
     }
 
     /// Replaces the configuration space; returns whether it is another one now.
     pub fn set_config(&self, config: Vec<u8>) -> bool {
         self.with_config(|current| {
-            let differs = *current != config;
-            *current = config;
+            let differs = current.bytes != config;
+            if differs {
+                current.bytes = config;
+                current.generation = current.generation.wrapping_add(1);
+            }
             differs
         })
     }
@@ -206,4 +216,62 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// An eventfd refuses a signal only when it has 2^64 - 2 pending, and then it is signalled already.
 pub(super) fn signal(event: &EventFd) {
     let _ = event.write(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::thread;
+
+    use super::*;
+    use crate::vhost_user::{Access, Blk, Profile};
+
+    #[test]
+    fn a_driver_that_reads_two_configurations_can_see_it() {
+        const CHANGES: u8 = 200;
+        const ROUNDS: u32 = 20;
+        let spec = BackendSpec {
+            id: "disk0".into(),
+            socket: "none".into(),
+            num_queues: 1,
+            queue_size: 16,
+            profile: Profile::Blk(Blk {
+                access: Access::ReadWrite,
+            }),
+        };
+        let shared = Shared::new(spec, Arc::new([])).unwrap();
+        shared.set_config(vec![0; 2]);
+        let looks = AtomicU64::new(0);
+        let part = |index: usize| shared.with_config(|config| config.bytes[index]);
+        let generation = || shared.with_config(|config| config.generation);
+        thread::scope(|scope| {
+            let driver = scope.spawn(|| {
+                loop {
+                    let before = generation();
+                    let (first, second) = (part(0), part(1));
+                    if generation() == before {
+                        assert_eq!(first, second);
+                        if first == CHANGES {
+                            return;
+                        }
+                    }
+                    looks.fetch_add(1, Ordering::Release);
+                }
+            });
+            for round in 1..=ROUNDS {
+                let last = match round {
+                    ROUNDS => CHANGES,
+                    _ => CHANGES - 1,
+                };
+                for value in 0..=last {
+                    // No more than a few changes in one look: the generation has 256 values.
+                    let seen = looks.load(Ordering::Acquire);
+                    while looks.load(Ordering::Acquire) == seen && !driver.is_finished() {
+                        thread::yield_now();
+                    }
+                    shared.set_config(vec![value; 2]);
+                }
+            }
+        });
+    }
 }

@@ -90,6 +90,11 @@ pub trait VirtioDevice: Send + Sync {
     /// Fills `data` from the configuration space at `offset` (bytes); zeros beyond its end.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// What a driver reads before and after several reads of the configuration space: equal numbers say that it read one
+    /// configuration, not parts of two (Virtual I/O Device 1.2, 2.5.1). So it changes at the moment
+    /// at which the configuration does, and before [`TransportEvents::config_changed`] says so.
+    fn config_generation(&self) -> u8;
+
     /// Writes `data` into the configuration space at `offset` (bytes). What the device does not take it ignores.
     fn write_config(&self, offset: u64, data: &[u8]);
 
@@ -115,7 +120,7 @@ pub trait TransportEvents: Send + Sync {
     /// The reset has ended.
     fn reset_done(&self);
 
-    /// The configuration space has changed.
+    /// The configuration space has changed, and its generation with it.
     fn config_changed(&self);
 
     /// The device has failed while it ran (the device has logged the reason): the transport sets [`status::NEEDS_RESET`].

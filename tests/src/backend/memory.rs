@@ -76,11 +76,6 @@ impl Memory {
         Ok(())
     }
 
-    /// Forgets the region with this guest-physical address.
-    pub fn remove(&mut self, guest: u64) {
-        self.regions.retain(|region| region.info.guest != guest);
-    }
-
     /// The guest-physical address that a user address stands for.
     pub fn resolve(&self, user: u64) -> Option<u64> {
         let inside = |region: &&Region| {

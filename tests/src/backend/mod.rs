@@ -71,8 +71,6 @@ pub mod protocol {
     pub const CONFIG: u64 = 1 << 9;
     /// RESET_DEVICE.
     pub const RESET_DEVICE: u64 = 1 << 13;
-    /// Memory by slots.
-    pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 }
 
 /// The name of a front-end request.
@@ -105,7 +103,6 @@ pub(crate) struct Options {
     rings: u16,
     /// The answer to GET_QUEUE_NUM.
     queue_num: u64,
-    mem_slots: u64,
     /// Bytes of configuration space.
     config_size: usize,
 }
@@ -135,11 +132,9 @@ impl Backend {
                     | protocol::REPLY_ACK
                     | protocol::BACKEND_REQ
                     | protocol::CONFIG
-                    | protocol::RESET_DEVICE
-                    | protocol::CONFIGURE_MEM_SLOTS,
+                    | protocol::RESET_DEVICE,
                 rings: 4,
                 queue_num: 4,
-                mem_slots: 32,
                 config_size: blk::CONFIG_SIZE,
             },
             script: Script::default(),
@@ -174,12 +169,6 @@ impl Backend {
     /// Claims to have so many queues.
     pub fn claims_queues(mut self, count: u64) -> Self {
         self.options.queue_num = count;
-        self
-    }
-
-    /// Claims to hold so many memory regions.
-    pub fn claims_mem_slots(mut self, count: u64) -> Self {
-        self.options.mem_slots = count;
         self
     }
 

@@ -179,13 +179,7 @@ impl Session {
             Req::SET_PROTOCOL_FEATURES => self.set_protocol_features(message),
             Req::SET_OWNER => Answer::OK,
             Req::GET_QUEUE_NUM => Answer::number(self.options.queue_num),
-            Req::GET_MAX_MEM_SLOTS => Answer::number(self.options.mem_slots),
             Req::SET_MEM_TABLE => self.set_mem_table(message),
-            Req::ADD_MEM_REG => self.add_mem_reg(message),
-            Req::REM_MEM_REG => {
-                self.memory.remove(message.u64_at(8));
-                Answer::OK
-            }
             Req::SET_BACKEND_REQ_FD => {
                 self.channel = message.fds.pop().map(UnixStream::from);
                 Answer::OK
@@ -242,20 +236,6 @@ impl Session {
             }
         }
         Answer::OK
-    }
-
-    fn add_mem_reg(&mut self, message: &mut Message) -> Answer {
-        let (Some(fd), 40) = (message.fds.pop(), message.payload.len()) else {
-            self.complain(message, "wrong size or no file descriptor");
-            return Answer::Outcome(1);
-        };
-        match self.memory.add(region(message, 8), &fd) {
-            Ok(()) => Answer::OK,
-            Err(error) => {
-                self.complain(message, &format!("the region cannot be mapped: {error}"));
-                Answer::Outcome(1)
-            }
-        }
     }
 
     fn get_config(&mut self, message: &Message) -> Answer {

@@ -147,8 +147,8 @@ impl Rules for Blk {
         Ok(config)
     }
 
-    fn caution(&self, backend_features: u64) -> Option<&'static str> {
-        let guarded = has(backend_features, VIRTIO_BLK_F_RO) || self.access == Access::ReadWrite;
+    fn caution(&self, view: &BackendView<'_>) -> Option<&'static str> {
+        let guarded = has(view.features, VIRTIO_BLK_F_RO) || self.access == Access::ReadWrite;
         (!guarded).then_some(
             "the disk is read-only for the guest, but its back-end would take writes; make it read-only there, too",
         )

@@ -55,7 +55,7 @@ impl Rules for Fs {
         Ok(config)
     }
 
-    fn caution(&self, _backend_features: u64) -> Option<&'static str> {
+    fn caution(&self, _view: &BackendView<'_>) -> Option<&'static str> {
         None
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+use virtio_bindings::virtio_ids::{VIRTIO_ID_CONSOLE, VIRTIO_ID_NET};
 use vm_migration::Saveability;
 
 use super::{BackendView, Rules, StateTransfer, needs_transfer};
@@ -14,6 +14,11 @@ const TYPE_FEATURES: u64 = 0x00ff_ffff | !((1 << 50) - 1);
 /// VIRTIO_CONSOLE_F_MULTIPORT (5.3.3), and the fewest queues with it: port 0's two and the two for control (5.3.2).
 const CONSOLE_MULTIPORT: u64 = 1 << 1;
 const MULTIPORT_QUEUES: u16 = 4;
+
+/// The features with a field in the configuration space. Of networks: MTU, MAC, STATUS, MQ, HASH_REPORT, RSS and
+/// SPEED_DUPLEX; of consoles: SIZE, MULTIPORT and EMERG_WRITE.
+const NET_CONFIG_FEATURES: u64 = 1 << 3 | 1 << 5 | 1 << 16 | 1 << 22 | 1 << 57 | 1 << 60 | 1 << 63;
+const CONSOLE_CONFIG_FEATURES: u64 = 0b111;
 
 /// What the back-end keeps between requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +84,12 @@ impl Rules for Generic {
         }
     }
 
-    fn caution(&self, _backend_features: u64) -> Option<&'static str> {
-        None
+    fn caution(&self, view: &BackendView<'_>) -> Option<&'static str> {
+        let missing = self.config.is_none() && view.config.is_none_or(<[u8]>::is_empty);
+        (missing && needs_config(self.device_type, view.features)).then_some(
+            "a device of this type has a configuration space, and the back-end serves none: the guest reads zeros, and \
+             its driver may fail; give the space with config=",
+        )
     }
 
     fn writable(&self, _features: u64, config_len: usize) -> Range<usize> {
@@ -119,6 +128,16 @@ fn known_config_size(device_type: u32) -> Option<u32> {
         _ => return None,
     };
     Some(size)
+}
+
+/// Whether a driver of this type reads the configuration space, if the device has `features`.
+fn needs_config(device_type: u32, features: u64) -> bool {
+    match device_type {
+        // Each field comes with a feature (5.1.4, 5.3.4).
+        VIRTIO_ID_NET => features & NET_CONFIG_FEATURES != 0,
+        VIRTIO_ID_CONSOLE => features & CONSOLE_CONFIG_FEATURES != 0,
+        other => known_config_size(other).is_some_and(|size| size > 0),
+    }
 }
 
 #[cfg(test)]
@@ -202,5 +221,43 @@ mod tests {
             stateless.saveability(StateTransfer::Absent),
             Saveability::Stateless
         );
+    }
+
+    #[test]
+    fn a_configuration_space_that_is_missing_is_told_if_the_driver_would_read_it() {
+        let told = |device_type, features, config| {
+            let view = BackendView {
+                features,
+                config,
+                requested_queues: 1,
+            };
+            let device = Generic {
+                device_type,
+                ..generic()
+            };
+            device.caution(&view).is_some()
+        };
+        // A socket's address, and what an input device is.
+        for device_type in [19, 18] {
+            assert!(told(device_type, 0, None));
+            assert!(told(device_type, 0, Some(&[])));
+            assert!(!told(device_type, 0, Some(&[1; 8])));
+        }
+        // Entropy has none; of an unknown type nothing is known.
+        assert!(!told(4, u64::MAX, None));
+        assert!(!told(63, u64::MAX, None));
+        // A network with a MAC address of the device's, and one without.
+        assert!(told(1, 1 << 5, None));
+        assert!(!told(1, 1 << 32, None));
+        let given = Generic {
+            config: Some(vec![3; 8]),
+            ..generic()
+        };
+        let view = BackendView {
+            features: 0,
+            config: None,
+            requested_queues: 1,
+        };
+        assert_eq!(given.caution(&view), None);
     }
 }

@@ -70,8 +70,8 @@ pub(super) trait Rules {
     /// The configuration space that the guest sees, or what is wrong with the one of the back-end.
     fn config(&self, view: &BackendView<'_>) -> Result<Vec<u8>, String>;
 
-    /// What the user should know about a back-end with these features before relying on it.
-    fn caution(&self, backend_features: u64) -> Option<&'static str>;
+    /// What the user should know about the back-end before relying on it.
+    fn caution(&self, view: &BackendView<'_>) -> Option<&'static str>;
 
     /// The bytes of the configuration space that a driver may write, if `features` were offered.
     fn writable(&self, features: u64, config_len: usize) -> Range<usize>;

@@ -63,7 +63,6 @@ pub struct Offer {
     pub features: u64,
     pub protocol: Protocol,
     pub queues: u64,
-    pub slots: u64,
     pub config: Vec<u8>,
 }
 
@@ -78,10 +77,8 @@ impl Default for Offer {
                 | Protocol::REPLY_ACK
                 | Protocol::CONFIG
                 | Protocol::BACKEND_REQ
-                | Protocol::RESET_DEVICE
-                | Protocol::CONFIGURE_MEM_SLOTS,
+                | Protocol::RESET_DEVICE,
             queues: 4,
-            slots: 32,
             config,
         }
     }
@@ -230,7 +227,6 @@ fn honest_answer(offer: &Offer, seen: &Seen) -> Option<Vec<u8>> {
         FrontendReq::GET_FEATURES => number(offer.features),
         FrontendReq::GET_PROTOCOL_FEATURES => number(offer.protocol.bits()),
         FrontendReq::GET_QUEUE_NUM => number(offer.queues),
-        FrontendReq::GET_MAX_MEM_SLOTS => number(offer.slots),
         FrontendReq::GET_VRING_BASE => Some(answer(code, &seen.payload)),
         FrontendReq::GET_CONFIG => Some(answer(code, &config_answer(offer, &seen.payload))),
         _ if seen.needs_reply => number(0),

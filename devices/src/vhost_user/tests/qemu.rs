@@ -162,18 +162,6 @@ fn dropping_the_device_closes_the_connection() {
 }
 
 #[test]
-fn ram_in_many_regions_is_told_slot_by_slot() {
-    let daemon = StorageDaemon::start(1, Speed::Full);
-    let ram = TestRam::in_many_regions();
-    let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
-    assert!(disk.device.negotiated().memory_slots.unwrap() >= ram.regions.len() as u64);
-    let mut ring = Ring::new(&ram, 0, LOW);
-    disk.activate(&[&ring]);
-    write_sector(&mut ring, &ram, 3, 0x33);
-    assert_eq!(read_sector(&mut ring, &ram, 3), [0x33; 512]);
-}
-
-#[test]
 fn a_daemon_that_stands_still_is_slow_and_then_dead() {
     let daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();

@@ -154,6 +154,16 @@ fn queues_outside_guest_ram_are_refused_before_the_back_end_hears_of_them() {
 }
 
 #[test]
+fn more_ram_regions_than_a_table_holds_are_refused() {
+    let ram = TestRam::in_many_regions();
+    let disk = disk(Peer::honest(), Limits::default(), &ram);
+    disk.device.activate(disk.activation.clone());
+    assert_eq!(next(&disk.events), Event::Activated(Err(ActivationFailed)));
+    assert_eq!(count(&disk.peer.seen).get("SET_MEM_TABLE"), None);
+    assert_eq!(disk.device.state(), DeviceState::Idle);
+}
+
+#[test]
 fn a_base_that_cannot_be_fails_the_device() {
     let ram = TestRam::new();
     let base = answer(

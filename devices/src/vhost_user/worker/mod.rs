@@ -124,9 +124,6 @@ impl Worker {
         );
         let negotiated = negotiation::negotiate(&mut frontend, spec)?;
         tracing::debug!(device = spec.id, ?negotiated, "negotiated");
-        if let Some(caution) = spec.profile.rules().caution(negotiated.backend_features) {
-            tracing::warn!(device = spec.id, "{caution}");
-        }
         Ok(Worker {
             shared: Arc::clone(shared),
             limits,

@@ -7,11 +7,10 @@ use vhost::vhost_user::VhostUserProtocolFeatures;
 use super::Worker;
 use crate::vhost_user::counters::RunningRings;
 use crate::vhost_user::error::Cause;
-use crate::vhost_user::frontend::{Frontend, RingEvent, RingState};
+use crate::vhost_user::frontend::Frontend;
 use crate::vhost_user::inbox::Order;
 use crate::vhost_user::memory::RamRegion;
 use crate::vhost_user::rings;
-use crate::vhost_user::socket::MAX_FDS;
 use crate::virtio::{Activation, ActiveQueue};
 
 /// The time from an activation to the reset that ends it.
@@ -63,7 +62,8 @@ impl Worker {
         if !self.told_ram.as_ref().is_some_and(knows) {
             // Should the answer be lost, the table is sent again.
             self.told_ram = None;
-            send_memory(frontend, &ram, self.negotiated.memory_slots)?;
+            // One table, which replaces whatever was told before: guest RAM has two regions at most.
+            frontend.set_mem_table(&ram)?;
             self.told_ram = Some(Arc::clone(&ram));
         }
         for queue in &activation.queues {
@@ -78,10 +78,10 @@ impl Worker {
                 place: rings::Place::of(queue),
                 stopped_at: None,
             });
-            frontend.set_vring_event(queue.index, RingEvent::Kick, Some(&queue.kick))?;
+            frontend.set_vring_kick(queue)?;
         }
         for queue in &activation.queues {
-            frontend.set_vring_enable(queue.index, RingState::Enabled)?;
+            frontend.enable_vring(queue.index)?;
         }
         frontend.fence()?;
         session.service = Service::Complete;
@@ -127,36 +127,11 @@ pub(super) fn set_up(frontend: &mut Frontend, queue: &ActiveQueue, base: u16) ->
     frontend.set_vring_num(queue.index, queue.size)?;
     frontend.set_vring_base(queue.index, base)?;
     frontend.set_vring_addr(queue)?;
-    frontend.set_vring_event(queue.index, RingEvent::Call, Some(&queue.call))
+    frontend.set_vring_call(queue)
 }
 
 /// Tells the back-end that there may be buffers in a ring. This can only fail when as many signals are pending that
 /// one more makes no difference.
 pub(super) fn kick(queue: &ActiveQueue) {
     let _ = queue.kick.write(1);
-}
-
-/// Tells the back-end all of guest RAM: in one table if it fits there, which replaces whatever was
-/// told before, else region by region.
-fn send_memory(
-    frontend: &mut Frontend,
-    ram: &[RamRegion],
-    memory_slots: Option<u64>,
-) -> Result<(), Cause> {
-    if ram.len() <= MAX_FDS {
-        return frontend.set_mem_table(ram);
-    }
-    if memory_slots.unwrap_or(0) < ram.len() as u64 {
-        return Err(Cause::Unusable {
-            reason: format!(
-                "guest RAM has {} regions, and it can hold {}",
-                ram.len(),
-                memory_slots.unwrap_or(MAX_FDS as u64)
-            ),
-        });
-    }
-    for region in ram {
-        frontend.add_mem_reg(region)?;
-    }
-    Ok(())
 }

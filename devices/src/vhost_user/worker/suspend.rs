@@ -17,16 +17,17 @@
 //! the harmless question: a back-end that stands still (stopped by a signal, say) is left owing that answer, which
 //! stops nothing, whenever it comes.
 
+use vhost::vhost_user::message::FrontendReq;
+
 use super::Worker;
 use super::session::{Ring, Service, Session, kick, set_up};
 use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::{Cause, During, Violation};
-use crate::vhost_user::frontend::{Patience, RingEvent, RingState};
+use crate::vhost_user::frontend::Patience;
 use crate::vhost_user::inbox::Order;
 use crate::vhost_user::memory::RamRegion;
 use crate::vhost_user::message::RequestCode;
 use crate::vhost_user::rings;
-use vhost::vhost_user::message::FrontendReq;
 
 impl Worker {
     /// Stops all rings, and keeps where they are to go on. The inner error leaves the device alive.
@@ -144,14 +145,14 @@ impl Worker {
             };
             set_up(frontend, &ring.queue, base)?;
             ring.stopped_at = None;
-            frontend.set_vring_event(ring.place.index, RingEvent::Kick, Some(&ring.queue.kick))?;
+            frontend.set_vring_kick(&ring.queue)?;
             restarted.push(&ring.queue);
         }
         if restarted.is_empty() {
             return Ok(());
         }
         for queue in &restarted {
-            frontend.set_vring_enable(queue.index, RingState::Enabled)?;
+            frontend.enable_vring(queue.index)?;
         }
         frontend.fence()?;
         for queue in restarted {

@@ -70,7 +70,6 @@ pub struct Registers {
     device_feature_select: u32,
     driver_feature_select: u32,
     driver_features: u64,
-    config_generation: u8,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
     isr: u8,
@@ -91,7 +90,6 @@ impl Registers {
             device_feature_select: 0,
             driver_feature_select: 0,
             driver_features: 0,
-            config_generation: 0,
             queue_select: 0,
             queues,
             isr: 0,
@@ -124,7 +122,7 @@ impl Registers {
         );
         put(16, &msix.vector(Self::CONFIG_SOURCE).to_le_bytes());
         put(18, &(self.queues.len() as u16).to_le_bytes());
-        put(20, &[self.status, self.config_generation]);
+        put(20, &[self.status, self.device.config_generation()]);
         put(22, &self.queue_select.to_le_bytes());
         // A queue that does not exist reads as zeros: size 0 means "not available".
         if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {
@@ -310,9 +308,8 @@ impl Registers {
         self.clear(msix);
     }
 
-    /// The configuration space has changed.
+    /// The configuration space or the status has changed.
     pub fn config_changed(&mut self) -> Notify {
-        self.config_generation = self.config_generation.wrapping_add(1);
         self.isr |= ISR_CONFIG;
         Notify::Yes
     }
@@ -333,10 +330,7 @@ impl Registers {
 
     fn clear(&mut self, msix: &mut MsiX) {
         msix.unbind_all();
-        *self = Registers {
-            config_generation: self.config_generation,
-            ..Registers::new(self.device.clone(), self.ram.clone())
-        };
+        *self = Registers::new(self.device.clone(), self.ram.clone());
     }
 }
 
