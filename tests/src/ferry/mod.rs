@@ -1,22 +1,24 @@
 //! Starting Ferry and watching what becomes of it.
 
+mod ended;
+mod guest;
+mod linux;
+
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::TINY_GUEST;
-use crate::lines::{Line, complete_lines};
-use crate::process::{POLL, Process};
+use crate::lines::Line;
+use crate::process::Process;
 
-/// How long anything may take in a test with the tiny guest. It takes a hundredth of that.
-const LIMIT: Duration = Duration::from_secs(60);
+pub use ended::Ended;
+pub use guest::Guest;
+pub use linux::Kernel;
+use linux::Linux;
 
 /// Something that listens on a vhost-user socket.
 pub trait Listener {
@@ -53,27 +55,82 @@ pub fn ferry_binary() -> PathBuf {
 /// A virtual machine that is yet to be started.
 #[derive(Debug)]
 pub struct Ferry {
-    kernel: PathBuf,
+    payload: Payload,
     cmdline: String,
     memory: String,
     cpus: u32,
     arguments: Vec<OsString>,
     disks: u32,
+    api: Option<PathBuf>,
     directory: TempDir,
+}
+
+#[derive(Debug)]
+enum Payload {
+    Tiny,
+    Linux(Linux),
+}
+
+/// How patient a test is with a guest.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// How long anything may take. It takes a hundredth of that, on a machine that is neither loaded nor emulated.
+    limit: Duration,
+    /// How often a condition is looked at that has no event.
+    poll: Duration,
 }
 
 impl Ferry {
     /// Runs the tiny guest with this command line, on 64 MiB of RAM and one CPU.
     pub fn tiny(cmdline: &str) -> Self {
+        Self::new(Payload::Tiny, cmdline, "64M")
+    }
+
+    /// Runs Debian's kernel, on 512 MiB of RAM and one CPU. The guest runs `script` as root, with `sh -e`, says whether
+    /// that succeeded, and powers off.
+    pub fn linux(script: &str) -> Self {
+        let cmdline = "console=ttyS0 quiet loglevel=0 mitigations=off panic=-1";
+        Self::new(Payload::Linux(Linux::new(script)), cmdline, "512M")
+            .arg("--connect-timeout")
+            .arg("60")
+    }
+
+    fn new(payload: Payload, cmdline: &str, memory: &str) -> Self {
         Ferry {
-            kernel: PathBuf::from(TINY_GUEST),
+            payload,
             cmdline: cmdline.to_owned(),
-            memory: "64M".to_owned(),
+            memory: memory.to_owned(),
             cpus: 1,
             arguments: Vec::new(),
             disks: 0,
+            api: None,
             directory: TempDir::new().expect("a temporary directory"),
         }
+    }
+
+    /// How Linux is packed. It is [`Kernel::Vmlinux`] unless this says otherwise.
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.linux_payload().kernel = kernel;
+        self
+    }
+
+    /// A file in the root directory of Linux.
+    pub fn file(mut self, path: &str, content: Vec<u8>) -> Self {
+        self.linux_payload().files.push((path.to_owned(), content));
+        self
+    }
+
+    fn linux_payload(&mut self) -> &mut Linux {
+        match &mut self.payload {
+            Payload::Linux(linux) => linux,
+            Payload::Tiny => panic!("the tiny guest has nothing of this kind"),
+        }
+    }
+
+    /// More words for the guest's command line.
+    pub fn cmdline(mut self, more: &str) -> Self {
+        self.cmdline = format!("{} {more}", self.cmdline);
+        self
     }
 
     /// Guest RAM, "64M".
@@ -102,6 +159,14 @@ impl Ferry {
     /// How long, in seconds, a back-end may be silent before Ferry takes it for dead.
     pub fn dead_timeout(self, seconds: u32) -> Self {
         self.arg("--dead-timeout").arg(seconds.to_string())
+    }
+
+    /// Serves the API, for [`Guest::api`].
+    pub fn with_api(mut self) -> Self {
+        let socket = self.directory.path().join("api");
+        self = self.arg("--api-socket").arg(&socket);
+        self.api = Some(socket);
+        self
     }
 
     /// A disk with one queue. Its name is `disk0`, the next one's `disk1`.
@@ -136,7 +201,22 @@ impl Ferry {
     pub fn start(self) -> Guest {
         let serial = self.directory.path().join("serial");
         let mut command = Command::new(ferry_binary());
-        command.arg("--kernel").arg(&self.kernel);
+        let patience = match &self.payload {
+            Payload::Tiny => {
+                command.arg("--kernel").arg(TINY_GUEST);
+                Patience {
+                    limit: Duration::from_secs(60),
+                    poll: crate::process::POLL,
+                }
+            }
+            Payload::Linux(linux) => {
+                linux.describe(&mut command, self.directory.path());
+                Patience {
+                    limit: Duration::from_secs(240),
+                    poll: Duration::from_millis(50),
+                }
+            }
+        };
         command.arg("--cmdline").arg(&self.cmdline);
         command.arg("--cpus").arg(format!("boot={}", self.cpus));
         command.arg("--memory").arg(format!("size={}", self.memory));
@@ -146,237 +226,13 @@ impl Ferry {
         command.args(["--console", "off", "-v"]);
         command.args(&self.arguments);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = Process::start(command, None);
-        let log = Log::default();
-        let collector = process
-            .child()
-            .stderr
-            .take()
-            .map(|stderr| log.collect(stderr));
-        Guest {
-            process,
-            log,
-            collector,
-            serial,
-            _directory: self.directory,
-        }
+        let process = Process::start(command, None);
+        Guest::new(process, serial, patience, self.api, self.directory)
     }
 
     /// Starts it and waits for its end.
     pub fn run(self) -> Ended {
         self.start().end()
-    }
-}
-
-/// What Ferry writes to its standard error.
-#[derive(Clone, Debug, Default)]
-struct Log(Arc<Mutex<Vec<Line>>>);
-
-impl Log {
-    fn collect(&self, stderr: impl Read + Send + 'static) -> thread::JoinHandle<()> {
-        let log = self.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                log.0
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(Line(line));
-            }
-        })
-    }
-
-    fn lines(&self) -> Vec<Line> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-/// A running virtual machine. Ends with a SIGKILL for Ferry when it is dropped.
-#[derive(Debug)]
-pub struct Guest {
-    process: Process,
-    log: Log,
-    collector: Option<thread::JoinHandle<()>>,
-    serial: PathBuf,
-    _directory: TempDir,
-}
-
-impl Guest {
-    /// Everything on the serial port so far.
-    pub fn serial(&self) -> Vec<Line> {
-        let bytes = fs::read(&self.serial).unwrap_or_default();
-        complete_lines(&String::from_utf8_lossy(&bytes))
-    }
-
-    /// Everything in Ferry's log so far.
-    pub fn log(&self) -> Vec<Line> {
-        self.log.lines()
-    }
-
-    /// Waits for a line on the serial port that contains `text`.
-    pub fn wait_for(&mut self, text: &str) -> Line {
-        self.wait_until(&format!("'{text}' on the serial port"), |guest| {
-            find(&guest.serial(), text)
-        })
-    }
-
-    /// Waits for `count` lines on the serial port that contain `text`.
-    pub fn wait_for_count(&mut self, text: &str, count: usize) {
-        self.wait_until(
-            &format!("{count} times '{text}' on the serial port"),
-            |guest| {
-                let found = guest
-                    .serial()
-                    .iter()
-                    .filter(|line| line.0.contains(text))
-                    .count();
-                (found >= count).then_some(())
-            },
-        );
-    }
-
-    /// Waits for a line in Ferry's log that contains `text`.
-    pub fn wait_for_log(&mut self, text: &str) -> Line {
-        self.wait_until(&format!("'{text}' in Ferry's log"), |guest| {
-            find(&guest.log(), text)
-        })
-    }
-
-    /// Waits for something that is neither; panics when it does not come, or Ferry ends before it.
-    pub fn wait_until<T>(&mut self, what: &str, look: impl Fn(&Guest) -> Option<T>) -> T {
-        let begin = Instant::now();
-        loop {
-            let ended = self.process.child().try_wait().ok().flatten();
-            if let Some(found) = look(self) {
-                return found;
-            }
-            if let Some(status) = ended {
-                panic!(
-                    "Ferry ended ({status}) before {what}\n{}",
-                    self.transcript()
-                );
-            }
-            if begin.elapsed() > LIMIT {
-                panic!("no {what} within {:?}\n{}", LIMIT, self.transcript());
-            }
-            thread::sleep(POLL);
-        }
-    }
-
-    /// Whether Ferry still runs.
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.process.child().try_wait(), Ok(None))
-    }
-
-    /// Ferry's process number.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Sends SIGTERM and waits for the end.
-    pub fn terminate(self) -> Ended {
-        self.process.signal(libc::SIGTERM);
-        self.end()
-    }
-
-    /// Waits for the end.
-    pub fn end(mut self) -> Ended {
-        let status = self.process.wait(LIMIT);
-        let Some(status) = status else {
-            panic!(
-                "Ferry has not ended within {:?}\n{}",
-                LIMIT,
-                self.transcript()
-            );
-        };
-        if let Some(collector) = self.collector.take() {
-            let _ = collector.join();
-        }
-        Ended {
-            status: status.code(),
-            serial: self.serial(),
-            log: self.log(),
-        }
-    }
-
-    fn transcript(&self) -> String {
-        transcript(&self.serial(), &self.log())
-    }
-}
-
-/// What is left of a virtual machine.
-#[derive(Debug)]
-pub struct Ended {
-    /// Ferry's exit status; none if a signal ended it.
-    pub status: Option<i32>,
-    /// Everything on the serial port.
-    pub serial: Vec<Line>,
-    /// Ferry's log.
-    pub log: Vec<Line>,
-}
-
-impl Ended {
-    /// Panics unless the guest finished what it was to do and powered off, and Ferry ended with status 0.
-    pub fn succeeded(self) -> Self {
-        if let Some(failure) = find(&self.serial, "FAIL") {
-            panic!("{failure}\n{}", self.transcript());
-        }
-        let done =
-            find(&self.serial, "tiny: done").or_else(|| find(&self.serial, "ferry: test: ok"));
-        assert!(
-            done.is_some(),
-            "the guest was not done\n{}",
-            self.transcript()
-        );
-        self.with_status(0)
-    }
-
-    /// Panics unless Ferry ended with this status.
-    pub fn with_status(self, status: i32) -> Self {
-        assert_eq!(
-            self.status,
-            Some(status),
-            "exit status\n{}",
-            self.transcript()
-        );
-        self
-    }
-
-    /// The first line on the serial port that contains `text`. Panics if there is none.
-    pub fn line(&self, text: &str) -> Line {
-        find(&self.serial, text)
-            .unwrap_or_else(|| panic!("no '{text}' on the serial port\n{}", self.transcript()))
-    }
-
-    /// All lines on the serial port that contain `text`.
-    pub fn lines(&self, text: &str) -> Vec<Line> {
-        self.serial
-            .iter()
-            .filter(|line| line.0.contains(text))
-            .cloned()
-            .collect()
-    }
-
-    /// All lines in Ferry's log that contain `text`.
-    pub fn log_lines(&self, text: &str) -> Vec<Line> {
-        self.log
-            .iter()
-            .filter(|line| line.0.contains(text))
-            .cloned()
-            .collect()
-    }
-
-    /// The line in which Ferry counts the vCPUs' exits at its end.
-    pub fn exits(&self) -> Line {
-        find(&self.log, "vCPU exits:")
-            .unwrap_or_else(|| panic!("no count of exits\n{}", self.transcript()))
-    }
-
-    /// Serial port and log, for a failed test's message.
-    pub fn transcript(&self) -> String {
-        transcript(&self.serial, &self.log)
     }
 }
 
