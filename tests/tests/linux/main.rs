@@ -7,6 +7,8 @@
 
 mod back_ends;
 mod devices;
+mod pause;
+mod records;
 
 use std::fs;
 
