@@ -9,10 +9,11 @@ mod back_ends;
 mod devices;
 mod pause;
 mod records;
+mod stopped;
 
 use std::fs;
 
-use ferry_tests::{Ferry, Kernel, Qsd, Virtiofsd};
+use ferry_tests::{Ferry, Guest, Kernel, Qsd, Virtiofsd};
 
 /// Writes 8 MiB to the disk and reads them back from the device.
 const DISK_WORKS: &str = "
@@ -237,4 +238,10 @@ fn drivers_can_be_unbound_and_bound_again() {
         .with_fs(&share, "share")
         .run()
         .succeeded();
+}
+
+/// What `vm.info` says.
+fn info(guest: &Guest) -> serde_json::Value {
+    let reply = guest.api().get("vm.info").expect("a description");
+    serde_json::from_slice(&reply.body).expect("JSON")
 }
