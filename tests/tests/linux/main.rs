@@ -8,6 +8,7 @@
 mod back_ends;
 mod devices;
 mod pause;
+mod power;
 mod records;
 mod stopped;
 
