@@ -149,4 +149,6 @@ void mode_fuse(void)
         release(node, handle);
         say("fuse verified=%u", count);
     }
+    if (!setup.polled)
+        say("fuse interrupts=%u", queue_interrupts(&device, &device.queues[1]));
 }

@@ -18,6 +18,9 @@
 )]
 
 pub mod backend;
+#[path = "../../xtask/src/cpio.rs"]
+#[allow(dead_code, reason = "some of it is for the common initramfs")]
+mod cpio;
 mod daemons;
 mod ferry;
 mod lines;
@@ -26,9 +29,17 @@ mod process;
 pub mod units;
 
 pub use daemons::{Qsd, QsdOptions, Virtiofsd};
-pub use ferry::{Ended, Ferry, Guest, Listener, ferry_binary};
+pub use ferry::{Ended, Ferry, Guest, Kernel, Listener, ferry_binary};
 pub use lines::Line;
-pub use process::Process;
+pub use process::{Process, tool};
 
 /// The path of the tiny guest, a PVH kernel that `build.rs` makes from `guest/`.
 pub const TINY_GUEST: &str = env!("TINY_GUEST");
+
+/// Programs that a Linux guest can run: static, for the file system's root ([`Ferry::file`]).
+pub mod programs {
+    /// Writes numbered, checksummed records, and reads them back (`guest/linux/records.c`).
+    pub const RECORDS: &str = env!("LINUX_RECORDS");
+    /// Says "hello" to the host's port 1234 and prints the answer (`guest/linux/vsock.c`).
+    pub const VSOCK: &str = env!("LINUX_VSOCK");
+}

@@ -15,6 +15,7 @@ fn a_guest_writes_a_file_that_the_host_reads() {
         .succeeded();
     assert_eq!(ended.line("fuse tag=").get("tag"), Some("home"));
     assert_eq!(ended.line("fuse init").number("major"), 7);
+    assert!(ended.line("fuse interrupts=").number("interrupts") >= 1);
     let written = fs::read(share.shared().join("from-guest")).unwrap();
     assert!(written == pattern::blocks(BLOCK, 4, 20));
 }

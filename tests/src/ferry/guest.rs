@@ -1,0 +1,201 @@
+//! A running guest.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use ferry_api::client::{Client, Limits};
+use tempfile::TempDir;
+
+use super::{Ended, Patience, find, transcript};
+use crate::lines::{Line, complete_lines};
+use crate::process::Process;
+
+/// What Ferry writes to its standard error.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<Line>>>);
+
+impl Log {
+    fn collect(&self, stderr: impl Read + Send + 'static) -> thread::JoinHandle<()> {
+        let log = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                log.0
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(Line(line));
+            }
+        })
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// A running virtual machine. Ends with a SIGKILL for Ferry when it is dropped.
+#[derive(Debug)]
+pub struct Guest {
+    process: Process,
+    log: Log,
+    collector: Option<thread::JoinHandle<()>>,
+    serial: PathBuf,
+    patience: Patience,
+    api: Option<Client>,
+    _directory: TempDir,
+}
+
+impl Guest {
+    pub(super) fn new(
+        mut process: Process,
+        serial: PathBuf,
+        patience: Patience,
+        api: Option<PathBuf>,
+        directory: TempDir,
+    ) -> Self {
+        let log = Log::default();
+        let collector = process
+            .child()
+            .stderr
+            .take()
+            .map(|stderr| log.collect(stderr));
+        let limits = Limits {
+            connect: patience.limit,
+            silence: patience.limit,
+            total: patience.limit,
+        };
+        Guest {
+            process,
+            log,
+            collector,
+            serial,
+            patience,
+            api: api.map(|socket| Client::new(socket, limits)),
+            _directory: directory,
+        }
+    }
+
+    /// A client of its API. Panics unless [`Ferry::with_api`](super::Ferry::with_api) was asked for.
+    pub fn api(&self) -> &Client {
+        match &self.api {
+            Some(client) => client,
+            None => panic!("this Ferry serves no API"),
+        }
+    }
+
+    /// Has the API do something, such as `vm.pause`. Panics if it refuses.
+    pub fn put(&self, route: &str) {
+        if let Err(error) = self.api().put(route, b"") {
+            let reasons = error.chain().join(": ");
+            panic!("{route}: {reasons}\n{}", self.transcript());
+        }
+    }
+
+    /// Everything on the serial port so far.
+    pub fn serial(&self) -> Vec<Line> {
+        let bytes = fs::read(&self.serial).unwrap_or_default();
+        complete_lines(&String::from_utf8_lossy(&bytes))
+    }
+
+    /// Everything in Ferry's log so far.
+    pub fn log(&self) -> Vec<Line> {
+        self.log.lines()
+    }
+
+    /// Waits for a line on the serial port that contains `text`.
+    pub fn wait_for(&mut self, text: &str) -> Line {
+        self.wait_until(&format!("'{text}' on the serial port"), |guest| {
+            find(&guest.serial(), text)
+        })
+    }
+
+    /// Waits for `count` lines on the serial port that contain `text`.
+    pub fn wait_for_count(&mut self, text: &str, count: usize) {
+        self.wait_until(
+            &format!("{count} times '{text}' on the serial port"),
+            |guest| {
+                let found = guest
+                    .serial()
+                    .iter()
+                    .filter(|line| line.0.contains(text))
+                    .count();
+                (found >= count).then_some(())
+            },
+        );
+    }
+
+    /// Waits for a line in Ferry's log that contains `text`.
+    pub fn wait_for_log(&mut self, text: &str) -> Line {
+        self.wait_until(&format!("'{text}' in Ferry's log"), |guest| {
+            find(&guest.log(), text)
+        })
+    }
+
+    /// Waits for something that is neither; panics when it does not come, or Ferry ends before it.
+    pub fn wait_until<T>(&mut self, what: &str, look: impl Fn(&Guest) -> Option<T>) -> T {
+        let begin = Instant::now();
+        loop {
+            let ended = self.process.child().try_wait().ok().flatten();
+            if let Some(found) = look(self) {
+                return found;
+            }
+            if let Some(status) = ended {
+                panic!(
+                    "Ferry ended ({status}) before {what}\n{}",
+                    self.transcript()
+                );
+            }
+            let limit = self.patience.limit;
+            if begin.elapsed() > limit {
+                panic!("no {what} within {limit:?}\n{}", self.transcript());
+            }
+            thread::sleep(self.patience.poll);
+        }
+    }
+
+    /// Whether Ferry still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.process.child().try_wait(), Ok(None))
+    }
+
+    /// Ferry's process number.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn terminate(self) -> Ended {
+        self.process.signal(libc::SIGTERM);
+        self.end()
+    }
+
+    /// Waits for the end.
+    pub fn end(mut self) -> Ended {
+        let limit = self.patience.limit;
+        let Some(status) = self.process.wait(limit) else {
+            panic!(
+                "Ferry has not ended within {limit:?}\n{}",
+                self.transcript()
+            );
+        };
+        if let Some(collector) = self.collector.take() {
+            let _ = collector.join();
+        }
+        Ended {
+            status: status.code(),
+            serial: self.serial(),
+            log: self.log(),
+        }
+    }
+
+    /// Serial port and log so far, for a failed test's message.
+    pub fn transcript(&self) -> String {
+        transcript(&self.serial(), &self.log())
+    }
+}

@@ -1,0 +1,66 @@
+//! Debian's kernel with an initramfs for one test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cpio::Archive;
+
+/// How Linux is packed.
+#[derive(Clone, Copy, Debug)]
+pub enum Kernel {
+    /// An ELF file, entered through its PVH note.
+    Vmlinux,
+    /// A compressed kernel, entered in 64-bit mode.
+    BzImage,
+}
+
+/// What Linux is booted from.
+#[derive(Debug)]
+pub struct Linux {
+    pub kernel: Kernel,
+    /// Files added to the initramfs: path and content.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl Linux {
+    /// A guest that runs `script`.
+    pub fn new(script: &str) -> Self {
+        let script = format!("set -e\n{script}\n");
+        Linux {
+            kernel: Kernel::Vmlinux,
+            files: vec![("test.sh".to_owned(), script.into_bytes())],
+        }
+    }
+
+    /// Adds what Ferry has to be told; files that are made for it go to `directory`.
+    pub fn describe(&self, command: &mut Command, directory: &Path) {
+        let kernel = asset(match self.kernel {
+            Kernel::Vmlinux => "FERRY_KERNEL_VMLINUX",
+            Kernel::BzImage => "FERRY_KERNEL_BZIMAGE",
+        });
+        let initramfs = directory.join("initramfs");
+        fs::write(&initramfs, self.initramfs()).expect("an initramfs");
+        command.arg("--kernel").arg(kernel);
+        command.arg("--initramfs").arg(initramfs);
+    }
+
+    /// The common initramfs with this guest's files in a second archive behind it.
+    fn initramfs(&self) -> Vec<u8> {
+        let mut content = fs::read(asset("FERRY_INITRAMFS")).expect("the common initramfs");
+        let mut archive = Archive::new();
+        for (path, file) in &self.files {
+            archive.file(path, file);
+        }
+        content.extend(archive.finish());
+        content
+    }
+}
+
+/// What `cargo xtask test` names in the environment.
+fn asset(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) => path.into(),
+        None => panic!("{variable} is not set: run these tests through `cargo xtask test`"),
+    }
+}
