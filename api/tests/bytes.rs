@@ -68,15 +68,29 @@ fn a_request_may_arrive_in_pieces() {
 #[test]
 fn a_client_that_has_said_all_still_gets_its_answer() {
     let server = TestServer::start();
-    let mut stream = server.connect();
-    let pause = request("PUT", "/api/v1/vm.pause", "");
-    stream.write_all(&pause).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
+    let body = "x".repeat(300_000);
+    let ask = |bytes: &[u8]| {
+        let mut stream = server.connect();
+        stream.write_all(bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream
+    };
+    let mut stream = ask(&request("PUT", "/api/v1/vm.pause", ""));
     server.wait_asked(1);
     for reply in server.script.held.lock().unwrap().drain(..) {
         reply.answer(Ok(ferry_api::control::Response::Done));
     }
     assert_eq!(receive(&mut stream).status(), 204);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    // The end may come with the request's bytes or after them.
+    for _ in 0..100 {
+        let mut stream = ask(&request("PUT", "/api/v1/vm.boot", ""));
+        assert_eq!(receive(&mut stream).status(), 204);
+        let mut stream = ask(&request("PUT", "/api/v1/vm.boot", "{}"));
+        assert_eq!(receive(&mut stream).status(), 204);
+        let mut stream = ask(&request("PUT", "/api/v1/vm.boot", &body));
+        assert_eq!(receive(&mut stream).status(), 204);
+    }
 }
 
 #[test]

@@ -96,3 +96,19 @@ fn those_who_wait_are_bounded() {
     }
     assert_eq!(server.ask("GET", "/api/v1/vm.events", "").status(), 200);
 }
+
+#[test]
+fn those_who_leave_make_room_for_others() {
+    let server = TestServer::with(Limits {
+        watchers: 1,
+        ..Limits::default()
+    });
+    let wait = request("GET", "/api/v1/vm.events?wait=30", "");
+    for _ in 0..5 {
+        let mut stream = server.connect();
+        stream.write_all(&wait).unwrap();
+        common::wait_until(|| server.ask("GET", "/api/v1/vm.events", "").status() == 503);
+        drop(stream);
+        common::wait_until(|| server.ask("GET", "/api/v1/vm.events", "").status() == 200);
+    }
+}

@@ -78,7 +78,7 @@ pub async fn read(
         let frame = std::future::poll_fn(|context| Pin::new(&mut *incoming).poll_frame(context));
         let bytes = match frame.await {
             None => break,
-            Some(Err(_)) => return Err(Failure::new(400, "the request's body is not complete")),
+            Some(Err(_)) => return Err(cut_off()),
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
         };
         length = length.saturating_add(bytes.len() as u64);
@@ -107,4 +107,9 @@ pub async fn read(
 /// The client took too long.
 pub fn late() -> Failure {
     Failure::new(408, "the request's body has not arrived in time")
+}
+
+/// The client has ended before its body did.
+pub fn cut_off() -> Failure {
+    Failure::new(400, "the request's body is not complete")
 }

@@ -25,6 +25,8 @@ pub async fn serve(stream: UnixStream, entry: Rc<Entry>, shared: Rc<Shared>) {
     // Also when this task is dropped.
     let _leave = Leave(&shared, &entry);
     let service = service_fn(|request| {
+        // Not in the task, which begins later: the next read already depends on it.
+        entry.enter_body();
         let (entry, shared) = (entry.clone(), shared.clone());
         async move { Ok::<_, Infallible>(exchange(request, &entry, &shared).await) }
     });
@@ -48,7 +50,7 @@ pub async fn serve(stream: UnixStream, entry: Rc<Entry>, shared: Rc<Shared>) {
         if !stopping && stopped.as_mut().poll(context).is_ready() {
             stopping = true;
             match entry.phase() {
-                Phase::Idle | Phase::Receiving => return Poll::Ready(()),
+                Phase::Idle | Phase::Head | Phase::Body => return Poll::Ready(()),
                 Phase::Answering | Phase::Writing => connection.as_mut().graceful_shutdown(),
             }
         }
@@ -71,16 +73,21 @@ impl Drop for Leave<'_> {
 
 /// One request and its answer.
 async fn exchange(request: hyper::Request<Incoming>, entry: &Entry, shared: &Shared) -> Response {
-    if entry.phase() != Phase::Receiving {
-        entry.enter(Phase::Receiving);
-    }
     let deadline = entry.since() + shared.limits.receive;
     let (head, mut incoming) = request.into_parts();
     let reading = body::read(&mut incoming, &shared.bodies, shared.limits.body);
-    let read = match tokio::time::timeout_at(deadline, reading).await {
-        Ok(read) => read,
-        Err(_) => Err(body::late()),
-    };
+    let mut reading = pin!(tokio::time::timeout_at(deadline, reading));
+    let mut said_all = pin!(entry.said_all());
+    let read = std::future::poll_fn(|context| match reading.as_mut().poll(context) {
+        Poll::Ready(Ok(read)) => Poll::Ready(read),
+        Poll::Ready(Err(_)) => Poll::Ready(Err(body::late())),
+        // Whatever the client had sent before has just been read.
+        Poll::Pending => said_all
+            .as_mut()
+            .poll(context)
+            .map(|()| Err(body::cut_off())),
+    })
+    .await;
     entry.enter(Phase::Answering);
     let response = match read {
         Ok(body) => answer(&head, body, shared).await,

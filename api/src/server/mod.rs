@@ -7,14 +7,14 @@
 //! A connection is in one of these phases, which decide what may be closed and when:
 //!
 //! ```text
-//!            first byte          body complete         answer known
-//!   Idle ──────────────▶ Receiving ─────────▶ Answering ─────────▶ Writing
-//!    ▲                                                               │
-//!    └───────────────────────────── all of it written ───────────────┘
+//!        first byte        head complete        body complete          answer known
+//!   Idle ─────────▶ Head ──────────────▶ Body ──────────────▶ Answering ────────▶ Writing
+//!    ▲                                                                              │
+//!    └──────────────────────────── all of it written ───────────────────────────────┘
 //! ```
 //!
-//! - *Receiving* and *Writing* end after [`Limits::receive`]: a slow client is closed, with status 408 if its head had
-//!   arrived.
+//! - *Head* and *Body* together, and *Writing*, end after [`Limits::receive`]: a slow client is closed, with status 408 if
+//!   its head had arrived.
 //! - *Idle* may last for ever. When [`Limits::connections`] are open and another client comes, the connection that has
 //!   waited longest for its client is closed, so that clients that are slow on purpose do not lock out others. A
 //!   connection whose request is being answered is never closed for that; if all are, the new one is.

@@ -23,6 +23,16 @@ pub struct Stream {
     entry: Rc<Entry>,
     /// What is written in place of hyper's own refusal, as far as it is not written yet.
     refusal: Option<Vec<u8>>,
+    reading: Reading,
+}
+
+/// What hyper knows of the end of what the client sends.
+#[derive(Debug, PartialEq, Eq)]
+enum Reading {
+    /// All there is to know.
+    Open,
+    /// Not that it has come.
+    EndHidden,
 }
 
 impl Stream {
@@ -32,6 +42,7 @@ impl Stream {
             inner,
             entry,
             refusal: None,
+            reading: Reading::Open,
         }
     }
 
@@ -81,12 +92,16 @@ impl hyper::rt::Read for Stream {
         let read = buffer.filled();
         let phase = this.entry.phase();
         if read.is_empty() && length > 0 {
-            // A client may close its sending half as soon as it has sent its request, and still wants the answer.
-            if matches!(phase, Phase::Answering | Phase::Writing) && !this.hung_up() {
+            // A client may close its sending half as soon as it has sent its request, and still wants the answer. Hyper
+            // would give it up.
+            let has_asked = matches!(phase, Phase::Body | Phase::Answering | Phase::Writing);
+            if has_asked && !this.hung_up() {
+                this.reading = Reading::EndHidden;
+                this.entry.note_said_all();
                 return Poll::Pending;
             }
         } else if phase == Phase::Idle {
-            this.entry.enter(Phase::Receiving);
+            this.entry.enter(Phase::Head);
         }
         cursor.put_slice(read);
         Poll::Ready(Ok(()))
@@ -100,7 +115,7 @@ impl hyper::rt::Write for Stream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let before_any_answer = matches!(this.entry.phase(), Phase::Idle | Phase::Receiving);
+        let before_any_answer = matches!(this.entry.phase(), Phase::Idle | Phase::Head);
         if this.refusal.is_none() && before_any_answer {
             this.refusal = response::in_place_of(bytes);
         }
@@ -116,6 +131,10 @@ impl hyper::rt::Write for Stream {
         // Hyper flushes once all that it has is written.
         if flushed.is_ready() && this.entry.phase() == Phase::Writing {
             this.entry.enter(Phase::Idle);
+            if this.reading == Reading::EndHidden {
+                // For hyper to read once more, and this time to find the end.
+                context.waker().wake_by_ref();
+            }
         }
         flushed
     }

@@ -12,8 +12,10 @@ use tokio::time::Instant;
 pub enum Phase {
     /// It waits for its client's next request.
     Idle,
-    /// A request is arriving.
-    Receiving,
+    /// A request's head is arriving.
+    Head,
+    /// Its head has arrived, and its body is arriving.
+    Body,
     /// A request has arrived, and its answer is not known.
     Answering,
     /// An answer is being written.
@@ -26,6 +28,7 @@ pub struct Entry {
     phase: Cell<Phase>,
     since: Cell<Instant>,
     close: Notify,
+    said_all: Notify,
 }
 
 impl Entry {
@@ -43,6 +46,25 @@ impl Entry {
     pub fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.since.set(Instant::now());
+    }
+
+    /// A request's head is complete. The time for the whole of it goes on.
+    pub fn enter_body(&self) {
+        if self.phase() != Phase::Head {
+            // Its bytes came with those of the request before.
+            self.enter(Phase::Head);
+        }
+        self.phase.set(Phase::Body);
+    }
+
+    /// The client has closed its sending half.
+    pub fn note_said_all(&self) {
+        self.said_all.notify_one();
+    }
+
+    /// Returns when the client has closed its sending half.
+    pub async fn said_all(&self) {
+        self.said_all.notified().await;
     }
 
     /// Returns when it is to be closed.
@@ -68,6 +90,7 @@ impl Table {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
             close: Notify::new(),
+            said_all: Notify::new(),
         });
         self.entries.borrow_mut().push(entry.clone());
         Some(entry)
@@ -90,7 +113,7 @@ impl Table {
     /// Has all connections closed whose clients take longer than `limit` to send a request or to read an answer.
     pub fn close_slow(&self, limit: Duration) {
         for entry in self.entries.borrow().iter() {
-            let bounded = matches!(entry.phase(), Phase::Receiving | Phase::Writing);
+            let bounded = matches!(entry.phase(), Phase::Head | Phase::Body | Phase::Writing);
             if bounded && entry.since().elapsed() > limit {
                 entry.close.notify_one();
             }
