@@ -24,7 +24,7 @@ const fn counter(name: &'static str, help: &'static str) -> Described {
 }
 
 /// The names that are documented. A counter that is not among them is shown as well, as `untyped`.
-const DESCRIBED: [Described; 12] = [
+const DESCRIBED: [Described; 23] = [
     gauge("ferry_info", "Always 1; its label is Ferry's version"),
     gauge("ferry_vm_defined", "Whether there is a virtual machine"),
     gauge(
@@ -60,6 +60,41 @@ const DESCRIBED: [Described; 12] = [
     counter(
         "ferry_device_doorbell_exits",
         "Notifications that reached the back-end by way of Ferry",
+    ),
+    counter(
+        "ferry_device_activations",
+        "Activations by the guest's driver that succeeded",
+    ),
+    counter(
+        "ferry_device_resets",
+        "Resets by the guest's driver or for a new guest",
+    ),
+    counter("ferry_device_suspends", "Suspensions that succeeded"),
+    counter("ferry_device_resumes", "Resumptions that succeeded"),
+    counter(
+        "ferry_device_config_changes",
+        "Changes of the configuration space that the back-end announced",
+    ),
+    counter(
+        "ferry_device_late_answers",
+        "Answers that took the back-end longer than --request-timeout",
+    ),
+    counter(
+        "ferry_device_config_writes_dropped",
+        "Writes to the configuration space that were lost",
+    ),
+    gauge("ferry_device_queue_size", "Descriptors of a running queue"),
+    gauge(
+        "ferry_device_queue_available",
+        "Buffers made available by the guest since the activation, modulo 65536",
+    ),
+    gauge(
+        "ferry_device_queue_used",
+        "Buffers used by the back-end since the activation, modulo 65536",
+    ),
+    gauge(
+        "ferry_device_queue_in_flight",
+        "Buffers available and not used",
     ),
 ];
 

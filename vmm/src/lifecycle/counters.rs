@@ -1,4 +1,4 @@
-//! What clients can count. `docs/counters.md` is the list of names, and a test compares the two.
+//! What clients can count. `docs/counters.md` is the list of names.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use ferry_devices::vhost_user::{DeviceCounters, RingCounters};
 use ferry_devices::virtio::VirtioDevice;
 
 use super::Vmm;
+use super::describe;
 use super::devices::{Device, Ready};
 use super::vm::Phase;
 use crate::io_space::ExitCounters;
@@ -48,7 +49,10 @@ fn exits(exits: &ExitCounters) -> Numbers {
 }
 
 fn count(device: &Device) -> Numbers {
-    let mut numbers = Numbers::from([("reconnects".into(), device.reconnects)]);
+    let mut numbers = Numbers::from([
+        ("reconnects".into(), device.reconnects),
+        ("state".into(), describe::state(device) as u64),
+    ]);
     if let Some(ready) = device.ready() {
         numbers.extend(count_ready(ready));
         for ring in ready.rings() {

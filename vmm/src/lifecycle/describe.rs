@@ -72,7 +72,7 @@ fn causes(error: &vhost_user::Error) -> Vec<String> {
         .collect()
 }
 
-fn state(device: &Device) -> DeviceState {
+pub(super) fn state(device: &Device) -> DeviceState {
     match &device.link {
         Link::Down | Link::Starting(_) => DeviceState::Disconnected,
         Link::Up(ready) => match ready.state() {

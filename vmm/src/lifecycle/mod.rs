@@ -99,7 +99,13 @@ impl Error {
 
     /// As a client is told.
     fn refusal(&self) -> Refusal {
-        Refusal::failed(self)
+        let mut refusal = Refusal::failed(self);
+        // A flag alone is no reason.
+        if refusal.chain.len() > 1 && refusal.chain[0].starts_with("--") {
+            let flag = refusal.chain.remove(0);
+            refusal.chain[0].insert_str(0, &format!("{flag}: "));
+        }
+        refusal
     }
 }
 
