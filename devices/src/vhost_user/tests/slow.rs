@@ -8,7 +8,8 @@ use vhost::vhost_user::message::FrontendReq;
 use super::harness::{Event, HANG, LOW, Observer, TestRam, Transport, failure, next, started};
 use super::peer::{Offer, Peer, Reaction, answer, count, once};
 use super::ring::Ring;
-use crate::vhost_user::{DeviceState, Limits, VhostUserDevice, chain};
+use crate::chain;
+use crate::vhost_user::{DeviceState, Limits, VhostUserDevice};
 use crate::virtio::{Activation, ActivationFailed, VirtioDevice};
 
 const IMPATIENT: Limits = Limits {
