@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 
 use ferry_api::control::{Control, Reply, Request};
+use ferry_devices::sys::poll::{self, Interest};
 use ferry_devices::vhost_user;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -143,28 +144,12 @@ impl Events {
     }
 
     fn wait(&self, deadline: Option<Instant>) -> io::Result<()> {
-        let poll = |fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut fds = [
-            poll(self.sender.wake.as_raw_fd()),
-            poll(self.signals.as_raw_fd()),
-            poll(self.escape.as_raw_fd()),
+        let mut entries = [
+            poll::entry(Some(&*self.sender.wake), Interest::Read),
+            poll::entry(Some(&self.signals), Interest::Read),
+            poll::entry(Some(&self.escape), Interest::Read),
         ];
-        let timeout = deadline.map_or(-1, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up: waking early would only turn another round.
-            left.as_millis().saturating_add(1).min(i32::MAX as u128) as i32
-        });
-        // SAFETY: `fds` is an array of valid pollfds of that length.
-        let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
-        match ready {
-            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => Ok(()),
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+        poll::wait(&mut entries, deadline)
     }
 
     fn read_signal(&self) -> Option<&'static str> {

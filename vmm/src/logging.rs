@@ -22,6 +22,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use ferry_devices::chain;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
@@ -62,22 +63,6 @@ fn open(path: &std::path::Path) -> io::Result<File> {
         return Err(io::Error::other("it is a block device"));
     }
     Ok(file)
-}
-
-/// An error and its causes in one line, outermost first.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        // A transparent error says what its cause says.
-        if !text.ends_with(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 struct Log {

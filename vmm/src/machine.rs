@@ -210,17 +210,13 @@ fn build_bus(parts: &Parts<'_>, vm: &Arc<Vm>) -> Result<(PciBus, Vec<Arc<VirtioP
     let bars = (layout::PCI32.start as u32..).step_by(BAR_SIZE as usize);
     for (device, bar) in parts.devices.iter().zip(bars) {
         let name = || ferry_devices::virtio::VirtioDevice::id(device.as_ref()).to_string();
-        let function = VirtioPci::new(
-            device.clone(),
-            parts.ram.mapping().clone(),
-            bar,
-            vm.clone(),
-            vm.clone(),
-        )
-        .map_err(|source| Error::Pci {
-            device: name(),
-            source,
-        })?;
+        let function =
+            VirtioPci::new(device.clone(), bar, vm.clone(), vm.clone()).map_err(|source| {
+                Error::Pci {
+                    device: name(),
+                    source,
+                }
+            })?;
         bus.add(function.clone()).map_err(|source| Error::BusFull {
             device: name(),
             source,

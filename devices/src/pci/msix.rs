@@ -15,12 +15,12 @@
 //! ```
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::{Gsi, MsiMessage, MsiRouter};
+use crate::sys::poll;
 
 /// Bytes in one entry of the vector table.
 pub const ENTRY_SIZE: u64 = 16;
@@ -194,7 +194,7 @@ impl MsiX {
         self.sources.iter().any(|source| {
             source.vector.map(u64::from) == Some(vector)
                 && source.attached.is_none()
-                && is_signalled(&source.event)
+                && poll::is_readable(&*source.event)
         })
     }
 
@@ -253,17 +253,6 @@ impl Drop for MsiX {
         self.enabled = false;
         self.settle();
     }
-}
-
-/// Whether an eventfd holds a signal, without taking it.
-fn is_signalled(event: &EventFd) -> bool {
-    let mut poll = libc::pollfd {
-        fd: event.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: `poll` is one valid pollfd, and the call does not block.
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
 }
 
 #[cfg(test)]

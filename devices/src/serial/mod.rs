@@ -14,7 +14,6 @@
 mod escape;
 mod loss;
 mod output;
-mod poll;
 mod pty;
 mod sink;
 mod socket;

@@ -21,9 +21,9 @@ use std::thread;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::escape::Typed;
-use super::poll::{self, Interest};
 use super::sink::{Excess, Failure, Line};
 use super::{SerialError, Shared};
+use crate::sys::poll::{self, Interest};
 
 /// Bytes per read or write. A pipe that reports room takes this many at once (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -111,7 +111,7 @@ impl Worker {
             self.output_entry(input),
             poll::entry(listener, Interest::Read),
         ];
-        poll::wait(&mut entries)?;
+        poll::wait(&mut entries, None)?;
         let [woken, readable, writable, client] = entries.map(|entry| poll::ready(&entry));
         if woken {
             // Another wake-up may be lost with this one, but not what it was for.

@@ -29,7 +29,8 @@ use super::counters::Counters;
 use super::error::{Cause, During, Violation};
 use super::incoming::{Incoming, Progress, ReadError};
 use super::message::{Acknowledge, Header, ReplyShape, RequestCode};
-use super::socket::{Socket, poll, poll_entry};
+use super::socket::Socket;
+use crate::sys::poll::{self, Interest};
 
 /// A request to the back-end.
 #[derive(Clone, Copy, Debug)]
@@ -128,16 +129,16 @@ impl Connection {
         std::mem::take(&mut self.config_changed)
     }
 
-    /// The back-end channel's file descriptor while it is open, to be polled for input.
-    pub fn channel_fd(&self) -> Option<RawFd> {
-        self.channel.as_ref().map(AsRawFd::as_raw_fd)
+    /// The back-end channel while it is open, to be polled for input.
+    pub fn channel(&self) -> Option<&BackendChannel> {
+        self.channel.as_ref()
     }
 
     /// What to poll the main socket for while nothing is being asked.
-    pub fn poll_events(&self) -> libc::c_short {
+    pub fn interest(&self) -> Interest {
         match self.unsent {
-            Some(_) => libc::POLLIN | libc::POLLOUT,
-            None => libc::POLLIN,
+            Some(_) => Interest::ReadOrWrite,
+            None => Interest::Read,
         }
     }
 
@@ -170,7 +171,7 @@ impl Connection {
         self.poison_if_fatal(result)
     }
 
-    /// To be called when the main socket is ready for [`Connection::poll_events`], or [`Connection::dead_at`] has come,
+    /// To be called when the main socket is ready for [`Connection::interest`], or [`Connection::dead_at`] has come,
     /// while nothing is being asked: takes an owed answer, or finds that the back-end has gone or misbehaves.
     pub fn idle(&mut self) -> Result<(), Cause> {
         let result = self.idle_inner();
@@ -247,7 +248,7 @@ impl Connection {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(libc::POLLOUT, deadline, request.code, began)?;
+                    self.wait(Interest::Write, deadline, request.code, began)?;
                 }
                 Err(error) => return Err(send_failed(error, request.code)),
             }
@@ -259,7 +260,7 @@ impl Connection {
         while let Flushed::Part = self.try_flush()? {
             if let Some(unsent) = &self.unsent {
                 let (request, since) = (unsent.request, unsent.since);
-                self.wait(libc::POLLOUT, deadline, request, since)?;
+                self.wait(Interest::Write, deadline, request, since)?;
             }
         }
         Ok(())
@@ -292,7 +293,7 @@ impl Connection {
             if let Some(reply) = self.advance(owed)? {
                 return Ok(reply);
             }
-            self.wait(libc::POLLIN, deadline, owed.request, owed.since)?;
+            self.wait(Interest::Read, deadline, owed.request, owed.since)?;
         }
     }
 
@@ -382,11 +383,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits until the main socket is ready for `events`, serving the back-end channel meanwhile: a back-end may
+    /// Waits until the main socket is ready for `interest`, serving the back-end channel meanwhile: a back-end may
     /// await an answer there before it gives its own. `since` is when `request` was sent.
     fn wait(
         &mut self,
-        events: libc::c_short,
+        interest: Interest,
         deadline: Instant,
         request: RequestCode,
         since: Instant,
@@ -406,25 +407,23 @@ impl Connection {
             if let Some(note_at) = note_at {
                 until = until.min(note_at);
             }
-            // A negative file descriptor is skipped by poll().
-            let channel_fd = self.channel_fd().unwrap_or(-1);
-            let mut fds = [
-                poll_entry(self.stop.as_raw_fd(), libc::POLLIN),
-                poll_entry(self.socket.as_raw_fd(), events),
-                poll_entry(channel_fd, libc::POLLIN),
+            let mut entries = [
+                poll::entry(Some(&*self.stop), Interest::Read),
+                poll::entry(Some(&self.socket), interest),
+                poll::entry(self.channel(), Interest::Read),
             ];
-            poll(&mut fds, Some(until)).map_err(|source| Cause::Io {
+            poll::wait(&mut entries, Some(until)).map_err(|source| Cause::Io {
                 step: "wait for the back-end",
                 source,
             })?;
-            let [stop, socket, channel] = fds;
-            if stop.revents != 0 {
+            let [stop, socket, channel] = entries.map(|entry| poll::ready(&entry));
+            if stop {
                 return Err(Cause::Stopped);
             }
-            if channel.revents != 0 {
+            if channel {
                 self.serve_channel_inner()?;
             }
-            if socket.revents != 0 {
+            if socket {
                 return Ok(());
             }
         }

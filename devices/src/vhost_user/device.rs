@@ -10,7 +10,7 @@ use std::thread;
 use vm_migration::Saveability;
 
 use super::counters::{DeviceCounters, RingCounters};
-use super::error::{Error, chain};
+use super::error::Error;
 use super::inbox::{ConfigWrite, Done, Order};
 use super::memory::RamRegion;
 use super::negotiated::Negotiated;
@@ -18,6 +18,7 @@ use super::profile::StateTransfer;
 use super::shared::{Shared, signal};
 use super::worker::Worker;
 use super::{BackendSpec, Limits};
+use crate::chain;
 use crate::virtio::{Activation, TransportEvents, VirtioDevice};
 
 /// The most queues of a device: those of 256 CPUs, and a few for the device itself.

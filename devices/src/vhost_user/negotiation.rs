@@ -2,7 +2,7 @@
 //! see the device.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use super::error::Cause;
 use super::frontend::{Frontend, MAX_CONFIG};
 use super::negotiated::Negotiated;
 use super::profile::{BackendView, COMMON_FEATURES, Rules};
-use super::socket::{Socket, poll, poll_entry};
+use super::socket::Socket;
+use crate::sys::poll::{self, Interest};
 
 /// How long to wait before a socket without a listener is tried again.
 const RETRY: Duration = Duration::from_millis(20);
@@ -37,14 +38,13 @@ pub(super) fn connect(path: &Path, limit: Duration, stop: &EventFd) -> Result<So
         if waited >= limit {
             return Err(Cause::NoListener { waited, source });
         }
-        let mut fds = [poll_entry(stop.as_raw_fd(), libc::POLLIN)];
-        poll(&mut fds, Some(Instant::now() + RETRY.min(limit - waited))).map_err(|source| {
-            Cause::Io {
-                step: "wait for a listener",
-                source,
-            }
+        let mut entries = [poll::entry(Some(stop), Interest::Read)];
+        let until = Instant::now() + RETRY.min(limit - waited);
+        poll::wait(&mut entries, Some(until)).map_err(|source| Cause::Io {
+            step: "wait for a listener",
+            source,
         })?;
-        if fds[0].revents != 0 {
+        if poll::ready(&entries[0]) {
             return Err(Cause::Stopped);
         }
     }

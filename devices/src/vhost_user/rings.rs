@@ -62,12 +62,17 @@ pub fn indexes(ram: &[RamRegion], place: &Place) -> io::Result<Indexes> {
     Ok(Indexes { available, used })
 }
 
-/// Whether the parts of `queue` lie in `ram` and its size is legal.
+/// Whether the size of `queue` is legal, and its parts are aligned (Virtual I/O Device 1.2, 2.7) and lie in `ram`.
 pub fn fits(ram: &[RamRegion], queue: &ActiveQueue) -> bool {
     let size = u64::from(queue.size);
+    let parts = [
+        (queue.descriptors, 16, 16 * size),
+        (queue.available, 2, 6 + 2 * size),
+        (queue.used, 4, 6 + 8 * size),
+    ];
     queue.size.is_power_of_two()
         && queue.size <= 32768
-        && is_ram(ram, queue.descriptors, 16 * size)
-        && is_ram(ram, queue.available, 6 + 2 * size)
-        && is_ram(ram, queue.used, 6 + 8 * size)
+        && parts.into_iter().all(|(address, alignment, length)| {
+            address.0.is_multiple_of(alignment) && is_ram(ram, address, length)
+        })
 }

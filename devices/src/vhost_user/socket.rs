@@ -7,10 +7,10 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
-use std::time::Instant;
+
+use crate::sys::unix;
 
 /// The most file descriptors that one message may carry in either direction (the protocol's limit
 /// for memory tables, and for messages of the back-end).
@@ -42,27 +42,7 @@ pub struct Received {
 impl Socket {
     /// Connects to a listener without waiting for it: a listener whose backlog is full is `WouldBlock`.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let address = unix_address(path)?;
-        // SAFETY: socket() takes no pointers.
-        let raw = unsafe {
-            libc::socket(
-                libc::AF_UNIX,
-                libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                0,
-            )
-        };
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor has just been made and belongs to nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        let length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-        // SAFETY: `address` is a sockaddr_un, and `length` is its size.
-        let result = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), length) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Socket { fd })
+        unix::connect(path).map(Socket::from)
     }
 
     /// A connected pair: one end as a [`Socket`], the other to be given away.
@@ -170,35 +150,6 @@ pub struct Ends {
     pub theirs: OwnedFd,
 }
 
-/// Waits until one of `fds` is ready or `deadline` has come, which is not an error: look at `revents`.
-pub fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
-    loop {
-        let timeout = deadline.map_or(-1, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up: waking before the deadline would only poll again.
-            i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-        });
-        // SAFETY: `fds` is a slice of pollfd, given with its length.
-        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
-        if result >= 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-}
-
-/// An entry for [`poll`].
-pub fn poll_entry(fd: RawFd, events: libc::c_short) -> libc::pollfd {
-    libc::pollfd {
-        fd,
-        events,
-        revents: 0,
-    }
-}
-
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         match usize::try_from(call()) {
@@ -211,21 +162,6 @@ fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
             }
         }
     }
-}
-
-fn unix_address(path: &Path) -> io::Result<libc::sockaddr_un> {
-    // SAFETY: a sockaddr_un of zeros is a valid value.
-    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let bytes = path.as_os_str().as_bytes();
-    // One byte stays zero, to end the path.
-    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    for (target, byte) in address.sun_path.iter_mut().zip(bytes) {
-        *target = *byte as libc::c_char;
-    }
-    Ok(address)
 }
 
 fn empty_message() -> libc::msghdr {

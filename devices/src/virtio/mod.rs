@@ -66,8 +66,8 @@ pub struct ActiveQueue {
 pub struct Activation {
     /// The features that the driver accepted, a subset of [`VirtioDevice::features`].
     pub features: u64,
-    /// The queues that the driver enabled, by ascending index. The addresses are aligned and lie in guest RAM as a
-    /// whole; the transport has checked that.
+    /// The queues that the driver enabled, by ascending index. Whether their addresses are aligned and lie in guest
+    /// RAM is for the device to check, which knows what RAM its back-end has been told of.
     pub queues: Vec<ActiveQueue>,
 }
 

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::harness::{HANG, Observer, TestRam, eventually, started};
@@ -43,8 +42,7 @@ impl Doorbells for Machine {
 }
 
 fn function(device: &Arc<VhostUserDevice>, machine: &Arc<Machine>) -> Arc<VirtioPci> {
-    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-    VirtioPci::new(device.clone(), ram, BAR, machine.clone(), machine.clone()).unwrap()
+    VirtioPci::new(device.clone(), BAR, machine.clone(), machine.clone()).unwrap()
 }
 
 #[test]

@@ -11,10 +11,11 @@ use vhost::vhost_user::message::{BackendReq, FrontendReq};
 
 use super::harness::{Event, HANG, Observer, TestRam, Transport, failure, next, started};
 use super::peer::{Offer, Peer, Reaction, Script, send};
+use crate::chain;
 use crate::vhost_user::backend_channel::{BackendChannel, ChannelState};
 use crate::vhost_user::message::{HEADER_SIZE, Header};
 use crate::vhost_user::socket::Socket;
-use crate::vhost_user::{Cause, Limits, VhostUserDevice, Violation, chain};
+use crate::vhost_user::{Cause, Limits, VhostUserDevice, Violation};
 use crate::virtio::VirtioDevice;
 
 const VERSION: u32 = 1;

@@ -10,7 +10,8 @@ use super::harness::{
 };
 use super::peer::{Offer, Peer, Reaction, Script, answer};
 use super::ring::Ring;
-use crate::vhost_user::{DeviceState, Error, Limits, VhostUserDevice, chain};
+use crate::chain;
+use crate::vhost_user::{DeviceState, Error, Limits, VhostUserDevice};
 use crate::virtio::{Activation, VirtioDevice};
 
 const QUICK: Limits = Limits {

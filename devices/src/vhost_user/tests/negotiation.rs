@@ -9,8 +9,9 @@ use vm_migration::Saveability;
 use super::harness::{Event, HANG, LOW, Observer, TestRam, Transport, next, started};
 use super::peer::{LEAST_FEATURES, Offer, Peer, Reaction, answer, count, once};
 use super::ring::Ring;
+use crate::chain;
 use crate::vhost_user::{
-    Access, BackendSpec, BackendState, Blk, Fs, Generic, Limits, Profile, VhostUserDevice, chain,
+    Access, BackendSpec, BackendState, Blk, Fs, Generic, Limits, Profile, VhostUserDevice,
 };
 use crate::virtio::{Activation, VirtioDevice};
 

@@ -13,9 +13,10 @@ use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::sys::poll::{self, Interest};
 use crate::vhost_user::incoming::{Incoming, Progress};
 use crate::vhost_user::message::{Header, RequestCode};
-use crate::vhost_user::socket::{Socket, poll, poll_entry};
+use crate::vhost_user::socket::Socket;
 use crate::vhost_user::{Access, BackendSpec, Blk, Profile};
 
 /// VERSION_1 and PROTOCOL_FEATURES, without which nothing works.
@@ -165,8 +166,8 @@ pub fn read_message(socket: &Socket, incoming: &mut Incoming) -> Option<Seen> {
         match incoming.advance(socket, |_| Ok(())).ok()? {
             Progress::Closed => return None,
             Progress::Waiting => {
-                let mut fds = [poll_entry(socket.as_raw_fd(), libc::POLLIN)];
-                poll(&mut fds, None).unwrap();
+                let mut entries = [poll::entry(Some(socket), Interest::Read)];
+                poll::wait(&mut entries, None).unwrap();
             }
             Progress::Complete(message) => {
                 return Some(Seen {

@@ -8,7 +8,8 @@ use super::ring::Ring;
 use super::storage_daemon::{
     IMAGE_SIZE, Speed, StorageDaemon, WRITE, places, read_sector, spec, start, submit, write_sector,
 };
-use crate::vhost_user::{DeviceState, Limits, VhostUserDevice, chain};
+use crate::chain;
+use crate::vhost_user::{DeviceState, Limits, VhostUserDevice};
 use crate::virtio::{Activation, ActivationFailed, VirtioDevice};
 
 #[test]

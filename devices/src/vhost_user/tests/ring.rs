@@ -7,9 +7,8 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::harness::{HANG, TestRam};
-use crate::vhost_user::socket::{poll, poll_entry};
+use crate::sys::poll::{self, Interest};
 use crate::virtio::ActiveQueue;
-use std::os::fd::AsRawFd;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -118,9 +117,9 @@ impl<'a> Ring<'a> {
     pub fn wait(&mut self) {
         let deadline = Instant::now() + HANG;
         while self.used_index() != self.available {
-            let mut fds = [poll_entry(self.queue.call.as_raw_fd(), libc::POLLIN)];
-            poll(&mut fds, Some(deadline)).unwrap();
-            assert!(fds[0].revents != 0, "the back-end raised no interrupt");
+            let mut entries = [poll::entry(Some(&*self.queue.call), Interest::Read)];
+            poll::wait(&mut entries, Some(deadline)).unwrap();
+            assert!(poll::ready(&entries[0]), "the back-end raised no interrupt");
             self.queue.call.read().unwrap();
         }
         self.used = self.available;

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vhost::vhost_user::message::FrontendReq;
+use vm_memory::GuestAddress;
 
 use super::harness::{Event, HANG, LOW, Observer, TestRam, Transport, failure, next, started};
 use super::peer::{Offer, Peer, Reaction, answer, count, once};
 use super::ring::Ring;
-use crate::vhost_user::{DeviceState, Limits, VhostUserDevice, chain};
-use crate::virtio::{Activation, ActivationFailed, VirtioDevice};
+use crate::chain;
+use crate::vhost_user::{DeviceState, Limits, VhostUserDevice};
+use crate::virtio::{Activation, ActivationFailed, ActiveQueue, VirtioDevice};
 
 const IMPATIENT: Limits = Limits {
     connect: HANG,
@@ -142,15 +144,26 @@ fn the_memory_table_is_sent_once_and_resets_without_rings_ask_nothing() {
 }
 
 #[test]
-fn queues_outside_guest_ram_are_refused_before_the_back_end_hears_of_them() {
+fn queues_outside_guest_ram_or_misaligned_are_refused_before_the_back_end_hears_of_them() {
     let ram = TestRam::new();
     let disk = disk(Peer::honest(), Limits::default(), &ram);
     count(&disk.peer.seen);
-    let mut activation = disk.activation.clone();
-    activation.queues[0].used = vm_memory::GuestAddress(u64::MAX - 15);
-    disk.device.activate(activation);
-    assert_eq!(next(&disk.events), Event::Activated(Err(ActivationFailed)));
-    assert!(count(&disk.peer.seen).is_empty());
+    let end = LOW + ram.regions[0].size;
+    let cases: [fn(&mut ActiveQueue, u64); 6] = [
+        |queue, _| queue.used = GuestAddress(u64::MAX - 15),
+        |queue, _| queue.descriptors = GuestAddress(LOW + 8),
+        |queue, _| queue.available = GuestAddress(LOW + 0x1001),
+        |queue, _| queue.used = GuestAddress(LOW + 0x2002),
+        |queue, end| queue.descriptors = GuestAddress(end - 128),
+        |queue, _| queue.size = 3,
+    ];
+    for spoil in cases {
+        let mut activation = disk.activation.clone();
+        spoil(&mut activation.queues[0], end);
+        disk.device.activate(activation);
+        assert_eq!(next(&disk.events), Event::Activated(Err(ActivationFailed)));
+        assert!(count(&disk.peer.seen).is_empty());
+    }
 }
 
 #[test]

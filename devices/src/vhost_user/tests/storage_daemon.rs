@@ -14,9 +14,8 @@ use super::harness::{
     Event, HANG, HIGH, LOW, Observer, Report, TestRam, Transport, next, program, started,
 };
 use super::ring::{Buffer, BufferAccess, Ring};
-use crate::vhost_user::{
-    Access, BackendSpec, Blk, DeviceState, Limits, Profile, VhostUserDevice, chain,
-};
+use crate::chain;
+use crate::vhost_user::{Access, BackendSpec, Blk, DeviceState, Limits, Profile, VhostUserDevice};
 use crate::virtio::{Activation, VirtioDevice};
 
 pub const IMAGE_SIZE: u64 = 8 << 20;

@@ -9,7 +9,8 @@ use super::harness::{Event, HANG, HIGH, LOW, TestRam, failure, next};
 use super::peer::{Reaction, Script, answer, base_answer, nth};
 use super::ring::Ring;
 use super::suspend::{Disk, RESTART, outcome, resume, suspend};
-use crate::vhost_user::{DeviceState, Error, Limits, chain};
+use crate::chain;
+use crate::vhost_user::{DeviceState, Error, Limits};
 use crate::virtio::{Activation, ActivationFailed, VirtioDevice};
 
 const QUICK: Limits = Limits {

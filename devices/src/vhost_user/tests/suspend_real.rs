@@ -11,7 +11,8 @@ use super::storage_daemon::{
     write_sector,
 };
 use super::suspend::{outcome, resume, suspend};
-use crate::vhost_user::{Cause, DeviceState, Limits, chain};
+use crate::chain;
+use crate::vhost_user::{Cause, DeviceState, Limits};
 
 /// Requests that fit into the ring, with three descriptors each.
 const SLOTS: u16 = SIZE / 3;

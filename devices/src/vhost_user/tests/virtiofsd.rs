@@ -16,7 +16,8 @@ use super::harness::{
 };
 use super::ring::{Buffer, BufferAccess, Ring};
 use super::suspend::{outcome, resume, suspend};
-use crate::vhost_user::{BackendSpec, Fs, Limits, Profile, VhostUserDevice, chain};
+use crate::chain;
+use crate::vhost_user::{BackendSpec, Fs, Limits, Profile, VhostUserDevice};
 use crate::virtio::{Activation, VirtioDevice};
 
 /// A running virtiofsd, ended when dropped.

@@ -12,9 +12,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::harness::HANG;
 use super::peer::{answer, send};
+use crate::sys::poll;
 use crate::vhost_user::connection::{Connection, Reply, Request};
 use crate::vhost_user::message::{Acknowledge, HEADER_SIZE, ReplyShape};
-use crate::vhost_user::socket::{Socket, poll, poll_entry};
+use crate::vhost_user::socket::Socket;
 use crate::vhost_user::{Cause, During, Limits, Violation};
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -63,9 +64,7 @@ impl Wire {
     }
 
     fn has_request(&self) -> bool {
-        let mut fds = [poll_entry(self.peer.as_raw_fd(), libc::POLLIN)];
-        poll(&mut fds, Some(Instant::now())).unwrap();
-        fds[0].revents != 0
+        poll::is_readable(&self.peer)
     }
 }
 
@@ -369,7 +368,7 @@ fn a_request_sent_in_part_is_completed_before_the_next() {
     let late = wire.connection.tell(request, SHORT).unwrap_err();
     assert!(matches!(late, Cause::Late { .. }), "{late}");
     assert!(wire.connection.dead_at().is_some());
-    assert_ne!(wire.connection.poll_events() & libc::POLLOUT, 0);
+    assert_eq!(wire.connection.interest(), poll::Interest::ReadOrWrite);
 
     let mut peer = wire.peer.try_clone().unwrap();
     let reader = thread::spawn(move || {

@@ -4,16 +4,15 @@
 //! when it may hold something else. So the rings are looked at in guest RAM until the back-end has used all that was
 //! made available.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::session::{Ring, Session, kick};
 use super::{DRAIN_INTERVAL, Worker};
+use crate::sys::poll::{self, Interest};
 use crate::vhost_user::error::Cause;
 use crate::vhost_user::memory::RamRegion;
 use crate::vhost_user::rings;
-use crate::vhost_user::socket::{poll, poll_entry};
 
 /// How long a kick may take from the guest to a back-end that has nothing else to do.
 const KICK_TIME: Duration = Duration::from_millis(20);
@@ -69,16 +68,16 @@ impl Worker {
             .iter()
             .filter(|ring| ring.stopped_at.is_none());
         let mut kicks: Vec<_> = running
-            .map(|ring| poll_entry(ring.queue.kick.as_raw_fd(), libc::POLLIN))
+            .map(|ring| poll::entry(Some(&*ring.queue.kick), Interest::Read))
             .collect();
         let deadline = Instant::now() + KICK_TIME;
         loop {
             let now = Instant::now();
-            poll(&mut kicks, Some(now)).map_err(|source| Cause::Io {
+            poll::wait(&mut kicks, Some(now)).map_err(|source| Cause::Io {
                 step: "look for kicks",
                 source,
             })?;
-            if now >= deadline || kicks.iter().all(|kick| kick.revents == 0) {
+            if now >= deadline || !kicks.iter().any(poll::ready) {
                 return Ok(());
             }
             self.wait(Some(now + DRAIN_INTERVAL))?;

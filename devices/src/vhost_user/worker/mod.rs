@@ -10,7 +10,6 @@ mod orders;
 mod session;
 mod suspend;
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,13 +20,14 @@ use self::orders::Current;
 use self::session::Session;
 use super::connection::Connection;
 use super::device::{DeviceObserver, DeviceState, VhostUserDevice};
-use super::error::{Cause, chain};
+use super::error::Cause;
 use super::frontend::{Frontend, Patience};
 use super::memory::RamRegion;
 use super::negotiated::Negotiated;
 use super::shared::Shared;
-use super::socket::{poll, poll_entry};
 use super::{Limits, negotiation};
+use crate::chain;
+use crate::sys::poll::{self, Interest};
 
 /// How often the rings are looked at while something waits for them to run empty.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(1);
@@ -169,26 +169,24 @@ impl Worker {
     /// Waits for an order, the back-end or `deadline`, and takes what the back-end sent.
     fn wait(&mut self, deadline: Option<Instant>) -> Result<(), Cause> {
         let connection = self.frontend.connection();
-        // poll() skips a negative file descriptor.
-        let channel_fd = connection.channel_fd().unwrap_or(-1);
-        let mut fds = [
-            poll_entry(self.shared.stop.as_raw_fd(), libc::POLLIN),
-            poll_entry(self.shared.wake.as_raw_fd(), libc::POLLIN),
-            poll_entry(connection.as_raw_fd(), connection.poll_events()),
-            poll_entry(channel_fd, libc::POLLIN),
+        let mut entries = [
+            poll::entry(Some(&*self.shared.stop), Interest::Read),
+            poll::entry(Some(&self.shared.wake), Interest::Read),
+            poll::entry(Some(&*connection), connection.interest()),
+            poll::entry(connection.channel(), Interest::Read),
         ];
-        poll(&mut fds, deadline).map_err(|source| Cause::Io {
+        poll::wait(&mut entries, deadline).map_err(|source| Cause::Io {
             step: "wait for the back-end",
             source,
         })?;
-        let [stop, wake, _main, channel] = fds;
-        if stop.revents != 0 {
+        let [stop, wake, _main, channel] = entries.map(|entry| poll::ready(&entry));
+        if stop {
             return Err(Cause::Stopped);
         }
-        if wake.revents != 0 {
+        if wake {
             clear(&self.shared.wake);
         }
-        if channel.revents != 0 {
+        if channel {
             connection.serve_channel()?;
         }
         // Also when it is not ready: an answer may have been owed for too long.

@@ -1,17 +1,16 @@
 //! Orders: each is carried out as a whole before the next one, and its giver is answered exactly once, also when the device
 //! fails in between.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Worker, clear};
+use crate::sys::poll::{self, Interest};
 use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::{Cause, Error};
 use crate::vhost_user::frontend::Patience;
 use crate::vhost_user::inbox::{Done, Order};
 use crate::vhost_user::shared::Shared;
-use crate::vhost_user::socket::{poll, poll_entry};
 use crate::virtio::{Activation, ActivationFailed, TransportEvents};
 
 /// Who is to be told how the order that is being carried out has ended.
@@ -142,11 +141,11 @@ pub(super) fn serve_failed(shared: &Shared) {
             }
         }
         shared.clear_writes();
-        let mut fds = [
-            poll_entry(shared.stop.as_raw_fd(), libc::POLLIN),
-            poll_entry(shared.wake.as_raw_fd(), libc::POLLIN),
+        let mut entries = [
+            poll::entry(Some(&*shared.stop), Interest::Read),
+            poll::entry(Some(&shared.wake), Interest::Read),
         ];
-        if poll(&mut fds, None).is_err() || fds[0].revents != 0 {
+        if poll::wait(&mut entries, None).is_err() || poll::ready(&entries[0]) {
             return;
         }
         clear(&shared.wake);

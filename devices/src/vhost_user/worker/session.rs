@@ -47,7 +47,10 @@ impl Worker {
         for queue in &activation.queues {
             if !rings::fits(&ram, queue) {
                 return Err(Cause::BadSetup {
-                    reason: format!("queue {} does not lie in guest RAM", queue.index),
+                    reason: format!(
+                        "the driver put queue {} outside of guest RAM or misaligned it",
+                        queue.index
+                    ),
                 });
             }
         }

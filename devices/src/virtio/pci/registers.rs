@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::pci::{MsiX, Source};
@@ -64,7 +64,7 @@ pub struct QueueEvents {
 /// The registers of one device.
 pub struct Registers {
     device: Arc<dyn VirtioDevice>,
-    ram: GuestMemoryMmap,
+    events: Arc<[QueueEvents]>,
     phase: Phase,
     status: u8,
     device_feature_select: u32,
@@ -76,7 +76,7 @@ pub struct Registers {
 }
 
 impl Registers {
-    pub fn new(device: Arc<dyn VirtioDevice>, ram: GuestMemoryMmap) -> Self {
+    pub fn new(device: Arc<dyn VirtioDevice>, events: Arc<[QueueEvents]>) -> Self {
         let queues = device
             .queue_sizes()
             .iter()
@@ -84,7 +84,7 @@ impl Registers {
             .collect();
         Registers {
             device,
-            ram,
+            events,
             phase: Phase::Idle,
             status: 0,
             device_feature_select: 0,
@@ -241,7 +241,7 @@ impl Registers {
         self.phase = Phase::Activating;
         Some(Request::Activate(Activation {
             features: self.driver_features,
-            queues: Vec::new(),
+            queues: self.enabled_queues(),
         }))
     }
 
@@ -250,45 +250,21 @@ impl Registers {
         self.driver_features & !offered == 0 && self.driver_features & VERSION_1 != 0
     }
 
-    /// The queues that the driver enabled, or the index of one whose rings do not lie in RAM.
-    pub fn enabled_queues(&self, events: &[QueueEvents]) -> Result<Vec<ActiveQueue>, u16> {
-        let enabled = (0u16..)
-            .zip(&self.queues)
-            .zip(events)
-            .filter(|((_, queue), _)| queue.enabled);
-        enabled
-            .map(|((index, queue), events)| {
-                if !self.lies_in_ram(queue) {
-                    return Err(index);
-                }
-                Ok(ActiveQueue {
-                    index,
-                    size: queue.size,
-                    descriptors: GuestAddress(queue.descriptors),
-                    available: GuestAddress(queue.available),
-                    used: GuestAddress(queue.used),
-                    kick: events.kick.clone(),
-                    call: events.call.clone(),
-                })
+    /// The queues that the driver enabled.
+    fn enabled_queues(&self) -> Vec<ActiveQueue> {
+        let queues = (0u16..).zip(&self.queues).zip(&*self.events);
+        queues
+            .filter(|((_, queue), _)| queue.enabled)
+            .map(|((index, queue), events)| ActiveQueue {
+                index,
+                size: queue.size,
+                descriptors: GuestAddress(queue.descriptors),
+                available: GuestAddress(queue.available),
+                used: GuestAddress(queue.used),
+                kick: events.kick.clone(),
+                call: events.call.clone(),
             })
             .collect()
-    }
-
-    /// Alignments and sizes of a split virtqueue: Virtual I/O Device 1.2, 2.7.
-    fn lies_in_ram(&self, queue: &QueueRegisters) -> bool {
-        let size = usize::from(queue.size);
-        [
-            (queue.descriptors, 16, 16 * size),
-            (queue.available, 2, 6 + 2 * size),
-            (queue.used, 4, 6 + 8 * size),
-        ]
-        .into_iter()
-        .all(|(address, alignment, length)| {
-            address.is_multiple_of(alignment)
-                && self
-                    .ram
-                    .check_range(GuestAddress(address), length, Permissions::ReadWrite)
-        })
     }
 
     /// The device has answered an activation. Returns whether the driver is to be told of a failure.
@@ -330,7 +306,7 @@ impl Registers {
 
     fn clear(&mut self, msix: &mut MsiX) {
         msix.unbind_all();
-        *self = Registers::new(self.device.clone(), self.ram.clone());
+        *self = Registers::new(self.device.clone(), self.events.clone());
     }
 }
 

@@ -5,13 +5,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers::{COMMON_SIZE, Notify, QueueEvents, Registers, Request};
 use crate::interrupt::{Doorbells, MsiRouter};
 use crate::pci::{CapabilityId, ConfigSpace, Identity, MsiX, PciFunction};
-use crate::virtio::{Activation, ActivationFailed, TransportEvents, VirtioDevice};
+use crate::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
 
 /// Bytes of the memory BAR.
 pub const BAR_SIZE: u32 = 0x1_0000;
@@ -60,7 +59,7 @@ struct Offsets {
 pub struct VirtioPci {
     device: Arc<dyn VirtioDevice>,
     doorbells: Arc<dyn Doorbells>,
-    queues: Vec<QueueEvents>,
+    queues: Arc<[QueueEvents]>,
     config_change: Arc<EventFd>,
     doorbell_exits: AtomicU64,
     /// Whether the log has been told of a driver that misuses the device: once, because a guest could fill it.
@@ -77,7 +76,6 @@ impl VirtioPci {
     /// No more file descriptors, or a device with more queues than the doorbells have room for.
     pub fn new(
         device: Arc<dyn VirtioDevice>,
-        ram: GuestMemoryMmap,
         bar: u32,
         router: Arc<dyn MsiRouter>,
         doorbells: Arc<dyn Doorbells>,
@@ -96,7 +94,7 @@ impl VirtioPci {
                     call: event()?,
                 })
             })
-            .collect::<io::Result<Vec<_>>>()?;
+            .collect::<io::Result<Arc<[_]>>>()?;
         let config_change = event()?;
         let calls = queues.iter().map(|queue| queue.call.clone());
         let sources = std::iter::once(config_change.clone())
@@ -107,7 +105,7 @@ impl VirtioPci {
         let mut config = ConfigSpace::new(identity(device.device_type()));
         config.set_bar(bar, BAR_SIZE);
         let offsets = add_capabilities(&mut config, &msix);
-        let registers = Registers::new(device.clone(), ram);
+        let registers = Registers::new(device.clone(), queues.clone());
         let function = Arc::new(VirtioPci {
             device,
             doorbells,
@@ -155,7 +153,11 @@ impl VirtioPci {
         if base == state.wired {
             return;
         }
-        let bells = |base: u64| (base..).step_by(DOORBELL_STRIDE as usize).zip(&self.queues);
+        let bells = |base: u64| {
+            (base..)
+                .step_by(DOORBELL_STRIDE as usize)
+                .zip(&*self.queues)
+        };
         if let Some(old) = state.wired.take() {
             for (address, queue) in bells(old) {
                 if let Err(error) = self.doorbells.detach(address, &queue.kick) {
@@ -179,22 +181,7 @@ impl VirtioPci {
             None => {}
             // Both calls only post to the device, so that the lock is held for no longer than it takes.
             Some(Request::Reset) => self.device.reset(),
-            Some(Request::Activate(activation)) => {
-                match state.registers.enabled_queues(&self.queues) {
-                    Ok(queues) => self.device.activate(Activation {
-                        queues,
-                        ..activation
-                    }),
-                    Err(queue) => {
-                        self.complain(format_args!(
-                            "the driver put queue {queue} outside of RAM or misaligned it: the device \
-                             needs a reset"
-                        ));
-                        let notify = state.registers.activated(Err(ActivationFailed));
-                        self.notify(notify);
-                    }
-                }
-            }
+            Some(Request::Activate(activation)) => self.device.activate(activation),
         }
     }
 
@@ -339,7 +326,7 @@ impl VirtioPci {
 
     fn reset_done(&self) {
         let state = &mut *self.state();
-        for queue in &self.queues {
+        for queue in &*self.queues {
             // A kick for the driver that has left is not for the next one.
             let _ = queue.kick.read();
         }
@@ -362,7 +349,10 @@ impl Drop for VirtioPci {
         let Some(base) = self.state().wired.take() else {
             return;
         };
-        for (address, queue) in (base..).step_by(DOORBELL_STRIDE as usize).zip(&self.queues) {
+        for (address, queue) in (base..)
+            .step_by(DOORBELL_STRIDE as usize)
+            .zip(&*self.queues)
+        {
             let _ = self.doorbells.detach(address, &queue.kick);
         }
     }
