@@ -78,7 +78,10 @@ fn requests_and_pauses_are_counted() {
     let metrics = String::from_utf8(metrics).unwrap();
     let line = r#"ferry_device_queue_in_flight{device="disk0",queue="0"} 0"#;
     assert!(metrics.contains(line), "{metrics}");
-    assert!(!metrics.contains("untyped"), "one is not in docs/counters.md: {metrics}");
+    assert!(
+        !metrics.contains("untyped"),
+        "one is not in docs/counters.md: {metrics}"
+    );
     assert!(
         metrics.contains("# TYPE ferry_device_queue_in_flight gauge"),
         "{metrics}"

@@ -8,7 +8,7 @@ use ferry_tests::backend::Backend;
 use crate::controlled::Controlled;
 
 /// Writes as fast as it can, then verifies everything.
-const WRITER: &str = "mode=blk-writer count=40000 report=500";
+const WRITER: &str = "mode=blk-writer count=8000 report=200";
 
 /// Pauses and resumes until the guest has written everything, then waits for its verdict and Ferry's end.
 fn pause_until_it_ends(ferry: Controlled) -> u32 {
@@ -52,26 +52,27 @@ fn no_request_is_lost_with_a_strict_back_end() {
 
 #[test]
 fn a_hundred_pauses_leave_nothing_behind() {
-    let disk = Backend::blk("1M").start();
+    let disk = Backend::blk("32M").start();
     let ferry = Controlled::start();
     ferry.boot(
-        "mode=blk-writer op=write count=100000000 report=50",
+        "mode=blk-writer+ticks op=write count=60000 report=50 ticks=1000000",
         &[disk.socket()],
     );
+    ferry.wait_for_more("blk written", 1);
     let pause = || {
         ferry.put("vm.pause").done();
         ferry.put("vm.resume").done();
     };
     // The first few make the heap what it needs to be.
     (0..10).for_each(|_| pause());
-    let before = (descriptors(ferry.pid()), resident_kib(ferry.pid()));
+    let (files, memory) = (descriptors(ferry.pid()), resident_kib(ferry.pid()));
     (0..100).for_each(|_| pause());
-    let after = (descriptors(ferry.pid()), resident_kib(ferry.pid()));
-    assert_eq!(before.0, after.0, "file descriptors");
-    assert!(
-        after.1 <= before.1 + 256,
-        "KiB in memory: {before:?}, {after:?}"
-    );
+    // The connections of clients that have just left are among them for a moment.
+    ferry.wait_until("as few open files as before", || {
+        (descriptors(ferry.pid()) <= files).then_some(())
+    });
+    let after = resident_kib(ferry.pid());
+    assert!(after <= memory + 256, "{memory} KiB, then {after} KiB");
 }
 
 fn descriptors(pid: u32) -> usize {
