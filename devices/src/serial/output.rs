@@ -117,12 +117,17 @@ impl Output {
         }
     }
 
-    /// `count` of the bytes taken cannot be written and are lost.
-    pub fn give_up(&self, count: usize) {
+    /// `count` of the bytes taken cannot be written and are lost. Returns whether that is to be told now.
+    pub fn give_up(&self, count: usize) -> bool {
+        let now = Instant::now();
         let mut state = self.state();
         state.lost += count as u64;
+        state.loss.add(count as u64);
+        state.loss.falls_due(|| now);
+        let told = state.loss.tell_begin(now);
         drop(state);
         self.written(count);
+        told
     }
 
     /// There is nobody to write to until [`Output::connected`].

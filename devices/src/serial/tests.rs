@@ -426,6 +426,26 @@ fn the_end_of_a_loss_is_told_when_the_queue_is_below_half() {
     assert!(!output.loss_begun());
 }
 
+#[test]
+fn a_disk_that_is_full_now_and_then_is_told_once() {
+    let output = Output::new().unwrap();
+    let mut chunk = Vec::new();
+    let (mut begun, mut lost) = (0, 0);
+    for _ in 0..100 {
+        output.push(b"abc");
+        chunk.clear();
+        output.take(&mut chunk, 3);
+        begun += u32::from(output.give_up(3));
+        output.push(b"d");
+        chunk.clear();
+        output.take(&mut chunk, 1);
+        output.written(1);
+        lost += output.loss_ended().unwrap_or(0);
+    }
+    assert_eq!((begun, lost), (1, 3));
+    assert_eq!(output.lost(), 300);
+}
+
 fn pipe() -> (File, File) {
     let (reader, writer) = io::pipe().unwrap();
     let file = |fd: std::os::fd::OwnedFd| File::from(fd);

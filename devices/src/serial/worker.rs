@@ -70,7 +70,6 @@ struct Worker {
 /// What has been logged and is not to be logged again.
 #[derive(Default)]
 struct Told {
-    write_failed: bool,
     input_lost: bool,
     accept_failed: bool,
 }
@@ -216,7 +215,6 @@ impl Worker {
             Ok(count) => {
                 self.written += count;
                 self.shared.output.written(count);
-                self.told.write_failed = false;
                 if let Some(lost) = self.shared.output.loss_ended() {
                     tracing::warn!(device = "serial", "{lost} bytes of output were lost");
                 }
@@ -242,9 +240,7 @@ impl Worker {
             Failure::Loses => {
                 let rest = self.chunk.len() - self.written;
                 self.written = self.chunk.len();
-                self.shared.output.give_up(rest);
-                if !self.told.write_failed {
-                    self.told.write_failed = true;
+                if self.shared.output.give_up(rest) {
                     tracing::warn!(device = "serial", "output is lost: {error}");
                 }
             }

@@ -15,11 +15,11 @@ use crate::virtio::{Activation, ActivationFailed, ActiveQueue, VirtioDevice};
 
 const IMPATIENT: Limits = Limits {
     connect: HANG,
-    request: Duration::from_millis(250),
+    request: Duration::from_millis(600),
     dead: HANG,
 };
 
-const LATE: Reaction = Reaction::Late(Duration::from_millis(500));
+const LATE: Reaction = Reaction::Late(Duration::from_millis(1200));
 
 struct Disk {
     peer: Peer,
@@ -88,7 +88,7 @@ fn a_reset_overtakes_an_activation_that_takes_long() {
         Offer::default(),
         once(
             FrontendReq::SET_FEATURES,
-            Reaction::Late(Duration::from_millis(500)),
+            Reaction::Late(Duration::from_millis(1200)),
         ),
     );
     let disk = disk(peer, IMPATIENT, &ram);
@@ -196,8 +196,17 @@ fn a_base_that_cannot_be_fails_the_device() {
     assert!(line.contains("GET_VRING_BASE"), "{line}");
 }
 
+/// The worker has ended without telling anybody.
+fn ended_silently(reports: &std::sync::mpsc::Receiver<super::harness::Report>) {
+    // The worker held the only other reference to the sender.
+    assert_eq!(
+        reports.recv_timeout(HANG).err(),
+        Some(std::sync::mpsc::RecvTimeoutError::Disconnected)
+    );
+}
+
 #[test]
-fn a_cancelled_start_ends_and_tells_nobody() {
+fn a_start_that_is_cancelled_while_nobody_listens_ends_and_tells_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let ram = TestRam::new();
     let mut spec = Peer::honest().disk();
@@ -206,9 +215,50 @@ fn a_cancelled_start_ends_and_tells_nobody() {
     let starting =
         VhostUserDevice::start(spec, IMPATIENT, Arc::clone(&ram.regions), observer).unwrap();
     starting.cancel();
-    // The worker held the only other reference to the sender.
-    assert_eq!(
-        reports.recv_timeout(HANG).err(),
-        Some(std::sync::mpsc::RecvTimeoutError::Disconnected)
-    );
+    ended_silently(&reports);
+}
+
+#[test]
+fn a_start_that_is_cancelled_while_the_back_end_is_silent_lets_go_of_it() {
+    for request in [
+        FrontendReq::GET_FEATURES,
+        FrontendReq::GET_QUEUE_NUM,
+        FrontendReq::GET_CONFIG,
+    ] {
+        let ram = TestRam::new();
+        let peer = Peer::start(Offer::default(), once(request, Reaction::Silence));
+        let patient = Limits {
+            request: HANG,
+            ..IMPATIENT
+        };
+        let (observer, reports) = Observer::new();
+        let starting =
+            VhostUserDevice::start(peer.disk(), patient, Arc::clone(&ram.regions), observer)
+                .unwrap();
+        while !peer.seen.recv_timeout(HANG).unwrap().is(request) {}
+        starting.cancel();
+        starting.cancel();
+        ended_silently(&reports);
+        // The peer ends with its connection.
+        assert!(peer.seen.recv_timeout(HANG).is_err(), "{request:?}");
+    }
+}
+
+#[test]
+fn a_start_that_has_ended_cannot_be_cancelled() {
+    let ram = TestRam::new();
+    let peer = Peer::honest();
+    let (observer, reports) = Observer::new();
+    let starting =
+        VhostUserDevice::start(peer.disk(), IMPATIENT, Arc::clone(&ram.regions), observer).unwrap();
+    let device = started(&reports).unwrap();
+    starting.cancel();
+    assert_eq!(device.state(), DeviceState::Idle);
+    let (transport, events) = Transport::new();
+    device.attach(transport);
+    device.activate(Activation {
+        features: device.features(),
+        queues: vec![Ring::new(&ram, 0, LOW).queue.clone()],
+    });
+    assert_eq!(next(&events), Event::Activated(Ok(())));
 }

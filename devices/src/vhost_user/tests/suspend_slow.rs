@@ -12,13 +12,16 @@ use super::suspend::{Disk, Outcome, RESTART, outcome, resume, suspend};
 use crate::vhost_user::{Cause, DeviceState, Limits};
 use crate::virtio::VirtioDevice;
 
-const IMPATIENT: Limits = Limits {
+/// The worker is patient; the owner is not.
+const PATIENT: Limits = Limits {
     connect: HANG,
-    request: Duration::from_millis(100),
+    request: HANG,
     dead: HANG,
 };
 
-const LATE: Duration = Duration::from_millis(400);
+/// How long the owner waits, and a back-end that stands still stands.
+const SOON: Duration = Duration::from_millis(100);
+const LATE: Duration = Duration::from_millis(500);
 
 fn was_given_up(of: &Outcome) -> bool {
     match outcome(of) {
@@ -42,9 +45,19 @@ fn late_question() -> Script {
 
 #[test]
 fn late_answers_are_waited_for_and_counted() {
-    for script in [late_question(), late_base(1), late_base(2)] {
+    // Long enough for the start on a busy machine.
+    let limits = Limits {
+        request: Duration::from_secs(1),
+        ..PATIENT
+    };
+    let late = || Reaction::Late(Duration::from_millis(1500));
+    for (request, n) in [
+        (FrontendReq::GET_FEATURES, 2),
+        (FrontendReq::GET_VRING_BASE, 1),
+        (FrontendReq::GET_VRING_BASE, 2),
+    ] {
         let ram = TestRam::new();
-        let disk = Disk::scripted(script, IMPATIENT, &ram);
+        let disk = Disk::scripted(nth(request, n, late()), limits, &ram);
         let rings = [Ring::new(&ram, 0, LOW), Ring::new(&ram, 1, HIGH)];
         disk.activate(&[&rings[0], &rings[1]]);
         outcome(&suspend(&disk.device)).unwrap();
@@ -65,11 +78,11 @@ fn an_owner_without_patience_gets_back_what_had_been_stopped_by_then() {
     ];
     for (place, script, stopped) in cases {
         let ram = TestRam::new();
-        let disk = Disk::scripted(script(), IMPATIENT, &ram);
+        let disk = Disk::scripted(script(), PATIENT, &ram);
         let mut rings = [Ring::new(&ram, 0, LOW), Ring::new(&ram, 1, HIGH)];
         disk.activate(&[&rings[0], &rings[1]]);
         let suspended = suspend(&disk.device);
-        assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+        assert!(suspended.recv_timeout(SOON).is_err());
         let resumed = resume(&disk.device);
         // The guest goes on while the back-end still stands.
         rings[0].offer(1);
@@ -97,13 +110,13 @@ fn an_owner_without_patience_gets_back_what_had_been_stopped_by_then() {
 #[test]
 fn requests_that_take_long_can_be_given_up_on() {
     let ram = TestRam::new();
-    let disk = Disk::scripted(Box::new(|_| Reaction::Honest), IMPATIENT, &ram);
+    let disk = Disk::scripted(Box::new(|_| Reaction::Honest), PATIENT, &ram);
     let mut ring = Ring::new(&ram, 0, LOW);
     disk.activate(&[&ring]);
     ring.offer(1);
     for _ in 0..3 {
         let suspended = suspend(&disk.device);
-        assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+        assert!(suspended.recv_timeout(SOON).is_err());
         assert_eq!(disk.device.state(), DeviceState::Changing);
         let resumed = resume(&disk.device);
         assert!(was_given_up(&suspended));
@@ -117,8 +130,8 @@ fn requests_that_take_long_can_be_given_up_on() {
 #[test]
 fn requests_that_never_end_end_the_suspension_and_not_the_device() {
     let limits = Limits {
-        dead: Duration::from_millis(500),
-        ..IMPATIENT
+        dead: Duration::from_secs(1),
+        ..PATIENT
     };
     let ram = TestRam::new();
     let disk = Disk::scripted(Box::new(|_| Reaction::Honest), limits, &ram);
@@ -140,7 +153,7 @@ fn requests_that_never_end_end_the_suspension_and_not_the_device() {
 #[test]
 fn a_reset_ends_a_suspension_that_waits() {
     let ram = TestRam::new();
-    let disk = Disk::scripted(Box::new(|_| Reaction::Honest), IMPATIENT, &ram);
+    let disk = Disk::scripted(Box::new(|_| Reaction::Honest), PATIENT, &ram);
     let mut ring = Ring::new(&ram, 0, LOW);
     disk.activate(&[&ring]);
     ring.offer(1);
@@ -157,11 +170,11 @@ fn a_reset_ends_a_suspension_that_waits() {
 #[test]
 fn a_reset_stops_only_what_still_runs() {
     let ram = TestRam::new();
-    let disk = Disk::scripted(late_base(1), IMPATIENT, &ram);
+    let disk = Disk::scripted(late_base(1), PATIENT, &ram);
     let rings = [Ring::new(&ram, 0, LOW), Ring::new(&ram, 1, HIGH)];
     disk.activate(&[&rings[0], &rings[1]]);
     let suspended = suspend(&disk.device);
-    assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+    assert!(suspended.recv_timeout(SOON).is_err());
     disk.device.reset();
     assert!(was_given_up(&suspended));
     assert_eq!(next(&disk.events), Event::ResetDone);
@@ -191,15 +204,15 @@ fn a_ring_that_was_stopped_with_requests_in_flight_starts_when_they_have_ended()
         }
         base(seen)
     });
-    let disk = Disk::scripted(script, IMPATIENT, &ram);
+    let disk = Disk::scripted(script, PATIENT, &ram);
     let mut ring = Ring::new(&ram, 0, LOW);
     disk.activate(&[&ring]);
     let suspended = suspend(&disk.device);
-    assert!(suspended.recv_timeout(IMPATIENT.request).is_err());
+    assert!(suspended.recv_timeout(SOON).is_err());
     let resumed = resume(&disk.device);
     ring.offer(3);
     outcome(&suspended).unwrap();
-    assert!(resumed.recv_timeout(IMPATIENT.request).is_err());
+    assert!(resumed.recv_timeout(SOON).is_err());
     assert_eq!(disk.codes(), ["GET_FEATURES", "GET_VRING_BASE"]);
     ring.pretend_used(2);
     outcome(&resumed).unwrap();
@@ -211,7 +224,7 @@ fn a_ring_that_was_stopped_with_requests_in_flight_starts_when_they_have_ended()
 fn everybody_is_told_when_the_device_goes() {
     let ram = TestRam::new();
     let script = nth(FrontendReq::GET_FEATURES, 2, Reaction::Silence);
-    let disk = Disk::scripted(script, IMPATIENT, &ram);
+    let disk = Disk::scripted(script, PATIENT, &ram);
     let ring = Ring::new(&ram, 0, LOW);
     disk.activate(&[&ring]);
     let first = suspend(&disk.device);
@@ -229,7 +242,7 @@ fn everybody_is_told_when_the_device_goes() {
 fn orders_that_pile_up_are_refused_and_every_suspension_has_room_for_its_opposite() {
     let ram = TestRam::new();
     let script = nth(FrontendReq::GET_FEATURES, 2, Reaction::Late(LATE));
-    let disk = Disk::scripted(script, IMPATIENT, &ram);
+    let disk = Disk::scripted(script, PATIENT, &ram);
     let ring = Ring::new(&ram, 0, LOW);
     disk.activate(&[&ring]);
     let attempts: Vec<_> = (0..100)
