@@ -9,7 +9,7 @@ use ferry_devices::power::PowerRequest;
 use super::boot::Cause;
 use super::devices::{Device, DeviceKey};
 use super::stop::After;
-use super::vm::{Activity, Phase, VirtualMachine, Waiters};
+use super::vm::{Phase, VirtualMachine, Waiters};
 use super::{Ending, Error, Plan, system};
 use crate::cli::OnReset;
 use crate::cpu::vcpu::{self, GuestEnd};
@@ -163,18 +163,16 @@ impl Vmm {
         self.ended.get_or_insert(how);
     }
 
-    /// Takes everything apart. Back-ends see their connections closed.
+    /// Takes everything apart. Back-ends see their connections closed; who waits for an answer is told that Ferry ends.
     fn close(&mut self) {
         self.wait_for_terminal();
-        if let Some(vm) = &mut self.vm
-            && let Phase::Live(live) = std::mem::replace(&mut vm.phase, Phase::Shutdown)
+        if let Some(VirtualMachine {
+            phase: Phase::Live(live),
+            ..
+        }) = self.vm.take()
         {
-            if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = live.activity {
-                drop(attempt);
-            }
             live.machine.stop();
         }
-        self.vm = None;
         self.publish("vmm", "shutdown", []);
     }
 
