@@ -13,11 +13,14 @@
 //! | `0xc000` | MSI-X pending bits |
 //!
 //! * [`VirtioPci`] is the function on the bus: it decodes accesses and serialises them
+//! * `layout` holds that table, and tells the driver of it
 //! * `registers` holds what the common configuration shows and the device's life cycle
 
+mod layout;
 mod registers;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-pub use transport::{BAR_SIZE, VirtioPci};
+pub use layout::BAR_SIZE;
+pub use transport::VirtioPci;
