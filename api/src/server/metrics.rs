@@ -24,7 +24,7 @@ const fn counter(name: &'static str, help: &'static str) -> Described {
 }
 
 /// The names that are documented. A counter that is not among them is shown as well, as `untyped`.
-const DESCRIBED: [Described; 23] = [
+const DESCRIBED: [Described; 24] = [
     gauge("ferry_info", "Always 1; its label is Ferry's version"),
     gauge("ferry_vm_defined", "Whether there is a virtual machine"),
     gauge(
@@ -33,6 +33,10 @@ const DESCRIBED: [Described; 23] = [
     ),
     gauge("ferry_vm_ram_bytes", "Guest RAM"),
     counter("ferry_vm_boots", "Starts of the guest, reboots included"),
+    counter(
+        "ferry_vm_serial_lost_bytes",
+        "Bytes on the serial port that nobody took in time",
+    ),
     counter(
         "ferry_vcpus_pio_exits",
         "Exits for port I/O since the machine was made",

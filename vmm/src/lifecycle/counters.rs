@@ -20,7 +20,13 @@ impl Vmm {
         let Some(vm) = &self.vm else {
             return Ok(Response::Counters(counters));
         };
-        counters.insert("__vm".into(), Numbers::from([("boots".into(), self.boots)]));
+        let console = vm.outside.as_ref().and_then(|it| it.console.as_ref());
+        let lost = console.map_or(0, |console| console.port().lost());
+        let numbers = [
+            ("boots".into(), self.boots),
+            ("serial_lost_bytes".into(), lost),
+        ];
+        counters.insert("__vm".into(), Numbers::from(numbers));
         let mut doorbell_exits = Vec::new();
         if let Phase::Live(live) = &vm.phase {
             counters.insert("__vcpus".into(), exits(live.machine.exits()));
