@@ -29,6 +29,30 @@ fn sigterm_ends_ferry_and_puts_the_terminal_back() {
     session.ends_well();
 }
 
+#[test]
+fn sigterm_puts_the_terminal_back_while_a_back_end_is_waited_for() {
+    for _ in 0..10 {
+        let mut session = Session::waiting_for("60");
+        session.ferry.signal(libc::SIGTERM);
+        session.ends_with(0);
+    }
+}
+
+#[test]
+fn a_boot_that_fails_puts_the_terminal_back() {
+    for _ in 0..10 {
+        Session::waiting_for("0.2").ends_with(2);
+    }
+}
+
+#[test]
+fn sigterm_puts_the_terminal_back_while_ram_is_being_touched() {
+    let mut session = Session::begin("size=2G,prefault=on", &[]);
+    session.terminal.wait_until_raw(&mut session.ferry);
+    session.ferry.signal(libc::SIGTERM);
+    session.ends_with(0);
+}
+
 /// Ferry on a terminal, with a guest that has halted and waits for ever.
 struct Session {
     ferry: Process,
@@ -38,19 +62,38 @@ struct Session {
 
 impl Session {
     fn start() -> Self {
-        let mut terminal = Terminal::new();
+        let mut session = Self::begin("size=64M", &[]);
+        session.terminal.wait_for("tiny: done", &mut session.ferry);
+        assert_eq!(
+            session.terminal.settings().local() & COOKED,
+            0,
+            "is not raw"
+        );
+        session
+    }
+
+    /// One that waits for so many seconds for a back-end that does not come, and has made the terminal raw.
+    fn waiting_for(seconds: &str) -> Self {
+        let disk = "vhost_user=on,socket=/nowhere/disk.sock";
+        let flags = ["--disk", disk, "--connect-timeout", seconds];
+        let mut session = Self::begin("size=64M", &flags);
+        session.terminal.wait_until_raw(&mut session.ferry);
+        session
+    }
+
+    fn begin(memory: &str, flags: &[&str]) -> Self {
+        let terminal = Terminal::new();
         let before = terminal.settings();
         assert_eq!(before.local() & COOKED, COOKED);
         let mut command = Command::new(ferry_binary());
         command.args(["--kernel", TINY_GUEST, "--cmdline", "mode=hello end=halt"]);
-        command.args(["--cpus", "boot=1", "--memory", "size=64M"]);
+        command.args(["--cpus", "boot=1", "--memory", memory]);
+        command.args(flags);
         command.args(["--serial", "tty", "--console", "off"]);
         command.stdin(terminal.client());
         command.stdout(terminal.client());
         command.stderr(terminal.client());
-        let mut ferry = Process::start_as_is(command);
-        terminal.wait_for("tiny: done", &mut ferry);
-        assert_eq!(terminal.settings().local() & COOKED, 0, "is not raw");
+        let ferry = Process::start_as_is(command);
         Session {
             ferry,
             terminal,
@@ -60,11 +103,16 @@ impl Session {
 
     /// Ferry is about to end with status 0, and leaves the terminal as it was.
     fn ends_well(&mut self) {
+        self.ends_with(0);
+    }
+
+    /// Ferry is about to end with this status, and leaves the terminal as it was.
+    fn ends_with(&mut self, code: i32) {
         let status = self.ferry.wait(LIMIT);
         self.terminal.read();
         let shown = &self.terminal.shown;
         let status = status.unwrap_or_else(|| panic!("Ferry has not ended\n{shown}"));
-        assert_eq!(status.code(), Some(0), "{shown}");
+        assert_eq!(status.code(), Some(code), "{shown}");
         assert_eq!(self.terminal.settings(), self.before, "{shown}");
     }
 }
@@ -75,6 +123,19 @@ struct Terminal {
     client: OwnedFd,
     /// What has come out so far.
     shown: String,
+}
+
+impl Terminal {
+    /// Waits until Ferry has made it raw.
+    fn wait_until_raw(&mut self, ferry: &mut Process) {
+        let deadline = Instant::now() + LIMIT;
+        while self.settings().local() & COOKED != 0 {
+            let ended = ferry.child().try_wait().expect("ask for the end");
+            assert!(ended.is_none(), "Ferry has ended: {ended:?}");
+            assert!(Instant::now() < deadline, "the terminal was not made raw");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// What can be set on a terminal.

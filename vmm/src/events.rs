@@ -26,6 +26,8 @@ pub enum Event {
     /// A back-end has been connected to and negotiated with, or not.
     DeviceReady {
         key: DeviceKey,
+        /// For which boot it was begun.
+        boot: u64,
         outcome: Result<Ready, vhost_user::Error>,
     },
     /// A boot's job has ended.
@@ -49,7 +51,7 @@ pub enum Event {
         outcome: Result<(), vhost_user::Error>,
     },
     /// A device has stopped all its queues, as it was asked to after a guest's end.
-    DeviceQuiet { key: DeviceKey },
+    DeviceQuiet { key: DeviceKey, stop: u64 },
     /// The job that gives back what a guest had is done.
     Cleaned { number: u64 },
     /// The guest has ended.

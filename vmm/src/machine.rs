@@ -18,6 +18,7 @@ use crate::boot::{self, EntryPoint};
 use crate::console::Console;
 use crate::cpu::clock::StoppedClock;
 use crate::cpu::cpuid::{self, Cpuid};
+use crate::cpu::gate::NotParked;
 use crate::cpu::registers;
 use crate::cpu::vcpu::{GuestEnd, Vcpus};
 use crate::hypervisor::{self, Hypervisor, Vm};
@@ -46,8 +47,8 @@ pub enum Error {
     BusFull { device: String, source: PciBusFull },
     #[error("cannot start a thread for vCPU {index}")]
     Thread { index: u8, source: io::Error },
-    #[error("{count} vCPUs did not stop within {limit:?}")]
-    NotParked { count: usize, limit: Duration },
+    #[error(transparent)]
+    NotParked(#[from] NotParked),
 }
 
 /// How long vCPUs may take to stand still. They wait for no one, so only a machine that hardly runs at all needs more.
@@ -138,15 +139,12 @@ impl Machine {
     /// Makes all vCPUs stand still, and the guest's time with them.
     ///
     /// # Errors
-    /// vCPUs that do not come out of KVM; then all of them run on.
+    /// The guest has just ended, or vCPUs do not come out of KVM; then all of them run on.
     pub fn park(&mut self) -> Result<(), Error> {
         let Some(vcpus) = &self.vcpus else {
             return Ok(());
         };
-        vcpus.park(PARK_LIMIT).map_err(|count| Error::NotParked {
-            count,
-            limit: PARK_LIMIT,
-        })?;
+        vcpus.park(PARK_LIMIT)?;
         self.stopped_clock = Some(StoppedClock::read(self.vm.fd()));
         Ok(())
     }

@@ -107,7 +107,10 @@ fn run(arguments: Arguments) -> u8 {
         timeouts,
         on_reset,
     };
-    match lifecycle::run(plan) {
+    let ending = lifecycle::run(plan);
+    // A boot's thread may hold the console still.
+    terminal::restore();
+    match ending {
         Ok(Ending::PowerOff | Ending::Quit) => exit::DONE,
         Ok(Ending::Reset(ResetSource::Acpi)) => exit::ACPI_RESET,
         Ok(Ending::Reset(ResetSource::I8042 | ResetSource::Cf9)) => exit::OTHER_RESET,

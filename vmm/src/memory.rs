@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferry_api::config::MemoryConfig;
 use ferry_devices::vhost_user::RamRegion;
@@ -62,6 +63,23 @@ impl GuestRam {
         Ok(GuestRam { mapping })
     }
 
+    /// Touches all of RAM, if `config` asks for it, until it is done or `cancel` says so. It belongs to no guest yet.
+    pub fn prefault(&self, config: &MemoryConfig, cancel: &AtomicBool) {
+        /// Bytes between two looks at `cancel`: some hundredths of a second.
+        const PIECE: u64 = 64 << 20;
+        if !config.prefault {
+            return;
+        }
+        for region in self.mapping.iter() {
+            for at in (0..region.len()).step_by(PIECE as usize) {
+                if cancel.load(Ordering::Relaxed) {
+                    return;
+                }
+                populate(region, at, PIECE.min(region.len() - at));
+            }
+        }
+    }
+
     /// RAM as Ferry itself reads and writes it. A clone is another handle to the same RAM.
     pub fn mapping(&self) -> &GuestMemoryMmap {
         &self.mapping
@@ -103,6 +121,24 @@ impl GuestRam {
             }
         }
         Ok(())
+    }
+}
+
+/// Touches `bytes` at `at` of a region.
+fn populate(region: &GuestRegionMmap, at: u64, bytes: u64) {
+    // SAFETY: the range lies in the region's mapping; its content stays as it is.
+    let result = unsafe {
+        let start = region.as_ptr().add(at as usize);
+        libc::madvise(start.cast(), bytes as usize, libc::MADV_POPULATE_WRITE)
+    };
+    if result == 0 {
+        return;
+    }
+    // Linux before 5.14, or no memory left, which shows soon enough.
+    for page in (at..at + bytes).step_by(layout::PAGE_SIZE as usize) {
+        // SAFETY: the page lies in the region's mapping, and no guest and no back-end has it yet; RAM is all zeros, and
+        // stays so.
+        unsafe { region.as_ptr().add(page as usize).write_volatile(0) };
     }
 }
 
@@ -152,9 +188,6 @@ fn map_region(
         hint = HUGE_PAGE_HINT;
     } else {
         flags |= libc::MAP_NORESERVE;
-    }
-    if config.prefault {
-        flags |= libc::MAP_POPULATE;
     }
     let region = MmapRegionBuilder::new(bytes as usize)
         .with_file_offset(FileOffset::from_arc(file, 0))

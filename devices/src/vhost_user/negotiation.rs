@@ -36,7 +36,10 @@ pub(super) fn connect(path: &Path, limit: Duration, stop: &EventFd) -> Result<So
         }
         let waited = began.elapsed();
         if waited >= limit {
-            return Err(Cause::NoListener { waited, source });
+            return Err(Cause::NoListener {
+                waited: limit,
+                source,
+            });
         }
         let mut entries = [poll::entry(Some(stop), Interest::Read)];
         let until = Instant::now() + RETRY.min(limit - waited);

@@ -96,7 +96,7 @@ impl Controlled {
     }
 
     pub fn get(&self, route: &str) -> Answer {
-        answer(self.client.get(route))
+        get(&self.client, route)
     }
 
     /// `vm.info`, which has to succeed.
@@ -175,6 +175,10 @@ impl Answer {
         assert_eq!(self.status, status, "{}", self.text);
         assert!(self.text.contains(text), "{}", self.text);
     }
+}
+
+pub fn get(client: &Client, route: &str) -> Answer {
+    answer(client.get(route))
 }
 
 pub fn put(client: &Client, route: &str, body: &[u8]) -> Answer {

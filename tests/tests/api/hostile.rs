@@ -67,10 +67,18 @@ impl Row {
         let pause = ferry.put("vm.pause");
         match self.outcome {
             PauseFails(reason) => pause.refused(500, reason),
-            GivenUp | GivenUpAndDead(_) => pause.refused(500, "has not brought it to rest"),
-            ResumeFails(_) | Works => {
+            GivenUp | GivenUpAndDead(_) => pause.refused(500, "not brought to rest"),
+            ResumeFails(_) => {
                 pause.done();
-                ferry.put("vm.resume").done();
+                ferry.put("vm.resume").refused(500, "disk0");
+            }
+            Works => {
+                pause.done();
+                let resume = ferry.put("vm.resume");
+                // The answer says so when the disk is later than the guest.
+                if resume.status != 204 {
+                    resume.refused(500, "disk0: not restarted");
+                }
             }
         }
         assert_eq!(ferry.state(), "Running");

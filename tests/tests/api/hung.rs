@@ -34,11 +34,13 @@ impl Pending {
     }
 }
 
-/// Ping, info and counters answer while something else is being waited for.
-fn others_are_served(ferry: &Controlled, pending: &Pending, transition: &str) {
-    ferry.wait_until(transition, || {
-        (ferry.info()["transition"] == transition).then_some(())
+/// Ping, info and counters answer while something else is being waited for; the state that is left is shown.
+fn others_are_served(ferry: &Controlled, pending: &Pending, left: &str, transition: &str) {
+    let info = ferry.wait_until(transition, || {
+        let info = ferry.info();
+        (info["transition"] == transition).then_some(info)
     });
+    assert_eq!(info["state"], left);
     for route in ["vmm.ping", "vm.info", "vm.counters"] {
         assert_eq!(ferry.get(route).status, 200);
     }
@@ -58,7 +60,7 @@ fn a_boot_whose_back_end_says_nothing() {
         .put_json("vm.create", &ferry.definition(WRITER, &[disk.socket()]))
         .done();
     let boot = Pending::ask(&ferry, "vm.boot");
-    others_are_served(&ferry, &boot, "being booted");
+    others_are_served(&ferry, &boot, "Created", "being booted");
     ferry.put("vm.pause").refused(500, "being booted");
     boot.answer().refused(500, "GET_FEATURES");
     assert_eq!(ferry.state(), "Created");
@@ -74,7 +76,8 @@ fn a_boot_that_waits_can_be_given_up() {
             ferry.put_json("vm.create", &definition).done();
         }
         let boot = Pending::ask(&ferry, "vm.boot");
-        others_are_served(&ferry, &boot, "being booted");
+        let left = state.map_or("Shutdown", |_| "Created");
+        others_are_served(&ferry, &boot, left, "being booted");
         ferry.put(request).done();
         boot.answer().refused(500, request);
         match state {
@@ -93,7 +96,7 @@ fn a_pause_whose_back_end_hangs_fails_and_the_guest_goes_on() {
     ferry.wait_for_more("tick", 1);
     hung.hang();
     let pause = Pending::ask(&ferry, "vm.pause");
-    others_are_served(&ferry, &pause, "being paused");
+    others_are_served(&ferry, &pause, "Running", "being paused");
     let ticks = ferry.lines("tick");
     let answer = pause.answer();
     answer.refused(500, "disk0");
@@ -149,7 +152,10 @@ fn a_resume_does_not_wait_for_a_back_end_that_hangs() {
     let resume = Pending::ask(&ferry, "vm.resume");
     // The guest runs although its disk does not.
     ferry.wait_for_more("tick", 3);
-    resume.answer().done();
+    let answer = resume.answer();
+    answer.refused(500, "the guest runs again");
+    answer.refused(500, "disk0");
+    assert_eq!(ferry.state(), "Running");
     disk.wake();
     ferry.wait_until("an active device", || {
         (ferry.info()["device_tree"]["disk0"]["state"] == "Active").then_some(())
@@ -166,7 +172,7 @@ fn a_reboot_waits_for_a_back_end_that_hangs_and_serves_others_meanwhile() {
     ferry.wait_for_more("blk written", 1);
     disk.hang();
     let reboot = Pending::ask(&ferry, "vm.reboot");
-    others_are_served(&ferry, &reboot, "being rebooted");
+    others_are_served(&ferry, &reboot, "Running", "being rebooted");
     disk.wake();
     reboot.answer().done();
     ferry.wait_for_more("blk written", 1);
@@ -180,13 +186,13 @@ fn a_shutdown_takes_the_place_of_a_pause_and_of_a_reboot() {
     ferry.wait_for_more("blk written", 1);
     disk.hang();
     let pause = Pending::ask(&ferry, "vm.pause");
-    others_are_served(&ferry, &pause, "being paused");
+    others_are_served(&ferry, &pause, "Running", "being paused");
     let reboot = Pending::ask(&ferry, "vm.reboot");
     pause.answer().refused(500, "ended meanwhile");
-    others_are_served(&ferry, &reboot, "being rebooted");
+    others_are_served(&ferry, &reboot, "Running", "being rebooted");
     let shutdown = Pending::ask(&ferry, "vm.shutdown");
     reboot.answer().refused(500, "given up");
-    others_are_served(&ferry, &shutdown, "being shut down");
+    others_are_served(&ferry, &shutdown, "Running", "being shut down");
     disk.wake();
     shutdown.answer().done();
     assert_eq!(ferry.state(), "Shutdown");
@@ -211,4 +217,68 @@ fn ferry_ends_at_once_whatever_it_waits_for() {
     ferry.put("vmm.shutdown").done();
     assert_eq!(ferry.end(), 0);
     assert!(begun.elapsed() < Duration::from_secs(25));
+}
+
+#[test]
+fn a_back_end_that_dies_while_others_are_waited_for_makes_the_boot_fail() {
+    let (first, second) = (Backend::blk("1M").start(), Backend::blk("1M").start());
+    let ferry = Controlled::start_with(&["--connect-timeout", "50"]);
+    let directory = tempfile::tempdir().unwrap();
+    let late = directory.path().join("late.sock");
+    let definition = ferry.definition(WRITER, &[first.socket(), &late]);
+    ferry.put_json("vm.create", &definition).done();
+    let boot = Pending::ask(&ferry, "vm.boot");
+    ferry.wait_until("the first connection", || {
+        (ferry.info()["device_tree"]["disk0"]["state"] == "Idle").then_some(())
+    });
+    first.die();
+    boot.answer().refused(500, "disk0");
+    assert_eq!(ferry.state(), "Created");
+    drop(second);
+}
+
+#[test]
+fn a_connection_begun_for_a_boot_that_failed_has_the_time_of_the_next_one() {
+    let disk = Backend::blk("1M").start();
+    let directory = tempfile::tempdir().unwrap();
+    let late = directory.path().join("late.sock");
+    let ferry = Controlled::start_with(&["--connect-timeout", "3"]);
+    let definition = ferry.definition("mode=ticks ticks=1000000", &[disk.socket(), &late]);
+    ferry.put_json("vm.create", &definition).done();
+    let first = Pending::ask(&ferry, "vm.boot");
+    ferry.wait_until("the first connection", || {
+        (ferry.info()["device_tree"]["disk0"]["state"] == "Idle").then_some(())
+    });
+    // The boot fails for the other disk, while this one is still being tried.
+    disk.die();
+    first.answer().refused(500, "disk0");
+    ferry
+        .put_json("vm.remove-device", &serde_json::json!({"id": "disk0"}))
+        .done();
+    std::thread::sleep(Duration::from_secs(2));
+    let second = Pending::ask(&ferry, "vm.boot");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(second.is_pending(), "it had the time of the boot before");
+    second.answer().refused(500, "late.sock");
+}
+
+#[test]
+fn a_boot_that_touches_much_memory_can_be_left() {
+    let ferry = Controlled::start();
+    let mut definition = ferry.definition(WRITER, &[]);
+    definition["memory"]["size"] = serde_json::json!(3u64 << 30);
+    definition["memory"]["prefault"] = serde_json::json!(true);
+    ferry.put_json("vm.create", &definition).done();
+    let boot = Pending::ask(&ferry, "vm.boot");
+    ferry.wait_until("a boot under way", || {
+        (ferry.info()["transition"] == "being booted").then_some(())
+    });
+    ferry.put("vm.delete").done();
+    // Unless the machine was quicker.
+    let answer = boot.answer();
+    assert!(
+        answer.status == 204 || answer.text.contains("given up"),
+        "{answer:?}"
+    );
+    ferry.get("vm.info").refused(404, "no virtual machine");
 }

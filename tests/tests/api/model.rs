@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ferry_api::client::Client;
 use ferry_tests::backend::Backend;
 
-use crate::controlled::{Controlled, put};
+use crate::controlled::{Controlled, get, put};
 use crate::life_cycle::TICKS;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ enum State {
 
 use State::*;
 
-const REQUESTS: [&str; 7] = [
+const REQUESTS: [&str; 10] = [
     "vm.create",
     "vm.boot",
     "vm.pause",
@@ -40,16 +40,24 @@ const REQUESTS: [&str; 7] = [
     "vm.shutdown",
     "vm.reboot",
     "vm.delete",
+    "vm.info",
+    "vm.power-button",
+    "vm.remove-device",
 ];
 
 /// The state after a request has been accepted, or the status of its refusal.
 fn accept(state: State, request: &str) -> Result<State, u16> {
     match (request, state) {
+        ("vm.info", Absent) => Err(404),
+        ("vm.info", _) => Ok(state),
         ("vm.create", Absent) => Ok(Created),
         ("vm.create", _) => Err(500),
         ("vm.delete", Absent) => Ok(Absent),
         ("vm.delete", _) => Ok(Deleting),
         (_, Absent | Deleting) => Err(404),
+        ("vm.power-button", Running | Resuming) => Ok(state),
+        // There is no device of that name.
+        ("vm.remove-device", Created | Shutdown) => Err(404),
         ("vm.boot", Created | Shutdown) => Ok(Booting),
         ("vm.pause", Running) => Ok(Pausing),
         ("vm.resume", Paused) => Ok(Resuming),
@@ -105,10 +113,14 @@ impl Event {
             .any(|text| self.text.contains(text))
     }
 
+    fn succeeded(&self) -> bool {
+        matches!(self.status, 200 | 204)
+    }
+
     /// The state that its acceptance or refusal leads to from `state`, if the model agrees with its answer.
     fn accepted(&self, state: State) -> Option<State> {
         match accept(state, self.request) {
-            Ok(next) => (self.status == 204 || self.was_overtaken()).then_some(next),
+            Ok(next) => (self.succeeded() || self.was_overtaken()).then_some(next),
             Err(status) => (self.status == status && !self.was_overtaken()).then_some(state),
         }
     }
@@ -140,7 +152,7 @@ impl Step<'_> {
 fn explain(events: &[Event]) -> HashSet<State> {
     let mut steps: Vec<Step<'_>> = events.iter().map(Step::Accepted).collect();
     let count = steps.len();
-    let carried_out = events.iter().filter(|event| event.status == 204);
+    let carried_out = events.iter().filter(|event| event.succeeded());
     steps.extend(carried_out.map(Step::Finished));
     let accepted_at = |event: &Event| (0..count).find(|&at| std::ptr::eq(steps[at].event(), event));
 
@@ -188,10 +200,14 @@ impl Random {
 fn ask(client: &Client, request: &'static str, definition: &str, start: Instant) -> Event {
     let body = match request {
         "vm.create" => definition,
+        "vm.remove-device" => r#"{"id":"nothing"}"#,
         _ => "",
     };
     let begun = start.elapsed();
-    let answer = put(client, request, body.as_bytes());
+    let answer = match request {
+        "vm.info" => get(client, request),
+        _ => put(client, request, body.as_bytes()),
+    };
     Event {
         request,
         status: answer.status,

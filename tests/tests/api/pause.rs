@@ -51,6 +51,27 @@ fn no_request_is_lost_with_a_strict_back_end() {
 }
 
 #[test]
+fn a_pause_that_succeeds_lasts_also_when_the_guest_resets_itself() {
+    let ferry = Controlled::start();
+    ferry.boot("mode=reboot", &[]);
+    let mut pauses = 0;
+    while pauses < 300 {
+        if ferry.put("vm.pause").status != 204 {
+            continue;
+        }
+        pauses += 1;
+        for _ in 0..3 {
+            let info = ferry.info();
+            assert_eq!(
+                (&info["state"], &info["transition"]),
+                (&"Paused".into(), &serde_json::Value::Null)
+            );
+        }
+        ferry.put("vm.resume").done();
+    }
+}
+
+#[test]
 fn a_hundred_pauses_leave_nothing_behind() {
     let disk = Backend::blk("32M").start();
     let ferry = Controlled::start();

@@ -64,7 +64,15 @@ fn a_guest_is_resumed_while_virtiofsd_stands_still() {
     let resume = Asked::of(&writing.guest, "vm.resume");
     answers_meanwhile(&mut writing.guest, "being resumed");
     writing.goes_on(Loop::Disk);
-    resume.answer().expect("the guest runs");
+    let reasons = resume
+        .answer()
+        .expect_err("a late device")
+        .chain()
+        .join(": ");
+    assert!(
+        reasons.contains("the guest runs again") && reasons.contains("fs0"),
+        "{reasons}"
+    );
     assert_eq!(info(&writing.guest)["state"], "Running");
     stopped.end(&mut writing);
     writing.goes_on(Loop::Share);

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::vcpu::GuestEnd;
+
 /// What the owner wants of every vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -34,6 +36,22 @@ pub enum Order {
     End,
 }
 
+/// Why vCPUs do not stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotParked {
+    /// There is nothing left to be parked.
+    #[error("the guest has just ended")]
+    GuestEnded,
+    /// They run on.
+    #[error("{count} vCPUs did not stop within {limit:?}")]
+    Late {
+        /// How many.
+        count: usize,
+        /// How long they were waited for.
+        limit: Duration,
+    },
+}
+
 /// Where vCPUs are held.
 pub struct Gate {
     word: Mutex<Word>,
@@ -46,6 +64,8 @@ struct Word {
     wanted: Wanted,
     /// vCPUs that are neither parked nor ended.
     running: usize,
+    /// Whether the guest has ended by itself.
+    guest_ended: bool,
     hidden_ticks: u64,
 }
 
@@ -56,6 +76,7 @@ impl Gate {
             word: Mutex::new(Word {
                 wanted: Wanted::Run,
                 running: count,
+                guest_ended: false,
                 hidden_ticks: 0,
             }),
             changed: Condvar::new(),
@@ -80,16 +101,18 @@ impl Gate {
         self.want(Wanted::Run);
     }
 
-    /// Waits until every vCPU is parked or has ended; returns how many are not, when `limit` has passed.
-    pub fn wait_parked(&self, limit: Duration) -> Result<(), usize> {
+    /// Waits until every vCPU is parked.
+    pub fn wait_parked(&self, limit: Duration) -> Result<(), NotParked> {
         let running = |word: &mut Word| word.running > 0;
         let (word, _) = self
             .changed
             .wait_timeout_while(self.word(), limit, running)
             .unwrap_or_else(PoisonError::into_inner);
         match word.running {
+            // One that has ended has said so before it left.
+            0 if word.guest_ended => Err(NotParked::GuestEnded),
             0 => Ok(()),
-            count => Err(count),
+            count => Err(NotParked::Late { count, limit }),
         }
     }
 
@@ -118,9 +141,11 @@ impl Gate {
         }
     }
 
-    /// Called by a vCPU whose thread ends.
-    pub fn leave(&self) {
-        self.word().running -= 1;
+    /// Called by a vCPU whose thread ends; `end` is how the guest ended, if it did so by itself.
+    pub fn leave(&self, end: Option<&GuestEnd>) {
+        let mut word = self.word();
+        word.running -= 1;
+        word.guest_ended |= end.is_some();
         self.changed.notify_all();
     }
 

@@ -18,7 +18,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::clock;
-use super::gate::{Gate, Order, Wanted};
+use super::gate::{Gate, NotParked, Order, Wanted};
 use crate::io_space::{ExitCounters, IoSpace};
 
 /// Why a guest has ended, as the vCPU saw it that ended it.
@@ -92,10 +92,11 @@ impl Vcpus {
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK)
                 .spawn(move || {
-                    if let Some(end) = run.until_end() {
-                        ended(end);
+                    let end = run.until_end();
+                    if let Some(end) = &end {
+                        ended(end.clone());
                     }
-                    run.gate.leave();
+                    run.gate.leave(end.as_ref());
                 })
                 .map_err(|error| (index, error))?;
             vcpus.threads.push(thread);
@@ -106,8 +107,8 @@ impl Vcpus {
     /// Makes all vCPUs stand still, with no exit half-answered.
     ///
     /// # Errors
-    /// How many did not within `limit`; all of them go on.
-    pub fn park(&self, limit: Duration) -> Result<(), usize> {
+    /// Some did not within `limit`, or the guest has ended; all that are left go on.
+    pub fn park(&self, limit: Duration) -> Result<(), NotParked> {
         self.gate.want(Wanted::Park);
         self.signal();
         self.gate

@@ -11,7 +11,9 @@
 //! its front-end leaves, so it is not to be connected to for nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use ferry_api::config::VmConfig;
 use ferry_api::control::{Reply, Response, VmState};
@@ -51,7 +53,7 @@ pub struct Built {
 /// A boot under way.
 pub struct Booting {
     pub left: VmState,
-    cause: Cause,
+    pub cause: Cause,
     /// Which boot this is.
     number: u64,
     waiters: Waiters,
@@ -59,8 +61,12 @@ pub struct Booting {
     devices: Option<Sender<Vec<Ready>>>,
     /// Whether the job is past its first part. Until then it may be opening the terminal.
     pub checked: bool,
-    /// Why the boot has failed already, while its job has still to end.
+    /// Why the boot has failed already, while its job has still to end …
     failure: Option<Error>,
+    /// … and how long that is waited for.
+    pub deadline: Option<Instant>,
+    /// Tells the job to give up.
+    cancel: Arc<AtomicBool>,
     /// What is to come instead of a running guest, and who waits for it.
     instead: Option<(After, Waiters)>,
 }
@@ -95,6 +101,7 @@ struct Job {
     /// The RAM of the guest before this one.
     old_ram: Option<GuestRam>,
     devices: Receiver<Vec<Ready>>,
+    cancel: Arc<AtomicBool>,
     escape: EventFd,
     events: EventSender,
 }
@@ -111,6 +118,8 @@ impl Job {
         let Some(outside) = outside else { return };
         let (number, events) = (self.number, self.events.clone());
         let outcome = self.build(&outside);
+        // Who hears of the end may close the console, or open it again.
+        drop(outside);
         events.send(Event::Built {
             boot: number,
             outcome,
@@ -143,6 +152,7 @@ impl Job {
                 .map_err(system("give back the RAM of the guest before"))?;
         }
         let ram = GuestRam::new(&self.config.memory)?;
+        ram.prefault(&self.config.memory, &self.cancel);
         let hypervisor = Hypervisor::open()?;
         let Ok(devices) = self.devices.recv() else {
             return Err(Error::Cancelled("its devices are not there"));
@@ -167,29 +177,39 @@ impl Job {
 }
 
 impl Vmm {
-    /// Starts a boot. `old_ram` is that of the guest before, if there was one.
-    pub(super) fn boot(&mut self, cause: Cause, old_ram: Option<GuestRam>, waiters: Waiters) {
+    /// Starts a boot from the state `left`. `old_ram` is that of the guest before, if there was one.
+    pub(super) fn boot(
+        &mut self,
+        left: VmState,
+        cause: Cause,
+        old_ram: Option<GuestRam>,
+        waiters: Waiters,
+    ) {
         let escape = self
             .events
             .escape()
             .map_err(system("pass the escape key on"));
         let Some(vm) = &mut self.vm else { return };
-        self.boots += 1;
+        self.numbers += 1;
+        let number = self.numbers;
         let (sender, devices) = channel();
+        let cancel = Arc::new(AtomicBool::new(false));
         vm.phase = Phase::Booting(Booting {
-            left: vm.state(),
+            left,
             cause,
-            number: self.boots,
+            number,
             waiters,
             devices: Some(sender),
             checked: false,
             failure: None,
+            deadline: None,
+            cancel: cancel.clone(),
             instead: None,
         });
         let outside = vm.outside.as_ref();
         let started = escape.and_then(|escape| {
             let job = Job {
-                number: self.boots,
+                number,
                 config: vm.config.clone(),
                 // After a shutdown the files may be others.
                 payload: outside
@@ -198,6 +218,7 @@ impl Vmm {
                 console: outside.map(|outside| outside.console.clone()),
                 old_ram,
                 devices,
+                cancel,
                 escape,
                 events: self.events.sender(),
             };
@@ -243,7 +264,7 @@ impl Vmm {
             .devices
             .iter_mut()
             .filter(|device| cause == Cause::Asked || device.ready().is_none());
-        match devices.try_for_each(|device| device.connect(limits, &events)) {
+        match devices.try_for_each(|device| device.connect(boot, limits, &events)) {
             Ok(()) => self.hand_devices_over(),
             Err(error) => self.give_boot_up(error),
         }
@@ -252,19 +273,38 @@ impl Vmm {
     pub(super) fn on_device_ready(
         &mut self,
         key: DeviceKey,
+        boot: u64,
         outcome: Result<Ready, vhost_user::Error>,
     ) {
-        let Some(device) = self.vm.as_mut().and_then(|vm| vm.device(key)) else {
+        let events = self.events.sender();
+        let limits = backends::limits(&self.timeouts);
+        let Some(vm) = &mut self.vm else { return };
+        let number = match &vm.phase {
+            Phase::Booting(booting) => Some(booting.number),
+            _ => None,
+        };
+        // The last word of a connection that was given up, and maybe begun anew, does not count.
+        let Some(device) = vm
+            .device(key)
+            .filter(|device| device.begun_for == boot && matches!(device.link, Link::Starting(_)))
+        else {
             return;
         };
         match outcome {
             Ok(ready) => {
-                device.link = Link::Up(ready);
+                device.connected(ready);
                 self.hand_devices_over();
             }
             Err(error) => {
                 device.link = Link::Down;
-                self.give_boot_up(error.into());
+                let again = match number {
+                    // It was begun for a boot before this one, and has not had this one's time.
+                    Some(number) if number != boot => device.connect(number, limits, &events),
+                    _ => Err(error.into()),
+                };
+                if let Err(error) = again {
+                    self.give_boot_up(error);
+                }
             }
         }
     }
@@ -288,18 +328,32 @@ impl Vmm {
         }
     }
 
-    /// Makes the boot fail. Its end, and what comes then, waits for its job's end. Connections that are being made are
-    /// made: the next boot is to find them, and a back-end such as virtiofsd would end with its connection.
+    /// Makes the boot fail. Its end, and what comes then, waits a while for its job's end. Connections that are being
+    /// made are made: the next boot is to find them, and a back-end such as virtiofsd would end with its connection.
     pub(super) fn give_boot_up(&mut self, error: Error) {
+        let deadline = Instant::now() + self.timeouts.request;
         let Some(vm) = &mut self.vm else { return };
         let Phase::Booting(booting) = &mut vm.phase else {
             return;
         };
         booting.devices = None;
         booting.failure.get_or_insert(error);
+        booting.deadline.get_or_insert(deadline);
+        booting.cancel.store(true, Ordering::Relaxed);
     }
 
-    /// Gives the boot up because a client wants something else.
+    /// Does not wait any longer for a job that was given up; what it still makes is thrown away when it comes.
+    pub(super) fn on_boot_late(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Booting(booting) = &mut vm.phase else {
+            return;
+        };
+        let failure = booting.failure.take();
+        self.end_boot(Err(failure.unwrap_or(Error::Cancelled("it took too long"))));
+    }
+
+    /// Gives the boot up because a client wants something else. Connections that are being made are given up with it,
+    /// because they may be long in coming.
     pub(super) fn replace_boot(&mut self, after: After, reply: Reply) {
         let request = match after {
             After::Delete => "vm.delete came",
@@ -352,24 +406,34 @@ impl Vmm {
                     boot,
                     activity: Activity::Running,
                 });
+                self.boots += 1;
                 self.publish("vm", "booted", []);
                 booting.waiters.answer(&Ok(Response::Done));
             }
             Err(error) => {
-                if booting.left == VmState::Created {
+                let left = booting.left;
+                if left == VmState::Created {
                     vm.phase = Phase::Created;
+                    // Its console is opened by the boot that succeeds.
+                    vm.outside = None;
                 }
-                self.boot_failed(error, booting.waiters, booting.instead);
+                self.boot_failed(left, error, booting.waiters, booting.instead);
             }
         }
     }
 
-    fn boot_failed(&mut self, error: Error, waiters: Waiters, instead: Option<(After, Waiters)>) {
+    fn boot_failed(
+        &mut self,
+        left: VmState,
+        error: Error,
+        waiters: Waiters,
+        instead: Option<(After, Waiters)>,
+    ) {
         self.publish("vm", "boot-failed", [("reason", chain(&error))]);
         let asked_by_client = !waiters.is_empty();
         waiters.answer(&Err(error.refusal()));
         match instead {
-            Some((after, waiters)) => self.clean_up(after, None, waiters),
+            Some((after, waiters)) => self.clean_up(left, after, None, waiters),
             None if asked_by_client => {}
             None => self.end(Err(error)),
         }

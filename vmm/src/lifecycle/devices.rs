@@ -14,7 +14,7 @@ use crate::events::{Event, EventSender};
 pub type Ready = Arc<VhostUserDevice>;
 
 /// Tells devices apart for as long as Ferry runs: ids can be given anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceKey(pub u64);
 
 /// A device of the definition.
@@ -22,8 +22,11 @@ pub struct Device {
     pub key: DeviceKey,
     pub spec: BackendSpec,
     pub link: Link,
-    /// How often a connection was made after one had failed.
+    /// For which boot the last connection was begun.
+    pub begun_for: u64,
+    /// How often a connection was made after the first.
     pub reconnects: u64,
+    connected_before: bool,
     /// How many suspends and resumes the worker has been asked for and has not answered. At most two, because a
     /// device that owes an answer is not suspended again.
     pub owed: u32,
@@ -45,7 +48,9 @@ impl Device {
             key,
             spec,
             link: Link::Down,
+            begun_for: 0,
             reconnects: 0,
+            connected_before: false,
             owed: 0,
         }
     }
@@ -58,18 +63,25 @@ impl Device {
         }
     }
 
-    /// Makes a connection unless there is one that works. Answered by [`Event::DeviceReady`].
-    pub fn connect(&mut self, limits: Limits, events: &EventSender) -> Result<(), Error> {
+    /// Makes a connection for a boot, unless there is one that works or is being made. Answered by
+    /// [`Event::DeviceReady`].
+    pub fn connect(
+        &mut self,
+        boot: u64,
+        limits: Limits,
+        events: &EventSender,
+    ) -> Result<(), Error> {
         match &self.link {
             Link::Up(ready) if ready.state() != DeviceState::Failed => return Ok(()),
             Link::Starting(_) => return Ok(()),
-            Link::Up(_) => self.reconnects += 1,
-            Link::Down => {}
+            Link::Up(_) | Link::Down => {}
         }
         let observer = Observer {
             key: self.key,
+            boot,
             events: events.clone(),
         };
+        self.begun_for = boot;
         self.owed = 0;
         // Guest RAM comes later; the back-end is told of it when the guest activates the device.
         let starting =
@@ -77,6 +89,13 @@ impl Device {
                 .map_err(super::system("start a thread for a device"))?;
         self.link = Link::Starting(starting);
         Ok(())
+    }
+
+    /// Takes a connection that has been made.
+    pub fn connected(&mut self, ready: Ready) {
+        self.reconnects += u64::from(self.connected_before);
+        self.connected_before = true;
+        self.link = Link::Up(ready);
     }
 
     /// Gives up a connection that is being made.
@@ -88,10 +107,11 @@ impl Device {
     }
 
     /// Stops the device's queues. Answered by [`Event::DeviceQuiet`].
-    pub fn quieten(&self, events: &EventSender) {
+    pub fn quieten(&self, stop: u64, events: &EventSender) {
         let Some(ready) = self.ready() else { return };
         ready.attach(Arc::new(Quietener {
             key: self.key,
+            stop,
             events: events.clone(),
         }));
         ready.reset();
@@ -123,6 +143,8 @@ impl Drop for Device {
 /// Passes what happens to a device on to the vmm thread.
 struct Observer {
     key: DeviceKey,
+    /// For which boot the connection was begun.
+    boot: u64,
     events: EventSender,
 }
 
@@ -130,6 +152,7 @@ impl DeviceObserver for Observer {
     fn ready(&self, _id: &str, outcome: Result<Ready, vhost_user::Error>) {
         self.events.send(Event::DeviceReady {
             key: self.key,
+            boot: self.boot,
             outcome,
         });
     }
@@ -145,6 +168,8 @@ impl DeviceObserver for Observer {
 /// Stands in for the transport while there is none.
 struct Quietener {
     key: DeviceKey,
+    /// Which stop has asked.
+    stop: u64,
     events: EventSender,
 }
 
@@ -152,7 +177,10 @@ impl TransportEvents for Quietener {
     fn activated(&self, _: Result<(), ActivationFailed>) {}
 
     fn reset_done(&self) {
-        self.events.send(Event::DeviceQuiet { key: self.key });
+        self.events.send(Event::DeviceQuiet {
+            key: self.key,
+            stop: self.stop,
+        });
     }
 
     fn config_changed(&self) {}

@@ -27,6 +27,7 @@ mod vm;
 mod vmm;
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use ferry_api::config::{Timeouts, VmConfig};
@@ -100,10 +101,12 @@ impl Error {
     /// As a client is told.
     fn refusal(&self) -> Refusal {
         let mut refusal = Refusal::failed(self);
-        // A flag alone is no reason.
-        if refusal.chain.len() > 1 && refusal.chain[0].starts_with("--") {
-            let flag = refusal.chain.remove(0);
-            refusal.chain[0].insert_str(0, &format!("{flag}: "));
+        // A flag alone is no reason, and not what a client has written.
+        if refusal.chain.len() > 1
+            && let Some(field) = refusal.chain[0].strip_prefix("--").map(str::to_owned)
+        {
+            refusal.chain.remove(0);
+            refusal.chain[0].insert_str(0, &format!("{field}: "));
         }
         refusal
     }
@@ -130,7 +133,11 @@ pub struct Plan {
 /// # Errors
 /// What made the guest that was asked for on the command line, or Ferry itself, fail.
 pub fn run(plan: Plan) -> Result<Ending, Error> {
-    // What the user may have got wrong comes before anything is started.
+    // What the user may have got wrong comes before anything is started, and before any descriptor is opened whose
+    // number the user may have named.
+    if let Some(Monitor::Fd(fd)) = &plan.event_monitor {
+        open_already(*fd).map_err(Error::Monitor)?;
+    }
     let socket = plan
         .api_socket
         .as_ref()
@@ -154,4 +161,13 @@ pub fn run(plan: Plan) -> Result<Ending, Error> {
     // Writes the answers that are still to be written.
     drop(server);
     ending
+}
+
+/// Makes sure that there is such a descriptor.
+fn open_already(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the call reads the flags of a descriptor, if there is one, and has no memory arguments.
+    match unsafe { libc::fcntl(fd, libc::F_GETFD) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

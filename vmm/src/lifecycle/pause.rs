@@ -1,7 +1,8 @@
 //! Pausing a guest with its devices, and resuming it.
 //!
 //! vCPUs stop first, because they feed the devices; then every device is suspended: its requests come to their end,
-//! its rings stop. Devices are resumed first and vCPUs last.
+//! its rings stop. When the guest goes on, devices are told first, and vCPUs do not wait for them: what they ask of a
+//! device waits in its doorbell.
 //!
 //! The workers have the patience of the dead timeout, an attempt to pause has that of the request timeout. An attempt
 //! that fails leaves nothing behind: devices are told to resume, which they do as soon as their back-ends have
@@ -25,6 +26,8 @@ pub struct Attempt {
     waiting: Vec<DeviceKey>,
     /// Devices that still owe an answer to an attempt before, and have not been asked yet.
     queued: Vec<DeviceKey>,
+    /// What has become of devices that could not be resumed.
+    failures: Vec<String>,
 }
 
 impl Attempt {
@@ -43,7 +46,9 @@ impl Vmm {
             return;
         };
         if let Err(error) = live.machine.park() {
-            reply.answer(Err(Refusal::failed(&error)));
+            let reason = Refusal::failed(&error);
+            self.publish("vm", "pause-failed", [("reason", reason.chain.join(": "))]);
+            reply.answer(Err(reason));
             return;
         }
         let mut attempt = Attempt {
@@ -51,6 +56,7 @@ impl Vmm {
             deadline,
             waiting: Vec::new(),
             queued: Vec::new(),
+            failures: Vec::new(),
         };
         for device in vm
             .devices
@@ -79,6 +85,7 @@ impl Vmm {
                 deadline,
                 waiting,
                 queued: Vec::new(),
+                failures: Vec::new(),
             });
         }
         self.end_attempt_if_done();
@@ -135,14 +142,14 @@ impl Vmm {
         key: DeviceKey,
         outcome: Result<(), vhost_user::Error>,
     ) {
-        if let Err(error) = outcome {
-            tracing::debug!("a device could not be resumed: {}", chain(&error));
-        }
         if !self.device_answered(key) {
             return;
         }
         if let Some(Activity::Resuming(attempt)) = self.activity() {
             attempt.waiting.retain(|&other| other != key);
+            attempt
+                .failures
+                .extend(outcome.err().map(|error| chain(&error)));
             self.end_attempt_if_done();
         }
     }
@@ -186,6 +193,12 @@ impl Vmm {
             Activity::Resuming(attempt) if attempt.is_done() => (Activity::Running, "resumed"),
             _ => return,
         };
+        if let Activity::Resuming(attempt) = activity
+            && !attempt.failures.is_empty()
+        {
+            let reason = std::mem::take(&mut attempt.failures).join("; ");
+            return self.give_resume_up(reason);
+        }
         let before = std::mem::replace(activity, next);
         self.publish("vm", event, []);
         if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = before {
@@ -200,39 +213,54 @@ impl Vmm {
         let Phase::Live(live) = &mut vm.phase else {
             return;
         };
-        let late = |attempt: &Attempt| -> Vec<String> {
+        let late = |attempt: &Attempt| -> String {
             let keys = attempt.waiting.iter().chain(&attempt.queued);
-            let ids = keys.filter_map(|key| vm.devices.iter().find(|device| device.key == *key));
-            ids.map(|device: &Device| device.spec.id.clone()).collect()
+            let late = keys.filter_map(|key| vm.devices.iter().find(|device| device.key == *key));
+            let ids: Vec<&str> = late
+                .map(|device: &Device| device.spec.id.as_str())
+                .collect();
+            ids.join(", ")
         };
         match &mut live.activity {
             Activity::Pausing(attempt) => {
-                let chain = late(attempt)
-                    .into_iter()
-                    .map(|id| {
-                        format!(
-                            "{id}: its back-end has not brought it to rest within {limit:?}; it \
-                             works on once the back-end answers"
-                        )
-                    })
-                    .collect();
-                self.give_pause_up(Refusal {
-                    kind: RefusalKind::Failed,
-                    chain,
-                });
+                let reason = format!(
+                    "{}: not brought to rest by the back-end within {limit:?}; works on once the \
+                     back-end answers",
+                    late(attempt)
+                );
+                self.give_pause_up(Refusal::new(RefusalKind::Failed, reason));
             }
             Activity::Resuming(attempt) => {
-                for id in late(attempt) {
-                    tracing::warn!(
-                        device = id,
-                        "the back-end has not restarted the device within {limit:?}; the guest \
-                         runs meanwhile"
-                    );
-                }
-                attempt.waiting.clear();
-                self.end_attempt_if_done();
+                let mut reasons = std::mem::take(&mut attempt.failures);
+                reasons.push(format!(
+                    "{}: not restarted by the back-end within {limit:?}; works again once the \
+                     back-end answers",
+                    late(attempt)
+                ));
+                self.give_resume_up(reasons.join("; "));
             }
             Activity::Running | Activity::Paused => {}
+        }
+    }
+
+    /// Ends a resume without all devices; the guest runs already.
+    fn give_resume_up(&mut self, reason: String) {
+        let Some(activity) = self.activity() else {
+            return;
+        };
+        match std::mem::replace(activity, Activity::Running) {
+            Activity::Resuming(attempt) => {
+                tracing::warn!("the guest has been resumed, but not all of its devices: {reason}");
+                self.publish("vm", "resumed", [("without", reason.clone())]);
+                attempt.reply.answer(Err(Refusal {
+                    kind: RefusalKind::Failed,
+                    chain: vec![
+                        "the guest runs again, but not all of its devices do".to_owned(),
+                        reason,
+                    ],
+                }));
+            }
+            other => *activity = other,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What clients ask for.
 
 use ferry_api::config::validate::{Fault, Removal};
-use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
+use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response, VmState};
 
 use super::Vmm;
 use super::boot::Cause;
@@ -31,7 +31,13 @@ impl Vmm {
                 self.define(*config);
                 reply.answer(Ok(Response::Done));
             }
-            Request::Boot => self.boot(Cause::Asked, None, reply.into()),
+            Request::Boot => {
+                let left = self
+                    .vm
+                    .as_ref()
+                    .map_or(VmState::Created, VirtualMachine::state);
+                self.boot(left, Cause::Asked, None, reply.into());
+            }
             Request::Info => reply.answer(self.describe()),
             Request::Counters => reply.answer(self.count()),
             Request::Pause => self.pause(reply),
@@ -60,7 +66,9 @@ impl Vmm {
     fn leave(&mut self, after: After, reply: Reply) {
         let Some(vm) = &self.vm else { return };
         match &vm.phase {
-            Phase::Created | Phase::Shutdown => self.clean_up(after, None, reply.into()),
+            Phase::Created | Phase::Shutdown => {
+                self.clean_up(vm.state(), after, None, reply.into());
+            }
             Phase::Booting(_) => self.replace_boot(after, reply),
             Phase::Live(_) => self.stop_guest(after, Waiters::from(reply)),
             Phase::Stopping(_) => self.replace_stop(after, reply),

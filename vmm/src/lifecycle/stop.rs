@@ -36,6 +36,8 @@ pub struct Stopping {
 
 enum Stage {
     Quietening {
+        /// Which stop it is: word of an earlier one is none of this.
+        number: u64,
         waiting: Vec<DeviceKey>,
         deadline: Instant,
         ram: GuestRam,
@@ -82,8 +84,9 @@ impl Vmm {
             )));
         }
         live.machine.stop();
+        self.numbers += 1;
         for device in &vm.devices {
-            device.quieten(&events);
+            device.quieten(self.numbers, &events);
         }
         let waiting = vm
             .devices
@@ -96,6 +99,7 @@ impl Vmm {
             after,
             waiters,
             stage: Stage::Quietening {
+                number: self.numbers,
                 waiting,
                 deadline,
                 ram: live.ram,
@@ -110,11 +114,14 @@ impl Vmm {
         self.go_on_if_quiet();
     }
 
-    pub(super) fn on_device_quiet(&mut self, key: DeviceKey) {
+    pub(super) fn on_device_quiet(&mut self, key: DeviceKey, stop: u64) {
         if let Some(Phase::Stopping(Stopping {
-            stage: Stage::Quietening { waiting, .. },
+            stage: Stage::Quietening {
+                number, waiting, ..
+            },
             ..
         })) = self.vm.as_mut().map(|vm| &mut vm.phase)
+            && *number == stop
         {
             waiting.retain(|&other| other != key);
             self.go_on_if_quiet();
@@ -145,40 +152,49 @@ impl Vmm {
         let Some(vm) = &mut self.vm else { return };
         match std::mem::replace(&mut vm.phase, Phase::Shutdown) {
             Phase::Stopping(Stopping {
+                left,
                 after,
                 waiters,
                 stage: Stage::Quietening { waiting, ram, .. },
-                ..
             }) if waiting.is_empty() => match after {
-                After::Restart => self.boot(Cause::Reset, Some(ram), waiters),
-                After::Shutdown | After::Delete => self.clean_up(after, Some(ram), waiters),
+                After::Restart => self.boot(left, Cause::Reset, Some(ram), waiters),
+                After::Shutdown | After::Delete => {
+                    self.clean_up(left, after, Some(ram), waiters);
+                }
             },
             other => vm.phase = other,
         }
     }
 
     /// Starts the job that gives back what a guest had. It ends in [`Event::Cleaned`].
-    pub(super) fn clean_up(&mut self, after: After, ram: Option<GuestRam>, waiters: Waiters) {
+    /// `left` is the state that is being left.
+    pub(super) fn clean_up(
+        &mut self,
+        left: VmState,
+        after: After,
+        ram: Option<GuestRam>,
+        waiters: Waiters,
+    ) {
         let events = self.events.sender();
-        self.jobs += 1;
-        let number = self.jobs;
+        self.numbers += 1;
+        let number = self.numbers;
         let Some(vm) = &mut self.vm else { return };
         let console = match after {
             After::Delete => vm.outside.take(),
             After::Restart | After::Shutdown => None,
         };
         vm.phase = Phase::Stopping(Stopping {
-            left: vm.state(),
+            left,
             after,
             waiters,
             stage: Stage::Cleaning(number),
         });
         let work = move || {
+            drop(console);
             if let Some(Err(error)) = ram.as_ref().map(GuestRam::discard) {
                 tracing::warn!("the guest's RAM could not be given back: {error}");
             }
             drop(ram);
-            drop(console);
             events.send(Event::Cleaned { number });
         };
         let started = std::thread::Builder::new()
@@ -200,7 +216,11 @@ impl Vmm {
             return;
         }
         match stopping.after {
-            After::Restart => self.boot(Cause::Reset, None, stopping.waiters),
+            After::Restart => self.boot(stopping.left, Cause::Reset, None, stopping.waiters),
+            // A deletion took the place of a shutdown that had begun: the console is still to be closed.
+            After::Delete if vm.outside.is_some() => {
+                self.clean_up(stopping.left, After::Delete, None, stopping.waiters);
+            }
             After::Shutdown => {
                 self.publish("vm", "shutdown", []);
                 stopping.waiters.answer(&Ok(Response::Done));

@@ -160,6 +160,9 @@ mod tests {
 
     #[test]
     fn the_documentation_shows_this_table() {
+        let header = "| | absent | Created | booting | Running | pausing | Paused | resuming | rebooting \
+                      | shutting down | Shutdown | deleting |";
+        assert!(DOCUMENTATION.contains(header), "{header}");
         for request in crate::lifecycle::tests::requests() {
             let mut row = format!("| {} |", name(&request));
             for situation in SITUATIONS {

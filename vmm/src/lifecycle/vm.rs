@@ -156,7 +156,8 @@ impl VirtualMachine {
                 Activity::Pausing(attempt) | Activity::Resuming(attempt) => Some(attempt.deadline),
                 Activity::Running | Activity::Paused => None,
             },
-            Phase::Created | Phase::Shutdown | Phase::Booting(_) => None,
+            Phase::Booting(booting) => booting.deadline,
+            Phase::Created | Phase::Shutdown => None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::control::VmState;
 use ferry_api::events::EventLog;
 use ferry_devices::power::PowerRequest;
 
@@ -26,10 +27,12 @@ pub struct Vmm {
     log: Option<Arc<EventLog>>,
     /// How Ferry ends, once it does.
     ended: Option<Result<Ending, Error>>,
-    // The last numbers given to devices, boots and other jobs.
-    pub(super) keys: u64,
+    /// How many guests have been started.
     pub(super) boots: u64,
-    pub(super) jobs: u64,
+    // The last numbers given to devices, and to boots, stops and other work whose late word must not be taken for
+    // another's.
+    pub(super) keys: u64,
+    pub(super) numbers: u64,
 }
 
 impl Vmm {
@@ -43,9 +46,9 @@ impl Vmm {
             vm: None,
             log: None,
             ended: None,
-            keys: 0,
             boots: 0,
-            jobs: 0,
+            keys: 0,
+            numbers: 0,
         })
     }
 
@@ -63,7 +66,7 @@ impl Vmm {
     pub fn run(mut self, vm: Option<VmConfig>) -> Result<Ending, Error> {
         if let Some(config) = vm {
             self.define(config);
-            self.boot(Cause::Asked, None, Waiters::default());
+            self.boot(VmState::Created, Cause::Asked, None, Waiters::default());
         }
         loop {
             if let Some(ended) = self.ended.take() {
@@ -86,12 +89,12 @@ impl Vmm {
         match event {
             Event::Request { request, reply } => self.on_request(request, reply),
             Event::Checked { boot, outcome } => self.on_checked(boot, outcome),
-            Event::DeviceReady { key, outcome } => self.on_device_ready(key, outcome),
+            Event::DeviceReady { key, boot, outcome } => self.on_device_ready(key, boot, outcome),
             Event::DeviceFailed { key, error } => self.on_device_failed(key, &error),
             Event::Built { boot, outcome } => self.on_built(boot, outcome),
             Event::DeviceSuspended { key, outcome } => self.on_device_suspended(key, outcome),
             Event::DeviceResumed { key, outcome } => self.on_device_resumed(key, outcome),
-            Event::DeviceQuiet { key } => self.on_device_quiet(key),
+            Event::DeviceQuiet { key, stop } => self.on_device_quiet(key, stop),
             Event::Cleaned { number } => self.on_cleaned(number),
             Event::GuestEnded { boot, end } => self.on_guest_ended(boot, end),
             Event::Quit(why) => self.quit(why),
@@ -102,6 +105,7 @@ impl Vmm {
         match self.vm.as_ref().map(|vm| &vm.phase) {
             Some(Phase::Stopping(_)) => self.on_not_quiet(),
             Some(Phase::Live(_)) => self.on_attempt_late(),
+            Some(Phase::Booting(_)) => self.on_boot_late(),
             _ => {}
         }
     }
@@ -118,6 +122,12 @@ impl Vmm {
         if let Some(Device { spec, .. }) = device {
             let id = spec.id.clone();
             self.publish("device", "failed", [("id", id), ("reason", chain(error))]);
+        }
+        // A boot begins with devices that work.
+        if let Some(Phase::Booting(booting)) = self.vm.as_ref().map(|vm| &vm.phase)
+            && booting.cause == Cause::Asked
+        {
+            self.give_boot_up(error.clone().into());
         }
     }
 

@@ -60,6 +60,7 @@ impl Worker {
         self.unless_given_up()?;
         while let Some(write) = self.shared.next_write() {
             self.write_config(&write)?;
+            self.unless_given_up()?;
         }
         // Rings that were never enabled would never run empty.
         if session.service == Service::Complete {
