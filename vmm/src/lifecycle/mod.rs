@@ -14,6 +14,7 @@
 //! a [`boot`] job, whatever a back-end has to answer by that device's own worker.
 
 mod boot;
+mod boot_job;
 mod counters;
 mod describe;
 mod devices;
@@ -40,7 +41,7 @@ use ferry_devices::vhost_user;
 use crate::cli::OnReset;
 use crate::{console, hypervisor, machine, memory, payload};
 
-pub use boot::{Built, Outside};
+pub use boot_job::{Built, Outside};
 pub use devices::{DeviceKey, Ready};
 use vmm::Vmm;
 

@@ -5,7 +5,8 @@ use std::time::Instant;
 use ferry_api::config::VmConfig;
 use ferry_api::control::{Answer, Reply, VmState};
 
-use super::boot::{Booting, Outside};
+use super::boot::Booting;
+use super::boot_job::Outside;
 use super::devices::{Device, DeviceKey};
 use super::pause::Attempt;
 use super::stop::Stopping;
