@@ -47,6 +47,37 @@ pub enum Request {
     ShutdownVmm,
 }
 
+/// When the owner answers a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promptness {
+    /// As soon as it gets to it: the request waits for nobody else.
+    AtOnce,
+    /// When what is asked for has ended, which may be up to back-ends, or up to the guest.
+    WhenDone,
+}
+
+impl Request {
+    /// When it is answered.
+    pub fn promptness(&self) -> Promptness {
+        match self {
+            Request::Create(_)
+            | Request::Info
+            | Request::Counters
+            | Request::PowerButton
+            | Request::AddDisk(_)
+            | Request::AddFs(_)
+            | Request::RemoveDevice(_)
+            | Request::ShutdownVmm => Promptness::AtOnce,
+            Request::Boot
+            | Request::Pause
+            | Request::Resume
+            | Request::Shutdown
+            | Request::Reboot
+            | Request::Delete => Promptness::WhenDone,
+        }
+    }
+}
+
 /// What a request has led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {

@@ -304,10 +304,67 @@ fn requests_without_an_answer_are_bounded() {
         server.connect().write_all(&pause).unwrap();
         server.wait_asked(asked);
     }
+    // Whoever wants something that takes its time is told; all others are served as ever.
     let answer = server.ask("PUT", "/api/v1/vm.pause", "");
-    assert_eq!(answer.status(), 500);
+    assert_eq!(answer.status(), 503);
     assert!(answer.body.contains("too many requests"));
+    assert_eq!(server.ask("PUT", "/api/v1/vm.delete", "").status(), 503);
     answers_ping(&server);
+    let disk = r#"{"vhost_user":true,"vhost_socket":"/a"}"#;
+    let create = r#"{"payload":{"kernel":"/k"}}"#;
+    for (method, path, body, status) in [
+        ("GET", "/api/v1/vm.info", "", 200),
+        ("GET", "/api/v1/vm.counters", "", 200),
+        ("GET", "/metrics", "", 200),
+        ("PUT", "/api/v1/vm.power-button", "", 204),
+        ("PUT", "/api/v1/vm.create", create, 204),
+        ("PUT", "/api/v1/vm.add-disk", disk, 204),
+        ("PUT", "/api/v1/vm.remove-device", r#"{"id":"a"}"#, 404),
+        ("PUT", "/api/v1/vmm.shutdown", "", 204),
+    ] {
+        let answer = server.ask(method, path, body);
+        assert_eq!(answer.status(), status, "{path}: {}", answer.body);
+    }
     server.script.held.lock().unwrap().clear();
     assert_eq!(server.ask("PUT", "/api/v1/vm.boot", "").status(), 204);
+}
+
+#[test]
+fn requests_that_are_answered_at_once_wait_for_their_turn() {
+    let server = TestServer::with(Limits {
+        prompt: 1,
+        ..Limits::default()
+    });
+    let info = request("GET", "/api/v1/vm.info", "");
+    let mut streams: Vec<UnixStream> = (0..50).map(|_| server.connect()).collect();
+    for stream in &mut streams {
+        stream.write_all(&info).unwrap();
+    }
+    for stream in &mut streams {
+        assert_eq!(receive(stream).status(), 200);
+    }
+}
+
+#[test]
+fn clients_that_wait_lock_nobody_out() {
+    let most = Limits::default();
+    assert!(most.unanswered + most.watchers < most.connections);
+    let server = TestServer::with(Limits {
+        connections: 16,
+        unanswered: 8,
+        ..most
+    });
+    // More than there may be connections, and none of them leaves.
+    let pause = request("PUT", "/api/v1/vm.pause", "");
+    let waiting: Vec<UnixStream> = (0..40)
+        .map(|_| {
+            let mut stream = server.connect();
+            let _ = stream.write_all(&pause);
+            stream
+        })
+        .collect();
+    server.wait_asked(8);
+    answers_ping(&server);
+    assert_eq!(server.ask("GET", "/api/v1/vm.info", "").status(), 200);
+    drop(waiting);
 }

@@ -1,12 +1,15 @@
 //! The event monitor: a file, a FIFO or a descriptor that gets each event as a line of JSON.
 //!
 //! A thread of its own writes, and it alone ever waits for the reader. What it has not written yet is bounded; events
-//! beyond that are counted instead, and one `events-lost` stands where they are missing.
+//! beyond that are counted instead, and one `events-lost` stands where they are missing. The same holds for events that
+//! find the disk full: each event is another try, and the first one for which there is room is preceded by the loss.
+
+mod lines;
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::io;
+use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,9 +17,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Event, Properties};
+use super::Event;
 use crate::config::text::{self, SyntaxError};
-use crate::wire::EventReport;
+use lines::Lines;
 
 /// How many events may wait to be written.
 const WAITING: usize = 1024;
@@ -24,8 +27,6 @@ const WAITING: usize = 1024;
 const FLUSH: Duration = Duration::from_millis(500);
 /// How long one look at the reader takes at most, so that the end is noticed.
 const LOOK: Duration = Duration::from_millis(50);
-/// What a pipe takes without blocking once it is ready (PIPE_BUF).
-const PIECE: usize = 4096;
 
 /// Where events are written: `path=P` or `fd=N`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,28 +193,19 @@ enum Work {
     End,
 }
 
-fn run(shared: &Shared, mut file: File) -> io::Result<()> {
-    let mut last = Duration::ZERO;
+fn run(shared: &Shared, file: File) -> io::Result<()> {
+    let mut lines = Lines::new(file);
     loop {
         match next(shared) {
             Work::Events(events) => {
                 for event in events {
-                    last = event.since_start;
-                    write(shared, &mut file, &report(&event))?;
+                    lines.take(shared, &event)?;
                 }
             }
             Work::Lost(number) => {
-                let properties = Properties::from([("number".into(), number.to_string())]);
-                let event = Event {
-                    seq: 0,
-                    since_start: last,
-                    source: "vmm",
-                    event: "events-lost",
-                    properties,
-                };
-                write(shared, &mut file, &report(&event))?;
+                lines.lose(shared, number)?;
             }
-            Work::End => return Ok(()),
+            Work::End => return lines.end(shared),
         }
     }
 }
@@ -234,59 +226,5 @@ fn next(shared: &Shared) -> Work {
             .changed
             .wait(queue)
             .unwrap_or_else(PoisonError::into_inner);
-    }
-}
-
-/// One line of JSON.
-fn report(event: &Event) -> Vec<u8> {
-    let mut report = EventReport::from(event);
-    report.seq = None;
-    let mut line = crate::json::ascii(&report);
-    line.push(b'\n');
-    line
-}
-
-/// Writes a line as the reader takes it.
-fn write(shared: &Shared, file: &mut File, line: &[u8]) -> io::Result<()> {
-    for piece in line.chunks(PIECE) {
-        let mut rest = piece;
-        while !rest.is_empty() {
-            wait_ready(shared, file)?;
-            match file.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => rest = &rest[written..],
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                    ) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Waits until the reader takes something, or the time for that is over.
-fn wait_ready(shared: &Shared, file: &File) -> io::Result<()> {
-    loop {
-        let mut poll = libc::pollfd {
-            fd: file.as_raw_fd(),
-            events: libc::POLLOUT,
-            revents: 0,
-        };
-        // SAFETY: `poll` is one valid pollfd.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, LOOK.as_millis() as libc::c_int) };
-        let error = io::Error::last_os_error();
-        match ready {
-            0 => {}
-            -1 if error.kind() == io::ErrorKind::Interrupted => {}
-            -1 => return Err(error),
-            _ => return Ok(()),
-        }
-        let end = shared.queue().end;
-        if end.is_some_and(|end| end <= Instant::now()) {
-            return Err(io::Error::other("its reader does not read"));
-        }
     }
 }

@@ -170,3 +170,17 @@ fn the_end_does_not_wait_for_a_reader_that_does_not_read() {
     assert!(begun.elapsed() < Duration::from_secs(10));
     drop(reader);
 }
+
+#[test]
+fn a_full_disk_does_not_end_the_monitor() {
+    let log = EventLog::new(Some(Monitor::Path("/dev/full".into()))).unwrap();
+    let begun = Instant::now();
+    for seq in 1..=10 {
+        log.publish("vm", "tick", number(seq));
+        // The thread goes on taking them.
+        while log.monitor.as_ref().unwrap().waiting() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

@@ -1,14 +1,14 @@
 //! From a request that has arrived to its response.
 
 use hyper::http::request::Parts;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::action::{Action, Failure, read_action};
 use super::body::Held;
 use super::response::{self, Response};
 use super::{Shared, metrics};
-use crate::control::{Answer, Refusal, RefusalKind, Reply, Request, Response as Outcome};
+use crate::control::{Promptness, Refusal, RefusalKind, Reply, Request, Response as Outcome};
 use crate::wire::{EventReport, Ping, VmInfo};
 
 /// Does what a client asks for, and says what has come of it.
@@ -25,10 +25,7 @@ pub async fn answer(head: &Parts, body: Held, shared: &Shared) -> Response {
             let deadline = Instant::now() + wait;
             events(after, deadline, shared).await
         }
-        Ok(Action::Ask(request)) => ask(request, shared)
-            .await
-            .map(|outcome| said(&outcome))
-            .map_err(Failure::from),
+        Ok(Action::Ask(request)) => ask(request, shared).await.map(|outcome| said(&outcome)),
     };
     response.unwrap_or_else(|failure| response::failure(&failure))
 }
@@ -42,13 +39,8 @@ fn said(outcome: &Outcome) -> Response {
 }
 
 /// Hands a request to the owner of the virtual machine and waits for the answer.
-async fn ask(request: Request, shared: &Shared) -> Answer {
-    let Ok(permit) = shared.unanswered.clone().try_acquire_owned() else {
-        return Err(Refusal::new(
-            RefusalKind::Failed,
-            "too many requests wait for an answer: try again",
-        ));
-    };
+async fn ask(request: Request, shared: &Shared) -> Result<Outcome, Failure> {
+    let permit = permit(request.promptness(), shared).await?;
     let (sender, receiver) = oneshot::channel();
     let reply = Reply::new(move |answer| {
         drop(permit);
@@ -56,24 +48,36 @@ async fn ask(request: Request, shared: &Shared) -> Answer {
         let _ = sender.send(answer);
     });
     shared.control.submit(request, reply);
-    receiver.await.unwrap_or_else(|_| {
+    let answer = receiver.await.unwrap_or_else(|_| {
         let reason = "Ferry ended before the request was answered";
         Err(Refusal::new(RefusalKind::Failed, reason))
-    })
+    });
+    answer.map_err(Failure::from)
+}
+
+/// A place among the requests that the owner has not answered. It is given back with the answer, and not when the client
+/// leaves: what it asked for goes on.
+async fn permit(promptness: Promptness, shared: &Shared) -> Result<OwnedSemaphorePermit, Failure> {
+    let permit = match promptness {
+        // One comes free at once.
+        Promptness::AtOnce => shared.prompt.clone().acquire_owned().await.ok(),
+        Promptness::WhenDone => shared.unanswered.clone().try_acquire_owned().ok(),
+    };
+    permit.ok_or_else(|| Failure::new(503, "too many requests wait for an answer: try again"))
 }
 
 async fn all_metrics(shared: &Shared) -> Result<Response, Failure> {
     let info = match ask(Request::Info, shared).await {
         Ok(Outcome::Info(info)) => Some(info),
         Ok(_) => None,
-        Err(refusal) if refusal.kind == RefusalKind::NotFound => None,
-        Err(refusal) => return Err(refusal.into()),
+        Err(failure) if failure.status == 404 => None,
+        Err(failure) => return Err(failure),
     };
     let counters = match ask(Request::Counters, shared).await {
         Ok(Outcome::Counters(counters)) => counters,
         Ok(_) => Default::default(),
-        Err(refusal) if refusal.kind == RefusalKind::NotFound => Default::default(),
-        Err(refusal) => return Err(refusal.into()),
+        Err(failure) if failure.status == 404 => Default::default(),
+        Err(failure) => return Err(failure),
     };
     Ok(response::metrics(metrics::text(info.as_deref(), &counters)))
 }

@@ -59,8 +59,11 @@ pub struct Limits {
     pub receive: Duration,
     /// Connections at once.
     pub connections: usize,
-    /// Requests at once that the owner has not answered, their clients still there or not.
+    /// Requests at once whose answer takes its time, such as a pause, their clients still there or not. With those who
+    /// wait for events far fewer than connections, so that there is always room for somebody else.
     pub unanswered: usize,
+    /// Requests at once in the hands of the owner that it answers as soon as it gets to them. More wait for their turn.
+    pub prompt: usize,
     /// Bytes in one body.
     pub body: usize,
     /// Bytes in all bodies together.
@@ -74,7 +77,8 @@ impl Default for Limits {
         Limits {
             receive: Duration::from_secs(10),
             connections: 256,
-            unanswered: 256,
+            unanswered: 64,
+            prompt: 64,
             body: 4 << 20,
             bodies: 32 << 20,
             watchers: 64,
@@ -151,7 +155,10 @@ struct Shared {
     control: Arc<dyn Control>,
     events: Arc<EventLog>,
     limits: Limits,
+    /// Apart from each other, so that clients that ask for a hundred deletions and leave keep nobody from asking how the
+    /// machine is, or from ending Ferry.
     unanswered: Arc<Semaphore>,
+    prompt: Arc<Semaphore>,
     watchers: Semaphore,
     bodies: Rc<Budget>,
     table: Table,
@@ -182,6 +189,7 @@ fn run(
         events: work.events,
         limits,
         unanswered: Arc::new(Semaphore::new(limits.unanswered)),
+        prompt: Arc::new(Semaphore::new(limits.prompt)),
         watchers: Semaphore::new(limits.watchers),
         bodies: Rc::new(Budget::new(limits.bodies)),
         table: Table::default(),
