@@ -109,6 +109,13 @@ fn errors_are_arrays_of_text_in_ascii() {
         ),
         (
             "PUT",
+            "/api/v1/vm.remove-device",
+            "{\"id\":null}",
+            400,
+            "there is no device without a name",
+        ),
+        (
+            "PUT",
             "/api/v1/vm.add-fs",
             "{\"tag\":\"t\",\"socket\":\"/s\"}",
             409,

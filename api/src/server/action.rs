@@ -125,7 +125,11 @@ pub fn read_action(
             let fs = fs.map_err(|fault| invalid("the share's configuration is wrong", &fault))?;
             Request::AddFs(Box::new(fs))
         }
-        Route::RemoveDevice => Request::RemoveDevice(json::<wire::RemoveDevice>(body)?.id),
+        Route::RemoveDevice => {
+            let id = json::<wire::RemoveDevice>(body)?.check();
+            let id = id.map_err(|fault| invalid("there is no device without a name", &fault))?;
+            Request::RemoveDevice(id)
+        }
     };
     Ok(Action::Ask(request))
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -15,10 +15,7 @@ use super::answer::answer;
 use super::response::Response;
 use super::stream::Stream;
 use super::table::{Entry, Phase};
-use super::{Shared, body, response};
-
-/// The largest head of a request, and what hyper reads ahead at most, in bytes.
-const HEAD_MOST: usize = 16 << 10;
+use super::{FIELDS_MOST, HEAD_MOST, Shared, body, response};
 
 /// Serves a client until one of both has had enough.
 pub async fn serve(stream: UnixStream, entry: Rc<Entry>, shared: Rc<Shared>) {
@@ -35,32 +32,33 @@ pub async fn serve(stream: UnixStream, entry: Rc<Entry>, shared: Rc<Shared>) {
         .title_case_headers(true)
         .auto_date_header(false)
         .header_read_timeout(None)
+        .max_headers(FIELDS_MOST)
         .max_buf_size(HEAD_MOST);
     let stream = Stream::new(stream, entry.clone());
-    let mut connection = pin!(builder.serve_connection(stream, service));
+    let mut connection = builder.serve_connection(stream, service);
     let mut closed = pin!(entry.to_be_closed());
     let mut stop = shared.stop.subscribe();
     let mut stopped = pin!(async move { stop.wait_for(|stop| *stop).await.is_ok() });
     let mut stopping = false;
 
-    std::future::poll_fn(|context| {
+    let outcome = std::future::poll_fn(|context| {
         if closed.as_mut().poll(context).is_ready() {
-            return Poll::Ready(());
+            return Poll::Ready(Ok(()));
         }
         if !stopping && stopped.as_mut().poll(context).is_ready() {
             stopping = true;
             match entry.phase() {
-                Phase::Idle | Phase::Head | Phase::Body => return Poll::Ready(()),
-                Phase::Answering | Phase::Writing => connection.as_mut().graceful_shutdown(),
+                Phase::Idle | Phase::Head | Phase::Body => return Poll::Ready(Ok(())),
+                Phase::Answering | Phase::Writing => Pin::new(&mut connection).graceful_shutdown(),
             }
         }
-        connection.as_mut().poll(context).map(|outcome| {
-            if let Err(error) = outcome {
-                tracing::debug!("a client of the API: {error}");
-            }
-        })
+        Pin::new(&mut connection).poll(context)
     })
     .await;
+    if let Err(error) = outcome {
+        tracing::debug!("a client of the API: {error}");
+        connection.into_parts().io.refuse_unread();
+    }
 }
 
 struct Leave<'a>(&'a Shared, &'a Rc<Entry>);

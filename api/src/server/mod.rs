@@ -86,6 +86,10 @@ impl Default for Limits {
     }
 }
 
+/// The largest head of a request, and what is read ahead at most, in bytes.
+const HEAD_MOST: usize = 16 << 10;
+/// The most fields in the head of a request.
+const FIELDS_MOST: usize = 100;
 /// How long the end waits for answers to be written.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// How often slow clients are looked for.

@@ -80,18 +80,17 @@ pub fn failure(failure: &Failure) -> Response {
     response
 }
 
-/// What to write in place of the response that hyper makes by itself when it cannot read a request: the same in the form
-/// that clients read. None, if `bytes` begin no such response.
-pub fn in_place_of(bytes: &[u8]) -> Option<Vec<u8>> {
+/// The status of the response that hyper makes by itself when it cannot read a request. None, if `bytes` begin no such
+/// response.
+pub fn status_of(bytes: &[u8]) -> Option<u16> {
     let status = std::str::from_utf8(bytes.get(9..12)?).ok()?;
-    if !bytes.starts_with(b"HTTP/1.") || !status.starts_with(['4', '5']) {
-        // `100 Continue` among them.
-        return None;
-    }
-    let reason = match status {
-        "414" | "431" => "the request's head is too long",
-        _ => "the request is not HTTP/1.1",
-    };
+    // `100 Continue` is not among them.
+    let refused = bytes.starts_with(b"HTTP/1.") && status.starts_with(['4', '5']);
+    status.parse().ok().filter(|_| refused)
+}
+
+/// A whole response to a request that could not be read, in the form that clients read.
+pub fn unread(status: u16, reason: &str) -> Vec<u8> {
     let body = json::ascii(&[reason]);
     let length = body.len();
     let mut text = format!(
@@ -99,7 +98,7 @@ pub fn in_place_of(bytes: &[u8]) -> Option<Vec<u8>> {
     )
     .into_bytes();
     text.extend(body);
-    Some(text)
+    text
 }
 
 fn typed(status: u16, body: Vec<u8>, content_type: &'static str) -> Response {

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 
 use super::response;
 use super::table::{Entry, Phase};
+use super::{FIELDS_MOST, HEAD_MOST};
 
 /// How much is read at once, in bytes.
 const READ: usize = 4096;
@@ -24,6 +25,27 @@ pub struct Stream {
     /// What is written in place of hyper's own refusal, as far as it is not written yet.
     refusal: Option<Vec<u8>>,
     reading: Reading,
+    head: HeadSize,
+}
+
+/// How much of a request's head has arrived.
+#[derive(Clone, Copy, Debug, Default)]
+struct HeadSize {
+    bytes: usize,
+    lines: usize,
+}
+
+impl HeadSize {
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        self.lines += bytes.iter().filter(|&&byte| byte == b'\n').count();
+    }
+
+    /// Whether hyper takes no head of this size, whatever it says.
+    fn is_too_much(self) -> bool {
+        // The request's line, the fields, and an empty line.
+        self.bytes >= HEAD_MOST || self.lines >= FIELDS_MOST + 2
+    }
 }
 
 /// What hyper knows of the end of what the client sends.
@@ -43,6 +65,28 @@ impl Stream {
             entry,
             refusal: None,
             reading: Reading::Open,
+            head: HeadSize::default(),
+        }
+    }
+
+    /// What the client gets in place of hyper's own refusal, which has this status.
+    fn refusal(&self, status: u16) -> Vec<u8> {
+        match status {
+            414 | 431 if self.head.is_too_much() => {
+                response::unread(431, "the request's head is too long")
+            }
+            // The same status stands for a length that no body can have.
+            414 | 431 => response::unread(413, "the request's body is too long"),
+            _ => response::unread(400, "the request is not HTTP/1.1"),
+        }
+    }
+
+    /// Says that a request could not be read, if hyper has not: it has nothing to say to HTTP/2, and to a head without an
+    /// end. There is room for that at once, or the client is none that reads.
+    pub fn refuse_unread(&mut self) {
+        let nothing_said = self.refusal.is_none() && self.entry.phase() == Phase::Head;
+        if nothing_said && !self.hung_up() {
+            let _ = self.inner.try_write(&self.refusal(400));
         }
     }
 
@@ -102,6 +146,10 @@ impl hyper::rt::Read for Stream {
             }
         } else if phase == Phase::Idle {
             this.entry.enter(Phase::Head);
+            this.head = HeadSize::default();
+        }
+        if this.entry.phase() == Phase::Head {
+            this.head.add(read);
         }
         cursor.put_slice(read);
         Poll::Ready(Ok(()))
@@ -117,7 +165,7 @@ impl hyper::rt::Write for Stream {
         let this = self.get_mut();
         let before_any_answer = matches!(this.entry.phase(), Phase::Idle | Phase::Head);
         if this.refusal.is_none() && before_any_answer {
-            this.refusal = response::in_place_of(bytes);
+            this.refusal = response::status_of(bytes).map(|status| this.refusal(status));
         }
         match this.refusal {
             Some(_) => this.poll_refusal(context, bytes.len()),

@@ -3,7 +3,9 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::{Console, ConsoleMode, Cpus, Disk, Fs, Memory, Payload, State, VhostUser, VmConfig};
+use super::{
+    Console, ConsoleMode, Cpus, Disk, Fs, Memory, Payload, RemoveDevice, State, VhostUser, VmConfig,
+};
 use crate::config::text::hex;
 use crate::config::validate::{Fault, Misfit, Part, within};
 use crate::config::{
@@ -225,11 +227,24 @@ fn id(id: Option<String>) -> Result<String, Fault> {
     }
 }
 
+impl RemoveDevice {
+    /// The name of the device.
+    pub fn check(self) -> Result<String, Fault> {
+        self.id.ok_or(Fault::Missing("id"))
+    }
+}
+
 fn serial(serial: Option<Console>) -> Result<SerialConfig, Fault> {
     let Some(serial) = serial else {
         return Ok(SerialConfig::Null);
     };
-    let serial = match serial.mode {
+    let mode = match serial.mode {
+        None if serial.file.is_some() || serial.socket.is_some() => {
+            return Err(Fault::Missing("mode"));
+        }
+        mode => mode.unwrap_or(ConsoleMode::Null),
+    };
+    let serial = match mode {
         ConsoleMode::Off => SerialConfig::Off,
         ConsoleMode::Null => SerialConfig::Null,
         ConsoleMode::Tty => SerialConfig::Tty,
@@ -244,7 +259,7 @@ fn serial(serial: Option<Console>) -> Result<SerialConfig, Fault> {
 }
 
 fn console(console: Option<Console>) -> Result<(), Fault> {
-    match console.map(|console| console.mode) {
+    match console.and_then(|console| console.mode) {
         None | Some(ConsoleMode::Off | ConsoleMode::Null) => Ok(()),
         Some(mode) => Err(Fault::Value {
             field: "mode",

@@ -38,9 +38,8 @@ impl From<&config::VmConfig> for VmConfig {
             vhost_user: list(vhost_user),
             serial: Some(serial.into()),
             console: Some(Console {
-                mode: ConsoleMode::Off,
-                file: None,
-                socket: None,
+                mode: Some(ConsoleMode::Off),
+                ..Console::default()
             }),
         }
     }
@@ -105,9 +104,8 @@ impl From<&GenericConfig> for VhostUser {
 impl From<&SerialConfig> for Console {
     fn from(serial: &SerialConfig) -> Self {
         let plain = |mode| Console {
-            mode,
-            file: None,
-            socket: None,
+            mode: Some(mode),
+            ..Console::default()
         };
         match serial {
             SerialConfig::Off => plain(ConsoleMode::Off),

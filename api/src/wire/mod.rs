@@ -217,10 +217,11 @@ pub enum State {
 }
 
 /// Where a serial port or console leads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Console {
-    /// The kind of place.
-    pub mode: ConsoleMode,
+    /// The kind of place; if absent, the same as without all of this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ConsoleMode>,
     /// The path, for mode File.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
@@ -247,8 +248,10 @@ pub enum ConsoleMode {
 }
 
 /// The device to remove.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemoveDevice {
     /// Its name.
-    pub id: String,
+    #[schema(required = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
 }

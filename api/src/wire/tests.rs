@@ -1,12 +1,12 @@
 //! What clients write, right and wrong.
 
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{self, SerialConfig, StateConfig};
 
-fn read(value: &serde_json::Value) -> Result<config::VmConfig, String> {
+fn read(value: &Value) -> Result<config::VmConfig, String> {
     let wire: VmConfig =
         serde_json::from_str(&value.to_string()).map_err(|error| error.to_string())?;
     wire.check().map_err(|wrong| wrong.to_string())
@@ -53,9 +53,14 @@ fn nulls_and_fields_of_others_are_passed_over() {
     assert_eq!(config.serial, SerialConfig::File("/log".into()));
 }
 
-#[test]
-fn every_field_has_its_place() {
-    let value = json!({
+/// A machine of a kernel and something else.
+fn with(name: &str, value: Value) -> Value {
+    json!({"payload": {"kernel": "/k"}, name: value})
+}
+
+/// A machine that says everything.
+fn everything() -> Value {
+    json!({
         "cpus": {"boot_vcpus": 3, "max_vcpus": 5},
         "memory": {"size": 1_u64 << 30, "shared": true, "hugepages": true, "hugepage_size": 2 << 20, "prefault": true},
         "payload": {"kernel": "/k", "initramfs": "/i", "cmdline": "quiet"},
@@ -66,7 +71,61 @@ fn every_field_has_its_place() {
                         "state": "required", "drain": [0, 2], "config": "00ff"}],
         "serial": {"mode": "Socket", "socket": "/s"},
         "console": {"mode": "Off"},
-    });
+    })
+}
+
+/// The places of all values within objects, as pointers.
+fn places(value: &Value, place: &str, found: &mut Vec<String>) {
+    let inner: Vec<(String, &Value)> = match value {
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| (key.clone(), value))
+            .collect(),
+        Value::Array(list) => {
+            let items = list.iter().enumerate();
+            items
+                .map(|(index, value)| (index.to_string(), value))
+                .collect()
+        }
+        _ => return,
+    };
+    for (key, inner) in inner {
+        let place = format!("{place}/{key}");
+        if value.is_object() {
+            found.push(place.clone());
+        }
+        places(inner, &place, found);
+    }
+}
+
+#[test]
+fn null_is_the_same_as_absent() {
+    let all = everything();
+    let mut all_places = Vec::new();
+    places(&all, "", &mut all_places);
+    assert!(all_places.len() > 30, "{all_places:?}");
+    for place in all_places {
+        let mut null = all.clone();
+        *null.pointer_mut(&place).unwrap() = Value::Null;
+        let mut absent = all.clone();
+        let (holder, key) = place.rsplit_once('/').unwrap();
+        let holder = absent.pointer_mut(holder).unwrap();
+        holder.as_object_mut().unwrap().remove(key).unwrap();
+        assert_eq!(read(&null), read(&absent), "{place}");
+    }
+}
+
+#[test]
+fn a_serial_port_without_a_mode_is_as_none_at_all() {
+    for serial in [json!(null), json!({}), json!({"mode": null})] {
+        let config = read(&with("serial", serial)).unwrap();
+        assert_eq!(config.serial, SerialConfig::Null);
+    }
+}
+
+#[test]
+fn every_field_has_its_place() {
+    let value = everything();
     let config = read(&value).unwrap();
     assert_eq!(config.vhost_user[0].state, StateConfig::Required);
     assert_eq!(config.vhost_user[0].config, Some(vec![0, 255]));
@@ -81,17 +140,12 @@ fn every_field_has_its_place() {
 fn every_mistake_is_named_with_its_place() {
     let long = "x".repeat(108);
     let tag = "t".repeat(37);
-    let with = |name: &str, value: serde_json::Value| {
-        let mut config = json!({"payload": {"kernel": "/k"}});
-        config[name] = value;
-        config
-    };
-    let disk = |name: &str, value: serde_json::Value| {
+    let disk = |name: &str, value: Value| {
         let mut disk = json!({"vhost_user": true, "vhost_socket": "/d"});
         disk[name] = value;
         with("disks", json!([disk]))
     };
-    let generic = |name: &str, value: serde_json::Value| {
+    let generic = |name: &str, value: Value| {
         let mut device = json!({"socket": "/v", "device_type": 4});
         device[name] = value;
         with("vhost_user", json!([device]))
@@ -215,6 +269,10 @@ fn every_mistake_is_named_with_its_place() {
             "serial: file= is missing",
         ),
         (
+            with("serial", json!({"file": "/log"})),
+            "serial: mode= is missing",
+        ),
+        (
             with("serial", json!({"mode": "Socket", "socket": ""})),
             "serial: socket= has no value",
         ),
@@ -273,9 +331,9 @@ fn devices_come_and_go_by_the_same_rules() {
 }
 
 /// JSON of all shapes, with the fields that there are.
-fn value() -> impl Strategy<Value = serde_json::Value> {
+fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
-        Just(serde_json::Value::Null),
+        Just(Value::Null),
         any::<bool>().prop_map(Into::into),
         any::<u64>().prop_map(Into::into),
         (0..300_u64).prop_map(Into::into),

@@ -108,7 +108,8 @@ fn ram(memory: &Memory, actual: u64) -> String {
 }
 
 fn serial_port(serial: &Console) -> String {
-    let mode = format!("{:?}", serial.mode).to_lowercase();
+    let mode = serial.mode.map(|mode| format!("{mode:?}").to_lowercase());
+    let mode = mode.unwrap_or_default();
     match serial.file.as_ref().or(serial.socket.as_ref()) {
         Some(path) => format!("{mode} {}", shorten(path, WIDTH - INDENT - mode.len() - 1)),
         None => mode,
