@@ -5,7 +5,7 @@
 )]
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -136,6 +136,20 @@ fn only_one_of_many_gets_the_place_of_one_left_behind() {
     UnixStream::connect(&path).unwrap();
 }
 
+/// The system gives it an address.
+fn listens_for_packets() -> OwnedFd {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    let family = libc::AF_UNIX as libc::sa_family_t;
+    // SAFETY: these calls take any descriptor, and bind reads the family alone.
+    unsafe {
+        let socket = OwnedFd::from_raw_fd(libc::socket(libc::AF_UNIX, kind, 0));
+        let fd = socket.as_raw_fd();
+        assert_eq!(libc::bind(fd, (&raw const family).cast(), 2), 0);
+        assert_eq!(libc::listen(fd, 1), 0);
+        socket
+    }
+}
+
 #[test]
 fn a_descriptor_has_to_be_a_unix_socket_that_listens() {
     let (_directory, path) = directory();
@@ -148,7 +162,12 @@ fn a_descriptor_has_to_be_a_unix_socket_that_listens() {
     let stream = UnixStream::connect(&path).unwrap();
     let file = fs::File::open("/dev/null").unwrap();
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let packets = listens_for_packets();
     for (fd, reason) in [
+        (
+            packets.as_raw_fd(),
+            "is a unix socket for packets, and not for a stream",
+        ),
         (0, "is standard input, output or error"),
         (1_000_000, "is not an open socket"),
         (file.as_raw_fd(), "is not an open socket"),

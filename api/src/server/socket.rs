@@ -170,6 +170,9 @@ impl ServerSocket {
             Ok(_) => return Err(wrong("is not a unix socket")),
             Err(_) => return Err(wrong("is not an open socket")),
         }
+        if !matches!(option(libc::SO_TYPE), Ok(libc::SOCK_STREAM)) {
+            return Err(wrong("is a unix socket for packets, and not for a stream"));
+        }
         if !matches!(option(libc::SO_ACCEPTCONN), Ok(1)) {
             return Err(wrong("is a socket that does not listen"));
         }
