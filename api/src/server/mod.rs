@@ -37,7 +37,7 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -96,6 +96,8 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the system has no descriptor left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
+/// How long a complaint holds: where descriptors come and go, each failure may be the first one.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// A server that runs. Dropped, it writes the answers that are known, ends its thread and removes its socket.
 #[derive(Debug)]
@@ -212,16 +214,40 @@ fn run(
     });
 }
 
+/// What goes wrong again and again is told once, and then again only if it has worked in between, and a while has passed.
+#[derive(Debug, Default)]
+struct Complaint {
+    /// Whether it has not worked since.
+    stands: bool,
+    last: Option<Instant>,
+}
+
+impl Complaint {
+    fn make(&mut self, error: &io::Error) {
+        let just_now = self.last.is_some_and(|last| last.elapsed() < SILENCE);
+        if !std::mem::replace(&mut self.stands, true) && !just_now {
+            self.last = Some(Instant::now());
+            tracing::warn!("the API cannot take a connection, and tries again: {error}");
+        }
+    }
+
+    fn withdraw(&mut self) {
+        self.stands = false;
+    }
+}
+
 async fn accept(listener: UnixListener, shared: Rc<Shared>) {
+    let mut complaint = Complaint::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                complaint.withdraw();
                 if let Some(entry) = shared.table.admit(shared.limits.connections) {
                     tokio::task::spawn_local(connection::serve(stream, entry, shared.clone()));
                 }
             }
             Err(error) => {
-                tracing::warn!("the API cannot take a connection: {error}");
+                complaint.make(&error);
                 shared.table.close_longest_waiting();
                 tokio::time::sleep(EXHAUSTED).await;
             }
