@@ -25,7 +25,7 @@ function __fish_ferryctl_using_subcommand
 end
 
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_needs_command" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_needs_command" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -s V -l version -d 'Print version'
@@ -48,11 +48,11 @@ complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "events" -d 'Show 
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "vmm-shutdown" -d 'End the guest, if any, and then Ferry'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "completions" -d 'Print the completions for a shell'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l config -d 'The whole VM as JSON, as the API takes it; - is standard input' -r -F
@@ -66,68 +66,68 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l fs -d 'A sh
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l vhost-user -d 'Any other device: socket=PATH,device_type=N,...; may be repeated' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l serial -d 'The serial port: off, null, tty, pty, file=PATH or socket=PATH' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l after -d 'Only events after the one with this number' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -s f -l follow -d 'Go on with events as they happen, until Ctrl-C or until Ferry ends'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l timeout -d 'How long to wait; by default 90 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -49,6 +49,22 @@ fn a_refusal_is_printed_with_all_its_reasons() {
 }
 
 #[test]
+fn the_users_page_shows_a_refusal_as_it_is_printed() {
+    let page = include_str!("../../../docs/ferryctl.md");
+    let (_, shown) = page.split_once("\nferryctl: cannot pause: ").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    let reasons: Vec<&str> = shown.trim_end().split("\n  because ").collect();
+    // What Ferry says first, since there are pauses that fail.
+    assert_eq!(reasons[0], "the guest could not be paused, and goes on");
+    let body = serde_json::to_string(&reasons).unwrap();
+    let server = Server::start(vec![Turn::Answer(answer(500, &body))]);
+    assert_eq!(
+        run(server.socket(), &["pause"]),
+        failed(1, format!("ferryctl: cannot pause: {shown}"))
+    );
+}
+
+#[test]
 fn a_refusal_that_comes_before_the_whole_request_is_a_refusal() {
     let refusal = answer(400, r#"["the body is too long"]"#);
     let server = Server::start(vec![Turn::Interrupt(refusal)]);

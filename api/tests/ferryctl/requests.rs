@@ -196,7 +196,7 @@ fn following_ends_with_ctrl_c() {
     let interrupt = ["-INT".to_owned(), child.id().to_string()];
     let sent = std::process::Command::new("kill").args(interrupt).status();
     assert!(sent.unwrap().success());
-    // What a shell calls status 130.
+    // What a shell tells as 130.
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGINT));
 }
 

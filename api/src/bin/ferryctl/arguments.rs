@@ -13,8 +13,7 @@ Exit status:
   2    wrong usage, or a configuration file that cannot be used
   3    Ferry cannot be reached, or ended before it answered
   4    the time is over (--timeout); what was asked for may still happen
-  5    an answer that is not Ferry's, or output that cannot be written
-  130  interrupted with Ctrl-C";
+  5    an answer that is not Ferry's, or output that cannot be written";
 
 /// Controls a running Ferry through its API socket.
 #[derive(Debug, Parser)]
@@ -38,7 +37,7 @@ pub struct Global {
     /// Print JSON: one line for an answer or an event, else nothing
     #[arg(long, global = true)]
     pub json: bool,
-    /// How long to wait; by default 90 to change the VM's state, else 10
+    /// How long to wait; by default 150 to change the VM's state, else 10
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
 }

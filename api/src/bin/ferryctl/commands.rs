@@ -17,8 +17,9 @@ use super::table::{Side, Table};
 use super::text::printable;
 use super::{create, events, info};
 
-/// How long a change of the VM's state may take: Ferry waits up to a minute for a back-end.
-const CHANGE: Duration = Duration::from_secs(90);
+/// How long a change of the VM's state may take. By default, Ferry may wait for a back-end for 130 s in all: a guest that
+/// ends while it is being paused leaves twice `--dead-timeout` to its devices, and `--request-timeout` to the rest.
+const CHANGE: Duration = Duration::from_secs(150);
 /// How long anything else may take, which Ferry answers at once.
 const QUESTION: Duration = Duration::from_secs(10);
 
@@ -217,5 +218,32 @@ pub fn completions(shell: Shell) -> &'static str {
         Shell::Bash => include_str!("../../../../resources/completions/ferryctl.bash"),
         Shell::Zsh => include_str!("../../../../resources/completions/_ferryctl"),
         Shell::Fish => include_str!("../../../../resources/completions/ferryctl.fish"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ferry's default for one of its timeouts, in seconds, as its page for back-ends has it.
+    fn default_of(flag: &str) -> u64 {
+        let page = include_str!("../../../../docs/back-ends.md");
+        let mut rows = page.lines().filter_map(|line| {
+            let mut cells = line.trim_matches('|').split(" | ");
+            let name = cells.next()?.trim().trim_matches('`');
+            (name == flag).then(|| cells.next()?.strip_suffix(" s")?.parse().ok())?
+        });
+        rows.next().unwrap()
+    }
+
+    #[test]
+    fn a_change_may_take_as_long_as_ferry_waits_for_back_ends() {
+        let worst = 2 * default_of("--dead-timeout") + default_of("--request-timeout");
+        let boot = default_of("--connect-timeout");
+        assert!(CHANGE.as_secs() >= worst + boot, "{worst}");
+        let page = include_str!("../../../../docs/ferryctl.md");
+        for number in [worst, CHANGE.as_secs()] {
+            assert!(page.contains(&format!("{number} s")), "{number}");
+        }
     }
 }
