@@ -1,6 +1,13 @@
-//! What it takes to move a guest and the devices that belong to it.
+//! What it takes to move a guest and the devices that belong to it: into a snapshot, and later to another host.
 //!
-//! So far: how a device answers the question whether its state can be saved.
+//! - [`Saveability`]: a device's answer to the question whether its state can be saved;
+//! - [`chunk`]: the encoding of a back-end's state;
+//! - [`stream`]: the container of all saved state, for a file or a socket.
+//!
+//! This crate knows nothing of KVM, virtio or HTTP.
+
+pub mod chunk;
+pub mod stream;
 
 /// A device's answer to "can you be saved?", asked before anything is paused.
 ///
