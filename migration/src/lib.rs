@@ -2,12 +2,15 @@
 //!
 //! - [`Saveability`]: a device's answer to the question whether its state can be saved;
 //! - [`chunk`]: the encoding of a back-end's state;
-//! - [`stream`]: the container of all saved state, for a file or a socket.
+//! - [`stream`]: the container of all saved state, for a file or a socket;
+//! - [`ram`]: guest RAM on its way into a file and back.
 //!
 //! This crate knows nothing of KVM, virtio or HTTP.
 
 pub mod chunk;
+pub mod ram;
 pub mod stream;
+mod sys;
 
 /// A device's answer to "can you be saved?", asked before anything is paused.
 ///
