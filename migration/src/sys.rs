@@ -1,9 +1,10 @@
 //! The system calls that the standard library does not offer, each in a function of its own.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 /// Repeats a call that a signal interrupted; a negative result is the error in `errno`.
 fn checked<T: Into<i64> + Copy>(mut call: impl FnMut() -> T) -> io::Result<T> {
@@ -79,6 +80,41 @@ pub(crate) fn is_hugetlb(file: &File) -> io::Result<bool> {
     // SAFETY: the call has succeeded, and so has filled it.
     let status = unsafe { status.assume_init() };
     Ok(status.f_type == libc::HUGETLBFS_MAGIC)
+}
+
+/// Opens or makes a file in a directory, never through a symbolic link, and without waiting for the other end of a FIFO.
+pub(crate) fn open_at(directory: &File, name: &CStr, flags: libc::c_int) -> io::Result<File> {
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mode: libc::mode_t = 0o600;
+    let directory = directory.as_raw_fd();
+    // SAFETY: the name is a C string, and the call has no other memory arguments.
+    let fd = checked(|| unsafe { libc::openat(directory, name.as_ptr(), flags, mode) })?;
+    // SAFETY: `fd` was just opened and belongs to no one else.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Renames a file within a directory.
+pub(crate) fn rename_at(directory: &File, from: &CStr, to: &CStr) -> io::Result<()> {
+    let fd = directory.as_raw_fd();
+    // SAFETY: both names are C strings, and the call has no other memory arguments.
+    checked(|| unsafe { libc::renameat(fd, from.as_ptr(), fd, to.as_ptr()) }).map(drop)
+}
+
+/// Removes a file from a directory.
+pub(crate) fn unlink_at(directory: &File, name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is a C string, and the call has no other memory arguments.
+    checked(|| unsafe { libc::unlinkat(directory.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: the buffer is as long as is said.
+    let got = checked(|| unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) } as i64)?;
+    match got as usize == N {
+        true => Ok(bytes),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// A shared, writable mapping of the beginning of a file. It lives as long as this value.

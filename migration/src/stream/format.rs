@@ -18,6 +18,8 @@ pub const SECTIONS_MOST: usize = 2048;
 pub const NAME_MOST: usize = 128;
 
 pub(super) const HEADER: usize = 40;
+/// Where the first section begins.
+pub(crate) const HEADER_BYTES: u64 = HEADER as u64;
 pub(super) const SECTION_FIXED: usize = 12;
 pub(super) const CHECKSUM: usize = 8;
 pub(super) const FRAME_HEADER: usize = 12;
@@ -25,7 +27,9 @@ pub(super) const TAG: usize = 4;
 pub(super) const SECTION_TAG: [u8; TAG] = *b"SECT";
 pub(super) const END_TAG: [u8; TAG] = *b"DONE";
 /// Tag, number, length, digest.
-pub(super) const END: usize = TAG + 4 + 8 + 8;
+pub(crate) const END: usize = TAG + 4 + 8 + 8;
+/// What stands behind the last section, in bytes.
+pub(crate) const END_BYTES: u64 = END as u64;
 /// Length zero, bytes, digest.
 pub(super) const SECTION_END: usize = 4 + 8 + 8;
 
@@ -255,6 +259,20 @@ impl Digest {
         self.0.update(&before.to_be_bytes());
         self.0.digest()
     }
+}
+
+/// What stands at the end of a stream with sections of these digests, which are `before` bytes with all headers: its digest,
+/// and the record.
+pub(crate) fn expected_end(
+    id: StreamId,
+    digests: impl ExactSizeIterator<Item = u64>,
+    before: u64,
+) -> (u64, [u8; END]) {
+    let sections = digests.len();
+    let mut digest = Digest::new(&header(id));
+    digests.for_each(|section| digest.add(section));
+    let digest = digest.finish(sections, before);
+    (digest, end(sections, before, digest))
 }
 
 /// A section as it is being written or read.

@@ -39,6 +39,7 @@ mod section;
 mod writer;
 
 pub use error::{Cause, Error, Place};
+pub(crate) use format::{END_BYTES, HEADER_BYTES, expected_end};
 pub use format::{FORMAT_VERSION, FRAME_MOST, Form, NAME_MOST, NotAnId, SECTIONS_MOST, StreamId};
 pub use reader::StreamReader;
 pub use saved::{DecodeError, Saved, decode, encode};

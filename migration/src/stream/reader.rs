@@ -21,6 +21,8 @@ pub struct StreamReader<R> {
     pub(super) sections: Vec<SectionSummary>,
     /// The label and the header of a section that was looked at, and not yet read.
     next: Option<Next>,
+    /// What the one section must turn out to be.
+    pub(super) expected: Option<SectionSummary>,
     /// Set while a step is under way, and left set by one that fails.
     pub(super) broken: bool,
     pub(super) frame: Vec<u8>,
@@ -47,6 +49,14 @@ impl<R: Read> StreamReader<R> {
         Ok(Self::at(input, id, &header))
     }
 
+    /// Reads one section, which begins where `input` stands. Such a reader sees nothing else of the stream.
+    pub(crate) fn one_section(input: R, id: StreamId, section: SectionSummary) -> Self {
+        let mut reader = Self::at(input, id, &[]);
+        reader.position = section.offset;
+        reader.expected = Some(section);
+        reader
+    }
+
     fn at(input: R, id: StreamId, header: &[u8]) -> Self {
         StreamReader {
             input,
@@ -55,6 +65,7 @@ impl<R: Read> StreamReader<R> {
             digest: Digest::new(header),
             sections: Vec::new(),
             next: None,
+            expected: None,
             broken: false,
             frame: Vec::new(),
         }

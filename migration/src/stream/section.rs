@@ -124,6 +124,12 @@ impl<'a, R: Read> SectionReader<'a, R> {
             return Err(self.error(Cause::LeftOver));
         }
         let summary = self.open.summary();
+        if let Some(expected) = self.stream.expected.take()
+            && expected != summary
+        {
+            let place = Place::Section(expected.label.name);
+            return Err(Error::new(place, Cause::NotOfManifest));
+        }
         self.stream.digest.add(summary.digest);
         self.stream.sections.push(summary.clone());
         self.stream.broken = false;

@@ -71,10 +71,9 @@ fn sample() -> Vec<u8> {
     let mut stream = writer();
     stream.save("__clock", &clock(1)).unwrap();
     let totals = stream
-        .save_chunks::<Error>(label("fs0/back-end", Form::Chunks), 100, |chunks| {
-            chunks.append(b"inodes").unwrap();
-            chunks.append(b" and handles").unwrap();
-            Ok(())
+        .save_chunks::<Error>(label("fs0/back-end", Form::Chunks), 100, |append| {
+            append(b"inodes")?;
+            append(b" and handles")
         })
         .unwrap();
     assert_eq!(totals.bytes, 18);
@@ -321,8 +320,8 @@ fn a_section_that_was_given_up_ends_the_stream() {
 fn a_back_end_that_fails_leaves_a_stream_without_an_end() {
     let mut bytes = Vec::new();
     let mut stream = StreamWriter::new(&mut bytes, ID).unwrap();
-    let result = stream.save_chunks(label("fs0/back-end", Form::Chunks), 100, |chunks| {
-        chunks.append(b"half a state").unwrap();
+    let result = stream.save_chunks(label("fs0/back-end", Form::Chunks), 100, |append| {
+        append(b"half a state").unwrap();
         Err(std::io::Error::other("the back-end died"))
     });
     assert_eq!(result.unwrap_err().to_string(), "the back-end died");

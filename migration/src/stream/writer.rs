@@ -89,28 +89,26 @@ impl<W: Write> StreamWriter<W> {
         section.finish()
     }
 
-    /// Writes the state of a back-end as a section of its own. `fill` reads the back-end and appends what it reads; it
-    /// returns an error if the back-end failed, which ends the whole stream.
+    /// Writes the state of a back-end, at most `most` bytes of it, as a section of its own. `fill` reads the back-end and
+    /// appends what it reads; it returns an error if the back-end failed, which ends the whole stream.
     ///
     /// # Errors
-    /// As [`StreamWriter::begin`], or `fill` failed.
+    /// As [`StreamWriter::begin`]; or `fill` failed, or appended too much.
     pub fn save_chunks<E: From<Error>>(
         &mut self,
         label: Label,
         most: u64,
-        fill: impl FnOnce(&mut ChunkWriter<&mut SectionWriter<'_, W>>) -> Result<(), E>,
+        fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), E>,
     ) -> Result<Totals, E> {
         let place = Place::Section(label.name.clone());
+        let wrong = |error| Error::new(place.clone(), Cause::Chunks(error));
         let mut section = self.begin(Label {
             form: Form::Chunks,
             ..label
         })?;
         let mut chunks = ChunkWriter::new(&mut section, most);
-        fill(&mut chunks)?;
-        let totals = match chunks.finish() {
-            Ok(finished) => finished.totals,
-            Err(error) => return Err(Error::new(place, Cause::Chunks(error)).into()),
-        };
+        fill(&mut |data| chunks.append(data).map_err(wrong))?;
+        let totals = chunks.finish().map_err(wrong)?.totals;
         section.finish()?;
         Ok(totals)
     }
