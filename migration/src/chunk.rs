@@ -11,7 +11,7 @@
 //! Neither holds any of the data: memory is the caller's buffer. Interrupted calls are repeated, partial ones continued;
 //! deadlines are those of the input and the output.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, ErrorKind, Read, Write};
 
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -278,6 +278,52 @@ impl<R: Read> ChunkReader<R> {
         Ok(Finished {
             totals: self.tally.totals(),
             inner: self.input,
+        })
+    }
+}
+
+impl<R: BufRead> ChunkReader<R> {
+    /// Hands what the input has buffered to `out`, without a copy; `None` is the end of the state.
+    ///
+    /// # Errors
+    /// As [`ChunkReader::next`]. What `out` returns is the inner result.
+    pub fn pass_on<T>(&mut self, out: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
+        let ChunkReader {
+            input,
+            tally,
+            left,
+            ended,
+        } = self;
+        if *ended {
+            return Ok(None);
+        }
+        tally.guard(|tally| {
+            if *left == 0 {
+                *left = read_length(input, tally)?;
+                *ended = *left == 0;
+            }
+            if *ended {
+                return Ok(None);
+            }
+            let after = tally.bytes;
+            let failed = |source| Error::Read { after, source };
+            let data = loop {
+                match input.fill_buf() {
+                    Ok([]) => return Err(Error::Truncated { after }),
+                    Ok(data) => break data.len(),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(failed(error)),
+                }
+            };
+            let data = data.min(*left as usize);
+            let result = {
+                let data = &input.fill_buf().map_err(failed)?[..data];
+                tally.add(data);
+                out(data)
+            };
+            input.consume(data);
+            *left -= data as u32;
+            Ok(Some(result))
         })
     }
 }

@@ -109,23 +109,18 @@ fn snapshot(path: &Path) {
 
 /// What a restore in memory mode `copy` reads.
 fn restored(path: &Path) -> Result<File, Error> {
-    use std::io::Read;
-
     let reader = Reader::open(path)?;
     reader.must_have(&["__machine", "fs0/back-end"])?;
     assert_eq!(reader.load::<MachineState>("__machine")?, machine());
     let mut section = reader.section("fs0/back-end")?;
-    let mut section = section
-        .open()
-        .map_err(|source| reader.state_error(source))?;
-    let mut chunks = section.chunks("vhost-user", 1 << 20).unwrap();
     let mut state = Vec::new();
-    if chunks.read_to_end(&mut state).is_err() || chunks.finish().is_err() {
-        return Err(reader.state_error(section.error(stream::Cause::Damaged("chunks"))));
-    }
-    section
-        .finish()
-        .map_err(|source| reader.state_error(source))?;
+    let loaded = section.open().and_then(|section| {
+        section.load_chunks("vhost-user", 1 << 20, |data| {
+            state.extend_from_slice(data);
+            Ok::<_, stream::Error>(())
+        })
+    });
+    loaded.map_err(|source| reader.state_error(source))?;
     assert!(state == back_end_state());
     let new = tempfile::tempfile().unwrap();
     new.set_len(RAM).unwrap();

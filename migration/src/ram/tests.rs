@@ -275,3 +275,29 @@ proptest! {
         prop_assert!(content(&new, BYTES) == content(&ram, BYTES));
     }
 }
+
+/// `FERRY_REFLINKS` is a directory on XFS or btrfs with a few MiB of room.
+#[test]
+#[ignore = "needs FERRY_REFLINKS, a directory whose file system can clone"]
+fn a_clone_is_guest_ram_and_leaves_the_snapshot_alone() {
+    let directory = std::env::var_os("FERRY_REFLINKS").expect("FERRY_REFLINKS is set");
+    let directory = tempfile::tempdir_in(directory).unwrap();
+    let ram = sample();
+    let file = tempfile::tempfile_in(&directory).unwrap();
+    let sums = save(part(&ram, BYTES), &file, &Unwatched).unwrap();
+    let clone = clone_for_guest(&file, directory.path(), BYTES).unwrap();
+    assert!(content(&clone, BYTES) == content(&ram, BYTES));
+    assert!(taken(&clone) >= BYTES, "holes are not reserved");
+    clone
+        .write_all_at(&pattern(9, 3 * BLOCK as usize), 0)
+        .unwrap();
+    assert_eq!(verify(&file, &sums, &Unwatched).unwrap().count, 0);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+
+    // A file whose blocks are not all there, and larger than what is free.
+    let free = crate::sys::free_bytes(&file).unwrap();
+    let large = tempfile::tempfile_in(&directory).unwrap();
+    large.set_len(2 * free).unwrap();
+    let error = clone_for_guest(&large, directory.path(), 2 * free).unwrap_err();
+    assert!(matches!(error, MappedError::NoSpace { .. }), "{error:?}");
+}

@@ -1,6 +1,6 @@
 //! The reading side of a stream.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -9,6 +9,9 @@ use super::format::{self, Digest, FRAME_MOST, Form, Open, SECTIONS_MOST, StreamI
 use super::saved::Saved;
 use super::section::SectionReader;
 use super::{Label, SectionSummary, StreamSummary};
+
+/// The room for a frame begins with so many bytes.
+const ROOM_LEAST: usize = 16 << 10;
 
 /// Reads a stream, section by section.
 ///
@@ -25,7 +28,9 @@ pub struct StreamReader<R> {
     pub(super) expected: Option<SectionSummary>,
     /// Set while a step is under way, and left set by one that fails.
     pub(super) broken: bool,
-    pub(super) frame: Vec<u8>,
+    /// Room for a frame, of which so much is filled.
+    pub(super) room: Vec<u8>,
+    pub(super) filled: usize,
 }
 
 /// What stands behind a section.
@@ -67,7 +72,8 @@ impl<R: Read> StreamReader<R> {
             next: None,
             expected: None,
             broken: false,
-            frame: Vec::new(),
+            room: Vec::new(),
+            filled: 0,
         }
     }
 
@@ -109,7 +115,7 @@ impl<R: Read> StreamReader<R> {
         match self.next.take() {
             Some(Next::Section { open }) => {
                 self.broken = true;
-                self.frame.clear();
+                self.filled = 0;
                 Ok(Some(SectionReader::new(self, *open)))
             }
             end => {
@@ -236,8 +242,8 @@ impl<R: Read> StreamReader<R> {
         self.fill(length)?;
         let length = format::be_u32(length) as usize;
         self.fill(rest)?;
-        self.frame.clear();
         if length == 0 {
+            self.filled = 0;
             let mut digest = [0; format::SECTION_END - format::FRAME_HEADER];
             self.fill(&mut digest)?;
             let end = format::section_end(open.bytes, open.digest());
@@ -251,19 +257,36 @@ impl<R: Read> StreamReader<R> {
         if length > FRAME_MOST {
             return Err(FRAME_TOO_LONG);
         }
-        // Grows with what is really there.
-        let got = (&mut self.input)
-            .take(length as u64)
-            .read_to_end(&mut self.frame)
-            .map_err(Cause::Read)?;
-        self.position += got as u64;
-        if got < length {
-            return Err(Cause::Truncated);
-        }
-        if format::be_u64(&header[4..]) != xxh3_64(&self.frame) {
+        self.fill_frame(length)?;
+        if format::be_u64(&header[4..]) != xxh3_64(self.frame()) {
             return Err(Cause::Damaged("a checksum is wrong"));
         }
         open.add_frame(&header);
         Ok(true)
+    }
+
+    /// Reads the data of a frame. Its room grows with what is really there, and then stays.
+    fn fill_frame(&mut self, length: usize) -> Result<(), Cause> {
+        self.filled = 0;
+        while self.filled < length {
+            if self.filled == self.room.len() {
+                let more = self.filled.max(ROOM_LEAST);
+                self.room.resize(length.min(self.filled + more), 0);
+            }
+            let most = length.min(self.room.len());
+            match self.input.read(&mut self.room[self.filled..most]) {
+                Ok(0) => return Err(Cause::Truncated),
+                Ok(got) => self.filled += got,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Cause::Read(error)),
+            }
+        }
+        self.position += length as u64;
+        Ok(())
+    }
+
+    /// The frame that was read last.
+    pub(super) fn frame(&self) -> &[u8] {
+        &self.room[..self.filled]
     }
 }

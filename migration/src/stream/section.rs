@@ -1,11 +1,11 @@
 //! The reading side of one section.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use super::error::{Cause, Error, Place};
 use super::format::{Form, Open};
 use super::{Label, SectionSummary, StreamReader};
-use crate::chunk::ChunkReader;
+use crate::chunk::{ChunkReader, Totals};
 
 /// Where a section's reader is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl<'a, R: Read> SectionReader<'a, R> {
     /// # Errors
     /// The input failed or is damaged, now or earlier.
     pub fn data(&mut self) -> Result<&[u8], Error> {
-        if self.used == self.stream.frame.len() && self.state != Reading::Ended {
+        if self.used == self.stream.filled && self.state != Reading::Ended {
             if self.state == Reading::Failed {
                 return Err(self.error(Cause::Failed));
             }
@@ -71,19 +71,19 @@ impl<'a, R: Read> SectionReader<'a, R> {
             self.used = 0;
             let more = self.stream.read_frame(&mut self.open);
             if more.is_err() {
-                self.stream.frame.clear();
+                self.stream.filled = 0;
             }
             self.state = match more.map_err(|cause| self.error(cause))? {
                 true => Reading::Frames,
                 false => Reading::Ended,
             };
         }
-        Ok(&self.stream.frame[self.used..])
+        Ok(&self.stream.frame()[self.used..])
     }
 
     /// Marks the first `bytes` of [`SectionReader::data`] as used.
     pub fn consume(&mut self, bytes: usize) {
-        self.used = (self.used + bytes).min(self.stream.frame.len());
+        self.used = (self.used + bytes).min(self.stream.filled);
     }
 
     /// All the data, at most `most` bytes of it.
@@ -106,13 +106,38 @@ impl<'a, R: Read> SectionReader<'a, R> {
         }
     }
 
-    /// The state of a back-end in it, at most `most` bytes. It has to be read to its end.
+    /// Hands the state of a back-end that is in it to `out`, piece by piece, and ends the section. The state is whole only
+    /// if this succeeds: a back-end that was given some of it must not start otherwise.
     ///
     /// # Errors
-    /// The section holds something else.
-    pub fn chunks(&mut self, schema: &str, most: u64) -> Result<ChunkReader<&mut Self>, Error> {
+    /// The section holds something else, is damaged, or has more than `most` bytes of state; or `out` failed.
+    pub fn load_chunks<E: From<Error>>(
+        mut self,
+        schema: &str,
+        most: u64,
+        mut out: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Totals, E> {
         self.must_hold(Form::Chunks, schema)?;
-        Ok(ChunkReader::new(self, most))
+        let totals = self.each_chunk(most, &mut out)?;
+        self.finish()?;
+        Ok(totals)
+    }
+
+    fn each_chunk<E: From<Error>>(
+        &mut self,
+        most: u64,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Totals, E> {
+        let place = Place::Section(self.open.label.name.clone());
+        let wrong = |error| E::from(Error::new(place.clone(), Cause::Chunks(error)));
+        let mut chunks = ChunkReader::new(self, most);
+        while chunks
+            .pass_on(&mut *out)
+            .map_err(wrong)?
+            .transpose()?
+            .is_some()
+        {}
+        Ok(chunks.finish().map_err(wrong)?.totals)
     }
 
     /// Ends the section, of which all data must have been used.
@@ -142,22 +167,10 @@ impl<'a, R: Read> SectionReader<'a, R> {
     /// The input failed or is damaged, now or earlier.
     pub fn skip(mut self) -> Result<SectionSummary, Error> {
         if self.open.label.form == Form::Chunks && self.open.bytes == 0 {
-            let mut buffer = [0; 16 << 10];
-            let mut chunks = ChunkReader::new(&mut self, u64::MAX);
-            let wrong = loop {
-                match chunks.next(&mut buffer) {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break None,
-                    Err(error) => break Some(error),
-                }
-            };
-            if let Some(error) = wrong {
-                return Err(self.error(Cause::Chunks(error)));
-            }
-            return self.finish();
+            self.each_chunk(u64::MAX, &mut |_| Ok::<_, Error>(()))?;
         }
         while !self.data()?.is_empty() {
-            self.used = self.stream.frame.len();
+            self.used = self.stream.filled;
         }
         self.finish()
     }
@@ -174,5 +187,15 @@ impl<R: Read> Read for SectionReader<'_, R> {
         buffer[..length].copy_from_slice(&data[..length]);
         self.consume(length);
         Ok(length)
+    }
+}
+
+impl<R: Read> BufRead for SectionReader<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        Ok(self.data()?)
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        SectionReader::consume(self, bytes);
     }
 }
