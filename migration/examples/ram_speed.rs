@@ -1,4 +1,4 @@
-//! How fast RAM is saved and loaded, against `cp --sparse=always` and a plain loop of reads and writes, on the same data
+//! How fast RAM is saved, loaded, and made into guest RAM itself, against `cp --sparse=always` and a plain loop of reads and writes, on the same data
 //! in the same run.
 //!
 //! ```sh
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use vm_migration::ram::{BLOCK, RamPart, Unwatched, load, save, verify};
+use vm_migration::ram::{BLOCK, RamPart, Unwatched, clone_for_guest, load, reserve, save, verify};
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -50,9 +50,17 @@ fn main() -> io::Result<()> {
         let loaded = timed(bytes, || {
             load(&file, &sums, part(&new, bytes), &Unwatched).map_err(io::Error::other)
         })?;
+        // What is not on disk yet would be written first.
+        file.sync_all()?;
+        let cloned = milliseconds(|| clone_for_guest(&file, directory.path(), bytes));
+        let reserved = milliseconds(|| reserve(&file, bytes));
+        let part_of_holes = file.metadata()?.len();
+        file.set_len(part_of_holes + bytes / 4)?;
+        let holes = milliseconds(|| reserve(&file, part_of_holes + bytes / 4));
         println!(
             "{mib} MiB, GiB/s: plain copy {plain:.2}, cp {cp:.2}, save {saved:.2}, verify {verified:.2}, load {loaded:.2}"
         );
+        println!("  clone {cloned}, reserve {reserved}, and with a quarter more in holes {holes}");
     }
     Ok(())
 }
@@ -69,6 +77,14 @@ fn timed(bytes: u64, work: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
     let start = Instant::now();
     work()?;
     Ok(bytes as f64 / f64::from(1 << 30) / start.elapsed().as_secs_f64())
+}
+
+fn milliseconds<T, E: std::error::Error>(work: impl FnOnce() -> Result<T, E>) -> String {
+    let start = Instant::now();
+    match work() {
+        Ok(_) => format!("{:.2} ms", start.elapsed().as_secs_f64() * 1000.0),
+        Err(error) => format!("impossible ({error})"),
+    }
 }
 
 fn plain_copy(ram: &File, path: &Path) -> io::Result<()> {
