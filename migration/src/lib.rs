@@ -1,6 +1,20 @@
-//! What it takes to move a guest and the devices that belong to it.
+//! What it takes to move a guest and the devices that belong to it: into a snapshot, and later to another host.
 //!
-//! So far: how a device answers the question whether its state can be saved.
+//! - [`Saveability`]: a device's answer to the question whether its state can be saved;
+//! - [`chunk`]: the encoding of a back-end's state;
+//! - [`stream`]: the container of all saved state, for a file or a socket;
+//! - [`ram`]: guest RAM on its way into a file and back;
+//! - [`manifest`]: what a snapshot holds, readable without Ferry;
+//! - [`directory`]: a snapshot as a directory.
+//!
+//! This crate knows nothing of KVM, virtio or HTTP.
+
+pub mod chunk;
+pub mod directory;
+pub mod manifest;
+pub mod ram;
+pub mod stream;
+mod sys;
 
 /// A device's answer to "can you be saved?", asked before anything is paused.
 ///

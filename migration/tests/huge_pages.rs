@@ -1,0 +1,83 @@
+//! RAM of huge pages.
+//!
+//! In a file of its own: the reservation is the whole system's, and cargo runs one file's tests at a time.
+
+#![expect(clippy::unwrap_used, reason = "it is a test")]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use vm_migration::ram::{RamPart, Unwatched, load, save};
+
+const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
+const HUGE: u64 = 2 << 20;
+
+/// Huge pages set aside, and given back at the end.
+struct Reservation {
+    before: String,
+}
+
+impl Reservation {
+    /// Only root can: `None`.
+    fn attempt(more: u64) -> Option<Self> {
+        let before = fs::read_to_string(RESERVED).ok()?;
+        let number: u64 = before.trim().parse().ok()?;
+        fs::write(RESERVED, (number + more).to_string()).ok()?;
+        Some(Reservation { before })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let _ = fs::write(RESERVED, &self.before);
+    }
+}
+
+fn huge_memfd(bytes: u64) -> File {
+    let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+    // SAFETY: the name is a C string, and the call has no other memory arguments.
+    let fd = unsafe { libc::memfd_create(c"test-ram".as_ptr(), flags) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: `fd` was just opened and belongs to no one else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes).unwrap();
+    file
+}
+
+fn content(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; 2 * HUGE as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// Huge pages can be mapped and read, but not written to as a file.
+#[test]
+fn ram_of_huge_pages_is_loaded_and_saved() {
+    let Some(_reservation) = Reservation::attempt(4) else {
+        // Not root. The same copy into ordinary pages is tested elsewhere.
+        return;
+    };
+    let part = |file| RamPart {
+        file,
+        offset: 0,
+        bytes: 2 * HUGE,
+    };
+    let ordinary = tempfile::tempfile().unwrap();
+    ordinary.set_len(2 * HUGE).unwrap();
+    let data: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+    ordinary.write_all_at(&data, HUGE + 12_345).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let sums = save(part(&ordinary), &file, &Unwatched).unwrap();
+
+    let huge = huge_memfd(2 * HUGE);
+    load(&file, &sums, part(&huge), &Unwatched).unwrap();
+    assert!(content(&huge) == content(&ordinary));
+
+    let again = tempfile::tempfile().unwrap();
+    assert_eq!(save(part(&huge), &again, &Unwatched).unwrap(), sums);
+    assert!(content(&again) == content(&ordinary));
+    let taken = again.metadata().unwrap().blocks() * 512;
+    assert!(taken <= 26 * 4096, "{taken}");
+}
