@@ -4,6 +4,7 @@
 
 mod controlled;
 mod devices;
+mod events;
 mod hostile;
 mod hung;
 mod life_cycle;
