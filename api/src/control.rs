@@ -122,12 +122,9 @@ impl Refusal {
 
     /// A failure with all its causes.
     pub fn failed(error: &dyn std::error::Error) -> Self {
-        let chain = std::iter::successors(Some(error), |error| error.source())
-            .map(ToString::to_string)
-            .collect();
         Refusal {
             kind: RefusalKind::Failed,
-            chain,
+            chain: crate::chain(error),
         }
     }
 }

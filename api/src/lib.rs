@@ -3,6 +3,7 @@
 //! The field names are those of Cloud Hypervisor's API, because its clients are to work with Ferry.
 //! This crate knows nothing of KVM or of devices' insides.
 
+mod chain;
 pub mod client;
 pub mod config;
 pub mod control;
@@ -11,3 +12,5 @@ mod json;
 pub mod openapi;
 pub mod server;
 pub mod wire;
+
+pub use chain::chain;

@@ -57,10 +57,7 @@ pub enum ClientError {
 impl ClientError {
     /// The error and its causes, outermost first; never empty.
     pub fn chain(&self) -> Vec<String> {
-        let outermost: &(dyn Error + 'static) = self;
-        std::iter::successors(Some(outermost), |&error| error.source())
-            .map(ToString::to_string)
-            .collect()
+        crate::chain(self)
     }
 }
 

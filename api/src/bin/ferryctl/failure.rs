@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ferry_api::chain;
 use ferry_api::client::ClientError;
 
 use super::text::printable;
@@ -59,11 +60,7 @@ impl Failure {
 
     /// What stands on standard error. `goal` is what could not be done: `pause the guest`.
     pub fn report(&self, goal: &str) -> String {
-        let mut chain = match self {
-            Failure::Client(error) => error.chain(),
-            _ => self.own_chain(),
-        }
-        .into_iter();
+        let mut chain = chain(self).into_iter();
         let first = printable(&chain.next().unwrap_or_default());
         let failed = format!("cannot {goal}");
         // Ferry may have said so itself.
@@ -78,13 +75,6 @@ impl Failure {
             text += &format!("  hint: {}\n", printable(&hint));
         }
         text
-    }
-
-    fn own_chain(&self) -> Vec<String> {
-        let outermost: &(dyn std::error::Error + 'static) = self;
-        std::iter::successors(Some(outermost), |&error| error.source())
-            .map(ToString::to_string)
-            .collect()
     }
 
     fn hint(&self) -> Option<String> {
