@@ -180,7 +180,8 @@ impl VhostUserDevice {
     /// is stopped.
     ///
     /// *Who calls, and when*: the owner of the machine, after all vCPUs have stopped, so that the guest can neither
-    /// add requests nor write to the device. Carried out behind whatever the guest has asked for before.
+    /// add requests nor write to the device. Only when all that the owner has asked of this device before is answered. Carried out behind
+    /// whatever the guest has asked for before.
     ///
     /// *Afterwards*, if `done` is told `Ok`: the back-end touches neither guest memory nor the rings' eventfds until
     /// [`VhostUserDevice::resume`]; all requests of queues that carry requests are completed. A device
@@ -194,15 +195,15 @@ impl VhostUserDevice {
     /// further than waiting for requests; an answer that the back-end owes by then is waited for, because it
     /// says where the ring is to go on.
     ///
-    /// `done` is called exactly once, from the worker's thread; from this one if the worker has ended or is overwhelmed. It may not block.
+    /// `done` is called exactly once, from the worker's thread; from this one if the worker has ended. It may not block.
     pub fn suspend(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         let done = Done::new(&self.shared.spec, done);
-        self.shared.post_owners(Order::Suspend, done);
+        self.shared.post_order(Order::Suspend(done));
     }
 
     /// Lets the device go on where [`VhostUserDevice::suspend`] stopped it.
     ///
-    /// *Who calls, and when*: the owner, before it lets the vCPUs run, or after a suspension that it has given up. Need
+    /// *Who calls, and when*: the owner, before it lets the vCPUs run, or after a suspension that it has given up; once. Need
     /// not be waited for: what the guest asks of the device meanwhile is done when it runs again.
     ///
     /// *Afterwards*, if `done` is told `Ok`: every ring that had been stopped runs again from where it was, has
@@ -211,11 +212,10 @@ impl VhostUserDevice {
     ///
     /// *An error* says that the device has failed, which the transport and the observer have been told, too.
     ///
-    /// `done` is called as for `suspend`. One that is told [`Cause::Busy`](super::Cause::Busy) is behind another order
-    /// to resume, which is as good.
+    /// `done` is called as for `suspend`.
     pub fn resume(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         let done = Done::new(&self.shared.spec, done);
-        self.shared.post_owners(Order::Resume, done);
+        self.shared.post_order(Order::Resume(done));
     }
 }
 

@@ -131,9 +131,6 @@ pub enum Cause {
     /// The owner let the device go on, or reset it, before it had come to rest.
     #[error("it was given up before the device had come to rest")]
     GivenUp,
-    /// The owner has asked for more than the device can remember.
-    #[error("the device has not yet done what it was asked to before")]
-    Busy,
 }
 
 impl Cause {
@@ -153,8 +150,7 @@ impl Cause {
             | Cause::Unusable { .. }
             | Cause::BadSetup { .. }
             | Cause::Overtaken
-            | Cause::GivenUp
-            | Cause::Busy => false,
+            | Cause::GivenUp => false,
             Cause::NoListener { .. }
             | Cause::CannotConnect { .. }
             | Cause::Closed { .. }

@@ -1,8 +1,8 @@
 //! What a device's worker has been asked to do and has not begun.
 //!
 //! Orders are carried out one at a time, in the order in which they came, whoever gave them. The inbox is bounded. The
-//! transport has at most one activation and one reset waiting. The owner's suspensions leave room for
-//! the orders to resume that follow them. Of the guest's writes to the configuration space the oldest
+//! transport has at most one activation and one reset waiting, the owner one order to suspend and the one to resume that
+//! follows it. An order beyond its giver's contract is not taken. Of the guest's writes to the configuration space the oldest
 //! are dropped when there are too many.
 
 use std::collections::VecDeque;
@@ -17,9 +17,9 @@ use crate::virtio::{Activation, TransportEvents};
 /// that takes the place of another.
 const MAX_FROM_TRANSPORT: usize = 16;
 
-/// Orders of the owner that may wait: an owner that gives up waiting for a suspension and tries again leaves two
-/// behind each time. Orders to resume may be twice as many, so that every suspension finds its own.
-const MAX_FROM_OWNER: usize = 16;
+/// Orders of the owner that may wait: a suspension that it has given up, and the resumption that says so. It gives no other
+/// before both are answered.
+const MAX_FROM_OWNER: usize = 2;
 
 /// Writes to the configuration space that may wait.
 const MAX_WRITES: usize = 16;
@@ -41,12 +41,11 @@ impl Order {
         matches!(self, Order::Suspend(_) | Order::Resume(_))
     }
 
-    /// How many orders of the same giver may wait before this one.
+    /// How many orders of the same giver may wait.
     fn room(&self) -> usize {
-        match self {
-            Order::Activate(..) | Order::Reset(_) => MAX_FROM_TRANSPORT,
-            Order::Suspend(_) => MAX_FROM_OWNER,
-            Order::Resume(_) => 2 * MAX_FROM_OWNER,
+        match self.is_from_owner() {
+            true => MAX_FROM_OWNER,
+            false => MAX_FROM_TRANSPORT,
         }
     }
 }
@@ -74,30 +73,20 @@ impl Done {
         self.tell_once(outcome);
     }
 
-    /// Says that it did not work, and the device lives on.
-    pub fn refuse(mut self, cause: Cause) {
-        let error = self.error(cause);
-        self.tell_once(Err(error));
-    }
-
     fn tell_once(&mut self, outcome: Result<(), Error>) {
         if let Some(tell) = self.tell.take() {
             tell(outcome);
-        }
-    }
-
-    fn error(&self, cause: Cause) -> Error {
-        Error {
-            device: self.device.clone(),
-            socket: self.socket.clone(),
-            cause: Arc::new(cause),
         }
     }
 }
 
 impl Drop for Done {
     fn drop(&mut self) {
-        let error = self.error(Cause::Stopped);
+        let error = Error {
+            device: std::mem::take(&mut self.device),
+            socket: std::mem::take(&mut self.socket),
+            cause: Arc::new(Cause::Stopped),
+        };
         self.tell_once(Err(error));
     }
 }
@@ -125,8 +114,7 @@ impl Inbox {
     /// back must be dropped or answered only when the inbox is not locked any more.
     pub fn post(&mut self, order: Order) -> Result<(), Refused> {
         if self.closed {
-            let why = Why::Closed;
-            return Err(Refused { order, why });
+            return Err(Refused::Closed(order));
         }
         let from_owner = order.is_from_owner();
         let waiting = self
@@ -135,8 +123,7 @@ impl Inbox {
             .filter(|other| other.is_from_owner() == from_owner)
             .count();
         if waiting >= order.room() {
-            let why = Why::Full;
-            return Err(Refused { order, why });
+            return Err(Refused::Full(order));
         }
         self.orders.push_back(order);
         Ok(())
@@ -178,18 +165,11 @@ impl Inbox {
 }
 
 /// An order that was not taken.
-pub(super) struct Refused {
-    pub order: Order,
-    pub why: Why,
-}
-
-/// Why an order was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
-    /// Too many are waiting.
-    Full,
+pub(super) enum Refused {
+    /// Too many of the same giver are waiting.
+    Full(Order),
     /// The worker has ended.
-    Closed,
+    Closed(Order),
 }
 
 impl std::fmt::Debug for Inbox {

@@ -11,7 +11,7 @@ use super::BackendSpec;
 use super::counters::{Counters, RunningRings};
 use super::device::DeviceState;
 use super::error::{Cause, Error};
-use super::inbox::{ConfigWrite, Done, Inbox, Order, Refused, Why};
+use super::inbox::{ConfigWrite, Inbox, Order, Refused};
 use super::memory::RamRegion;
 use crate::virtio::TransportEvents;
 
@@ -148,31 +148,25 @@ impl Shared {
             );
             return;
         };
-        let refused = self.post_order(order(transport)).err();
-        if refused.is_some_and(|refused| refused.why == Why::Full) {
-            tracing::error!(
-                device = self.spec.id,
-                "the transport does not wait for answers; dropped what it asked for"
-            );
-        }
+        self.post_order(order(transport));
     }
 
-    /// Hands an order of the owner to the worker, or answers it when that is not possible.
-    pub fn post_owners(&self, order: fn(Done) -> Order, done: Done) {
-        let Err(Refused { order, why }) = self.post_order(order(done)) else {
-            return;
-        };
-        if let (Why::Full, Order::Suspend(done) | Order::Resume(done)) = (why, order) {
-            done.refuse(Cause::Busy);
-        }
-    }
-
-    fn post_order(&self, order: Order) -> Result<(), Refused> {
+    /// Hands an order to the worker. One that is not taken is dropped, and answered by that if it is the owner's.
+    pub fn post_order(&self, order: Order) {
         let posted = lock(&self.inbox).post(order);
-        if posted.is_ok() {
-            signal(&self.wake);
-        }
-        posted
+        let refused = match posted {
+            Ok(()) => return signal(&self.wake),
+            Err(Refused::Closed(order)) => order,
+            Err(Refused::Full(order)) => {
+                tracing::error!(
+                    device = self.spec.id,
+                    "whoever gives orders does not wait for answers; dropped one"
+                );
+                order
+            }
+        };
+        // Not while the inbox is locked: it may have much to clear up, and somebody to tell.
+        drop(refused);
     }
 
     pub fn post_write(&self, write: ConfigWrite) {
