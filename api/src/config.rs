@@ -1,5 +1,6 @@
 //! The configuration of a virtual machine.
 
+pub mod keys;
 pub mod text;
 pub mod validate;
 

@@ -3,6 +3,10 @@
 //! - Double quotes take commas and brackets into a value: `socket="/tmp/a,b"`. The quotes themselves go away.
 //! - Brackets make a list: `drain=[0,1]`.
 
+use std::str::FromStr;
+
+use super::SerialConfig;
+
 /// A text that is not of the form `key=value,key=value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -65,6 +69,37 @@ pub fn split(text: &str) -> Result<Vec<Item>, SyntaxError> {
     Ok(items)
 }
 
+/// A text that names no place for a serial port.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WrongSerial {
+    /// It is not even `key=value`.
+    #[error(transparent)]
+    Syntax(#[from] SyntaxError),
+    /// It is none of the forms.
+    #[error("there is no `{0}`; write one of off, null, tty, pty, file=PATH, socket=PATH")]
+    Other(String),
+}
+
+impl FromStr for SerialConfig {
+    type Err = WrongSerial;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut items = split(text)?;
+        let item = items.pop().unwrap_or_default();
+        let serial = match (item.key.as_str(), item.value) {
+            _ if !items.is_empty() => None,
+            ("off", None) => Some(SerialConfig::Off),
+            ("null", None) => Some(SerialConfig::Null),
+            ("tty", None) => Some(SerialConfig::Tty),
+            ("pty", None) => Some(SerialConfig::Pty),
+            ("file", Some(path)) if !path.is_empty() => Some(SerialConfig::File(path.into())),
+            ("socket", Some(path)) if !path.is_empty() => Some(SerialConfig::Socket(path.into())),
+            _ => None,
+        };
+        serial.ok_or_else(|| WrongSerial::Other(text.to_owned()))
+    }
+}
+
 /// A number without sign, decimal or in base 16 after `0x`.
 pub fn whole_number(text: &str) -> Option<u64> {
     let (digits, base) = match text.strip_prefix("0x") {
@@ -105,4 +140,25 @@ pub fn hex(text: &str) -> Option<Vec<u8>> {
         .chunks(2)
         .map(|pair| u8::try_from(nibble(pair[0])? << 4 | nibble(pair[1])?).ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_port_is_a_word_or_a_word_with_a_path() {
+        assert_eq!("off".parse(), Ok(SerialConfig::Off));
+        assert_eq!("null".parse(), Ok(SerialConfig::Null));
+        assert_eq!("tty".parse(), Ok(SerialConfig::Tty));
+        assert_eq!("pty".parse(), Ok(SerialConfig::Pty));
+        assert_eq!("file=/a".parse(), Ok(SerialConfig::File("/a".into())));
+        let quoted = r#"socket="/a,b""#.parse();
+        assert_eq!(quoted, Ok(SerialConfig::Socket("/a,b".into())));
+        for wrong in [
+            "", "stdio", "tty=1", "file", "file=", "socket=", "off,null", "\"off",
+        ] {
+            assert!(wrong.parse::<SerialConfig>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use ferry_api::config::keys::{self, Key};
 use serde_json::{Map, Value};
 
 use super::arguments::Create;
 use super::failure::Failure;
-use super::pairs::{self, Key};
+use super::pairs;
 
 /// The longest request that Ferry takes, in bytes.
 const CONFIG_MOST: u64 = 4 << 20;
@@ -23,12 +24,12 @@ pub fn vm(create: &Create) -> Result<Vec<u8>, Failure> {
 
 /// The body of `vm.add-disk`.
 pub fn disk(text: &str) -> Result<Vec<u8>, Failure> {
-    pairs::object("disk", text, pairs::DISK).map(to_bytes)
+    pairs::object("disk", text, keys::DISK).map(to_bytes)
 }
 
 /// The body of `vm.add-fs`.
 pub fn fs(text: &str) -> Result<Vec<u8>, Failure> {
-    pairs::object("share", text, pairs::FS).map(to_bytes)
+    pairs::object("share", text, keys::FS).map(to_bytes)
 }
 
 fn to_bytes(body: Value) -> Vec<u8> {
@@ -59,20 +60,20 @@ fn from_flags(create: &Create) -> Result<Value, Failure> {
     }
     let mut body = Map::from_iter([("payload".to_owned(), payload.into())]);
     if let Some(cpus) = cpus {
-        let cpus = pairs::object("--cpus", cpus, pairs::CPUS)?;
+        let cpus = pairs::object("--cpus", cpus, keys::CPUS)?;
         body.insert("cpus".into(), cpus);
     }
     if let Some(memory) = memory {
-        let memory = pairs::object("--memory", memory, pairs::MEMORY)?;
+        let memory = pairs::object("--memory", memory, keys::MEMORY)?;
         body.insert("memory".into(), memory);
     }
     if let Some(serial) = serial {
         body.insert("serial".into(), pairs::serial(serial)?);
     }
     for (field, flag, texts, keys) in [
-        ("disks", "--disk", disk, pairs::DISK),
-        ("fs", "--fs", fs, pairs::FS),
-        ("vhost_user", "--vhost-user", vhost_user, pairs::VHOST_USER),
+        ("disks", "--disk", disk, keys::DISK),
+        ("fs", "--fs", fs, keys::FS),
+        ("vhost_user", "--vhost-user", vhost_user, keys::VHOST_USER),
     ] {
         if !texts.is_empty() {
             body.insert(field.into(), devices(flag, texts, keys)?);

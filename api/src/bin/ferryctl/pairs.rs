@@ -1,13 +1,15 @@
 //! `key=value,key=value` as on Ferry's own command line, turned into the JSON of the API.
 //!
-//! Here is only the form: which keys there are, what they are called in the API, and whether a value is a number, a
-//! size, a switch. Which values are right is Ferry's to say.
+//! Here is only the form, by the tables that Ferry goes by as well. Which values are right is Ferry's to say.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ferry_api::config::text::{self, Item};
+use ferry_api::config::SerialConfig;
+use ferry_api::config::keys::{Key, Kind, names};
+use ferry_api::config::text::{self, Item, WrongSerial};
+use ferry_api::wire::Console;
 use serde_json::{Map, Value, json};
 
 use super::failure::Failure;
@@ -15,92 +17,12 @@ use super::failure::Failure;
 /// The most bytes of a device's configuration space.
 const CONFIG_MOST: u64 = 256;
 
-/// What a value looks like.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Text,
-    /// Ferry may run in another directory, so it is told the whole path.
-    Path,
-    Number,
-    /// Bytes, as in `512M`.
-    Size,
-    /// `on` or `off`.
-    Switch,
-    /// `[0,1]`.
-    Numbers,
-    /// Hexadecimal digits, or `@FILE`.
-    Bytes,
-}
-
-/// A key, what it is called in the API, and what its value looks like.
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    name: &'static str,
-    field: &'static str,
-    kind: Kind,
-}
-
-const fn key(name: &'static str, kind: Kind) -> Key {
-    renamed(name, name, kind)
-}
-
-const fn renamed(name: &'static str, field: &'static str, kind: Kind) -> Key {
-    Key { name, field, kind }
-}
-
-/// `--cpus`.
-pub const CPUS: &[Key] = &[
-    renamed("boot", "boot_vcpus", Kind::Number),
-    renamed("max", "max_vcpus", Kind::Number),
-];
-
-/// `--memory`.
-pub const MEMORY: &[Key] = &[
-    key("size", Kind::Size),
-    key("shared", Kind::Switch),
-    key("hugepages", Kind::Switch),
-    key("hugepage_size", Kind::Size),
-    key("prefault", Kind::Switch),
-];
-
-/// `--disk`.
-pub const DISK: &[Key] = &[
-    key("vhost_user", Kind::Switch),
-    renamed("socket", "vhost_socket", Kind::Path),
-    key("id", Kind::Text),
-    key("num_queues", Kind::Number),
-    key("queue_size", Kind::Number),
-    key("readonly", Kind::Switch),
-];
-
-/// `--fs`.
-pub const FS: &[Key] = &[
-    key("tag", Kind::Text),
-    key("socket", Kind::Path),
-    key("id", Kind::Text),
-    key("num_queues", Kind::Number),
-    key("queue_size", Kind::Number),
-];
-
-/// `--vhost-user`.
-pub const VHOST_USER: &[Key] = &[
-    key("socket", Kind::Path),
-    key("device_type", Kind::Number),
-    key("id", Kind::Text),
-    key("num_queues", Kind::Number),
-    key("queue_size", Kind::Number),
-    key("state", Kind::Text),
-    key("drain", Kind::Numbers),
-    key("config", Kind::Bytes),
-];
-
 /// Makes an object of `text`, which is the value of `flag`.
 pub fn object(flag: &str, text: &str, keys: &[Key]) -> Result<Value, Failure> {
     let mut object = Map::new();
     for item in split(flag, text)? {
         let Some(key) = keys.iter().find(|key| key.name == item.key) else {
-            let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
-            let known = known.join(", ");
+            let known = names(keys).join(", ");
             let problem = format!("there is no key `{}` (keys: {known})", item.key);
             return Err(wrong(flag, problem));
         };
@@ -125,30 +47,14 @@ pub fn object(flag: &str, text: &str, keys: &[Key]) -> Result<Value, Failure> {
 
 /// `--serial`: a word, or a word with a path.
 pub fn serial(text: &str) -> Result<Value, Failure> {
-    let items = split("--serial", text)?;
-    let one = match items.as_slice() {
-        [Item { key, value }] => (key.as_str(), value.as_deref()),
-        _ => ("", None),
-    };
-    let path = |path: &str| absolute(Path::new(path)).map_err(|it| wrong("--serial", it));
-    match one {
-        ("off", None) => Ok(json!({"mode": "Off"})),
-        ("null", None) => Ok(json!({"mode": "Null"})),
-        ("tty", None) => Ok(json!({"mode": "Tty"})),
-        ("pty", None) => Ok(json!({"mode": "Pty"})),
-        ("file", Some(file)) if !file.is_empty() => {
-            Ok(json!({"mode": "File", "file": path(file)?}))
-        }
-        ("socket", Some(socket)) if !socket.is_empty() => {
-            Ok(json!({"mode": "Socket", "socket": path(socket)?}))
-        }
-        _ => Err(wrong(
-            "--serial",
-            format!(
-                "there is no `{text}`; write one of off, null, tty, pty, file=PATH, socket=PATH"
-            ),
-        )),
+    let serial: SerialConfig = text
+        .parse()
+        .map_err(|error: WrongSerial| wrong("--serial", error.to_string()))?;
+    let mut serial = Console::from(&serial);
+    for path in [&mut serial.file, &mut serial.socket].into_iter().flatten() {
+        *path = absolute(Path::new(path)).map_err(|it| wrong("--serial", it))?;
     }
+    serde_json::to_value(serial).map_err(|error| wrong("--serial", error.to_string()))
 }
 
 /// `path` as Ferry finds it too, or why not. JSON holds no other text than Unicode.
@@ -173,6 +79,7 @@ fn convert(kind: Kind, value: &str) -> Result<Value, String> {
     let not = |what: &str| format!("is not {what}");
     match kind {
         Kind::Text => Ok(value.into()),
+        // Ferry may run in another directory, so it is told the whole path.
         Kind::Path => absolute(Path::new(value)).map(Value::from),
         Kind::Number => text::whole_number(value)
             .map(Value::from)
@@ -222,6 +129,8 @@ fn bytes_of(path: &Path) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use ferry_api::config::keys::{CPUS, DISK, FS, MEMORY, VHOST_USER};
+
     use super::*;
 
     fn refused(flag: &str, text: &str, keys: &[Key]) -> String {
