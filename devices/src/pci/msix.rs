@@ -17,8 +17,10 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::RestoreError;
 use crate::interrupt::{Gsi, MsiMessage, MsiRouter};
 use crate::sys::poll;
 
@@ -88,11 +90,111 @@ impl MsiX {
         }
     }
 
-    /// The body of the capability: message control, table at `table` and pending bits at `pending`
-    /// bytes into BAR 0, both multiples of 8.
-    pub fn capability(&self, table: u32, pending: u32) -> [u8; 10] {
+    /// The vectors as they were saved, with as many sources. A signal that was pending is pending again, in the
+    /// source's eventfd; if its vector can deliver, it is delivered at once: whatever takes interrupts has to be there
+    /// already. `control` is the register that is part of configuration space.
+    ///
+    /// # Errors
+    /// Another number of vectors or sources; the interrupt controller takes no more.
+    pub fn from_state(
+        router: Arc<dyn MsiRouter>,
+        sources: Vec<Arc<EventFd>>,
+        control: u16,
+        state: &MsiXStateV1,
+    ) -> Result<Self, RestoreError> {
+        let MsiXStateV1 {
+            vectors,
+            sources: saved,
+        } = state;
+        if vectors.len() != sources.len() || saved.len() != sources.len() {
+            return Err(RestoreError::misfit(format!(
+                "it had {} vectors for {} interrupt sources, and has {}",
+                vectors.len(),
+                saved.len(),
+                sources.len()
+            )));
+        }
+        let mut msix = MsiX::new(router, vectors.len() as u16, sources);
+        for (entry, saved) in msix.entries.iter_mut().zip(vectors) {
+            let VectorStateV1 {
+                address,
+                data,
+                masked,
+            } = *saved;
+            entry.message = MsiMessage { address, data };
+            entry.masked = masked;
+        }
+        for (source, saved) in msix.sources.iter_mut().zip(saved) {
+            let SourceStateV1 { vector, pending } = *saved;
+            if vector.is_some_and(|vector| usize::from(vector) >= msix.entries.len()) {
+                return Err(RestoreError::misfit(
+                    "an interrupt source is bound to a vector that is not there".into(),
+                ));
+            }
+            source.vector = vector;
+            if pending {
+                source
+                    .event
+                    .write(1)
+                    .map_err(RestoreError::host("signal a pending interrupt"))?;
+            }
+        }
+        msix.take_control(control);
+        for index in 0..msix.sources.len() {
+            msix.settle_source(index)
+                .map_err(RestoreError::host("route an interrupt"))?;
+        }
+        Ok(msix)
+    }
+
+    /// The vectors, and which sources have a signal that no one has taken yet. Whatever signals the sources has
+    /// to be at rest: a signal to a source that is attached is the interrupt controller's, which saves it itself.
+    pub fn save(&self) -> MsiXStateV1 {
+        let MsiX {
+            router: _,
+            entries,
+            sources,
+            // Both are in the message control register.
+            enabled: _,
+            function_masked: _,
+            complained: _,
+        } = self;
+        let vector = |entry: &Entry| {
+            let Entry {
+                message: MsiMessage { address, data },
+                masked,
+                // Another machine has other lines.
+                gsi: _,
+                routed: _,
+            } = *entry;
+            VectorStateV1 {
+                address,
+                data,
+                masked,
+            }
+        };
+        let source = |source: &SourceState| {
+            let SourceState {
+                event,
+                vector,
+                attached,
+            } = source;
+            SourceStateV1 {
+                vector: *vector,
+                pending: attached.is_none() && poll::is_readable(&**event),
+            }
+        };
+        MsiXStateV1 {
+            vectors: entries.iter().map(vector).collect(),
+            sources: sources.iter().map(source).collect(),
+        }
+    }
+
+    /// The body of the capability of a function with that many vectors, at least one: message control, table at `table`
+    /// and pending bits at `pending` bytes into BAR 0, both multiples of 8.
+    pub fn capability(vectors: u16, table: u32, pending: u32) -> [u8; 10] {
         let mut body = [0; 10];
-        let last = (self.entries.len() - 1) as u16;
+        let last = vectors - 1;
         body[0..2].copy_from_slice(&last.to_le_bytes());
         body[2..6].copy_from_slice(&table.to_le_bytes());
         body[6..10].copy_from_slice(&pending.to_le_bytes());
@@ -104,9 +206,13 @@ impl MsiX {
 
     /// Takes over what the guest wrote to message control.
     pub fn set_control(&mut self, control: u16) {
+        self.take_control(control);
+        self.settle();
+    }
+
+    fn take_control(&mut self, control: u16) {
         self.enabled = control & CONTROL_ENABLE != 0;
         self.function_masked = control & CONTROL_MASK != 0;
-        self.settle();
     }
 
     /// Binds a source to a vector, or unbinds it with [`NO_VECTOR`]. Returns what the driver reads
@@ -253,6 +359,35 @@ impl Drop for MsiX {
         self.enabled = false;
         self.settle();
     }
+}
+
+/// Saved vectors. Message control is part of configuration space, and saved with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsiXStateV1 {
+    /// The vector table, by ascending vector.
+    pub vectors: Vec<VectorStateV1>,
+    /// What raises the vectors, by ascending [`Source`].
+    pub sources: Vec<SourceStateV1>,
+}
+
+/// A saved entry of the vector table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VectorStateV1 {
+    /// Message address.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+    /// The mask bit.
+    pub masked: bool,
+}
+
+/// A saved interrupt source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStateV1 {
+    /// The vector that it is bound to.
+    pub vector: Option<u16>,
+    /// Whether it has been signalled and the signal not been delivered: the vector's pending bit.
+    pub pending: bool,
 }
 
 #[cfg(test)]
@@ -410,6 +545,100 @@ mod tests {
         msix.unbind_all();
         assert_eq!(router.take(), ["detach 24"]);
         assert!(events[0].read().is_err(), "the signal is gone");
+    }
+
+    /// New eventfds and a new interrupt controller with the state of an old one.
+    fn moved(old: &MsiX, control: u16) -> Fixture {
+        let Fixture { router, events, .. } = two_sources();
+        let msix = MsiX::from_state(router.clone(), events.clone(), control, &old.save()).unwrap();
+        Fixture {
+            router,
+            events,
+            msix,
+        }
+    }
+
+    /// As many vectors as sources, as every function has.
+    fn two_vectors() -> Fixture {
+        let mut fixture = two_sources();
+        fixture.msix = MsiX::new(fixture.router.clone(), 2, fixture.events.clone());
+        fixture
+    }
+
+    #[test]
+    fn a_masked_vector_keeps_its_pending_event_when_it_is_saved_and_delivers_it_once_unmasked() {
+        let Fixture {
+            events, mut msix, ..
+        } = two_vectors();
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 1, ENTRY_MASKED);
+        msix.bind(Source(1), 1);
+        events[1].write(1).unwrap();
+        events[1].write(1).unwrap();
+        let mut new = moved(&msix, CONTROL_ENABLE);
+        assert_eq!(new.msix.save(), msix.save());
+        assert_eq!(pending(&new.msix), 0b10);
+        assert_eq!(pending(&msix), 0b10, "saving takes nothing away");
+        assert_eq!(new.router.take(), Vec::<String>::new());
+        new.msix.write_table(ENTRY_SIZE + 12, &0u32.to_le_bytes());
+        assert_eq!(
+            new.router.take(),
+            ["allocate", "route 24 0xfee01000 0x41", "attach 24"]
+        );
+        assert!(new.events[1].read().is_ok(), "for the controller to take");
+    }
+
+    #[test]
+    fn a_masked_function_keeps_what_is_pending_too() {
+        let Fixture {
+            events, mut msix, ..
+        } = two_vectors();
+        msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
+        program(&mut msix, 0, 0);
+        msix.bind(Source(0), 0);
+        events[0].write(1).unwrap();
+        let mut new = moved(&msix, CONTROL_ENABLE | CONTROL_MASK);
+        assert_eq!(pending(&new.msix), 0b1);
+        assert_eq!(new.router.take(), Vec::<String>::new());
+        new.msix.set_control(CONTROL_ENABLE);
+        assert_eq!(new.router.take().last().unwrap(), "attach 24");
+    }
+
+    #[test]
+    fn a_vector_that_can_deliver_is_attached_again_and_what_is_in_flight_belongs_to_the_controller()
+    {
+        let Fixture {
+            events, mut msix, ..
+        } = two_vectors();
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 0, 0);
+        msix.bind(Source(0), 0);
+        // The interrupt controller of this test takes nothing, KVM's does at once.
+        events[0].write(1).unwrap();
+        let new = moved(&msix, CONTROL_ENABLE);
+        assert_eq!(
+            new.router.take(),
+            ["allocate", "route 24 0xfee01000 0x41", "attach 24"]
+        );
+        assert!(new.events[0].read().is_err());
+    }
+
+    #[test]
+    fn state_of_another_table_is_refused() {
+        let Fixture {
+            router,
+            events,
+            msix,
+        } = two_vectors();
+        let refused = |change: fn(&mut MsiXStateV1)| {
+            let mut state = msix.save();
+            change(&mut state);
+            MsiX::from_state(router.clone(), events.clone(), 0, &state).is_err()
+        };
+        assert!(!refused(|_| {}));
+        assert!(refused(|state| drop(state.vectors.pop())));
+        assert!(refused(|state| drop(state.sources.pop())));
+        assert!(refused(|state| state.sources[0].vector = Some(2)));
     }
 
     #[test]
