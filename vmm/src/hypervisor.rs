@@ -1,5 +1,7 @@
 //! KVM: what Ferry needs of it, and the virtual machine it makes.
 
+pub mod chips;
+
 use std::io;
 use std::sync::{Mutex, PoisonError};
 

@@ -3,14 +3,20 @@
 //! RAM, back-end connections and the serial port's outside live longer; a reboot builds a new machine around them, so
 //! that a guest which starts anew meets nothing of the one before.
 
+pub mod saving;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_api::config::VmConfig;
-use ferry_devices::pci::{PciBus, PciBusFull};
+use ferry_devices::pci::{PciBus, PciBusFull, RestoreError};
+use ferry_devices::serial::BadSerialState;
 use ferry_devices::vhost_user::VhostUserDevice;
-use ferry_devices::virtio::pci::{BAR_SIZE, VirtioPci};
+use ferry_devices::virtio::pci::{BAR_SIZE, SaveError, VirtioPci};
+use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
 use crate::acpi::{self, AcpiInfo};
@@ -20,7 +26,8 @@ use crate::cpu::clock::StoppedClock;
 use crate::cpu::cpuid::{self, Cpuid};
 use crate::cpu::gate::NotParked;
 use crate::cpu::registers;
-use crate::cpu::vcpu::{GuestEnd, Vcpus};
+use crate::cpu::state::{self, Host};
+use crate::cpu::vcpu::{ErrandError, GuestEnd, Vcpus};
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
@@ -49,6 +56,23 @@ pub enum Error {
     Thread { index: u8, source: io::Error },
     #[error(transparent)]
     NotParked(#[from] NotParked),
+    #[error("the guest is not paused")]
+    NotStopped,
+    #[error("cannot ask the processors for their state")]
+    Errand(#[from] ErrandError),
+    #[error("cannot move the processors' state")]
+    State(#[from] state::Error),
+    #[error("a device cannot be saved now")]
+    Save(#[from] SaveError),
+    #[error("{device}: cannot be restored")]
+    Restore {
+        device: String,
+        source: RestoreError,
+    },
+    #[error("cannot restore the serial port")]
+    Serial(#[from] BadSerialState),
+    #[error("the saved machine has another {0} than this one")]
+    Mismatch(String),
 }
 
 /// How long vCPUs may take to stand still. They wait for no one, so only a machine that hardly runs at all needs more.
@@ -64,10 +88,17 @@ pub struct Parts<'a> {
     pub console: Option<&'a Console>,
 }
 
+/// What has to be known of the processors in order to save them.
+struct Processors {
+    host: Host,
+    /// What KVM was told that each says of itself, by ascending index.
+    cpuids: Vec<CpuId>,
+}
+
 /// A machine whose guest is loaded.
 ///
 /// ```text
-///  built ──start──▶ running ⇄ parked (park, release) ──drop──▶ gone
+///  build, from_state ──▶ built ──start──▶ running ⇄ parked (park, release) ──drop──▶ gone
 /// ```
 pub struct Machine {
     /// Until the guest is started.
@@ -76,7 +107,9 @@ pub struct Machine {
     vcpus: Option<Vcpus>,
     io: Arc<IoSpace>,
     functions: Vec<Arc<VirtioPci>>,
+    /// While it is parked, and until a machine with saved state is started.
     stopped_clock: Option<StoppedClock>,
+    processors: Arc<Processors>,
     button: PowerButton,
     /// Last, because it goes after everything that is wired to it.
     vm: Arc<Vm>,
@@ -107,7 +140,10 @@ impl Machine {
             },
         )?;
         let entry = parts.payload.load(ram, rsdp)?;
-        let vcpu_fds = build_vcpus(parts, &vm, &cpuid, entry)?;
+        let cpuids = (0..vcpus)
+            .map(|index| cpuid.for_vcpu(index))
+            .collect::<Result<Vec<_>, _>>()?;
+        let vcpu_fds = build_vcpus(parts, &vm, &cpuids, entry)?;
         let io = IoSpace {
             pci,
             serial: parts.console.map(|console| console.port().clone()),
@@ -119,6 +155,10 @@ impl Machine {
             io: Arc::new(io),
             functions,
             stopped_clock: None,
+            processors: Arc::new(Processors {
+                host: Host::ask(parts.hypervisor.kvm())?,
+                cpuids,
+            }),
             button,
             vm,
         })
@@ -130,7 +170,8 @@ impl Machine {
         ended: impl Fn(GuestEnd) + Clone + Send + 'static,
     ) -> Result<(), Error> {
         let fds = std::mem::take(&mut self.vcpu_fds);
-        let vcpus = Vcpus::spawn(fds, &self.io, ended)
+        let ticks = self.start_clock();
+        let vcpus = Vcpus::spawn(fds, &self.io, ticks, ended)
             .map_err(|(index, source)| Error::Thread { index, source })?;
         self.vcpus = Some(vcpus);
         Ok(())
@@ -151,7 +192,15 @@ impl Machine {
 
     /// Lets parked vCPUs go on.
     pub fn release(&mut self) {
-        let ticks = match self
+        let ticks = self.start_clock();
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.release(ticks);
+        }
+    }
+
+    /// Lets the guest's time go on from where it stopped; returns the ticks to be hidden from it.
+    fn start_clock(&mut self) -> u64 {
+        match self
             .stopped_clock
             .take()
             .map(|clock| clock.start(self.vm.fd()))
@@ -163,9 +212,6 @@ impl Machine {
                 0
             }
             None => 0,
-        };
-        if let Some(vcpus) = &self.vcpus {
-            vcpus.release(ticks);
         }
     }
 
@@ -227,15 +273,13 @@ fn build_bus(parts: &Parts<'_>, vm: &Arc<Vm>) -> Result<(PciBus, Vec<Arc<VirtioP
 fn build_vcpus(
     parts: &Parts<'_>,
     vm: &Vm,
-    cpuid: &Cpuid,
+    cpuids: &[CpuId],
     entry: EntryPoint,
 ) -> Result<Vec<VcpuFd>, Error> {
-    let count = parts.config.cpus.boot_vcpus;
-    let mut vcpus = Vec::with_capacity(count.into());
-    for index in 0..count {
+    let mut vcpus = Vec::with_capacity(cpuids.len());
+    for (index, cpuid) in (0..).zip(cpuids) {
         let fd = vm.create_vcpu(index)?;
-        let cpuid = cpuid.for_vcpu(index)?;
-        fd.set_cpuid2(&cpuid)
+        fd.set_cpuid2(cpuid)
             .map_err(hypervisor::Error::refused("take a vCPU's CPUID"))?;
         registers::set_msrs(&fd, index)?;
         vcpus.push(fd);

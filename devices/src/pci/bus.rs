@@ -4,6 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
+use vm_migration::stream::Saved;
+
 use super::config::CONFIG_SIZE;
 use super::{ConfigSpace, Identity, PciFunction};
 
@@ -32,6 +35,26 @@ impl Default for PciBus {
 }
 
 impl PciBus {
+    /// A bus without devices, whose address register is as saved.
+    pub fn from_state(state: &PciBusStateV1) -> Self {
+        let PciBusStateV1 { address } = *state;
+        PciBus {
+            address: AtomicU32::new(address),
+            ..PciBus::default()
+        }
+    }
+
+    /// The bus's own registers. Each function saves itself.
+    pub fn save(&self) -> PciBusStateV1 {
+        let PciBus {
+            functions: _,
+            address,
+        } = self;
+        PciBusStateV1 {
+            address: address.load(Ordering::Relaxed),
+        }
+    }
+
     /// Puts `function` at the lowest free device number, which is returned.
     pub fn add(&mut self, function: Arc<dyn PciFunction>) -> Result<u8, PciBusFull> {
         if self.functions.len() == SLOTS {
@@ -143,6 +166,18 @@ impl PciBus {
     }
 }
 
+/// The saved state of a bus apart from its functions. The host bridge has nothing to save.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciBusStateV1 {
+    /// The address register at port 0xCF8: a guest writes it and reads port 0xCFC by two instructions.
+    pub address: u32,
+}
+
+impl Saved for PciBusStateV1 {
+    const SCHEMA: &'static str = "pci-bus";
+    const VERSION: u16 = 1;
+}
+
 fn fits(register: u16, length: usize) -> bool {
     usize::from(register) + length <= CONFIG_SIZE
 }
@@ -214,6 +249,17 @@ mod tests {
         data = [0; 4];
         bus.read_memory(0xc000_0000, &mut data);
         assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn a_guest_saved_between_address_and_data_reads_what_it_meant() {
+        let bus = PciBus::default();
+        bus.write_port(0, &(1u32 << 31).to_le_bytes());
+        let restored = PciBus::from_state(&bus.save());
+        let mut id = [0; 4];
+        restored.read_port(4, &mut id);
+        assert_eq!(u32::from_le_bytes(id), 0x29c0_8086);
+        assert_eq!(restored.save(), bus.save());
     }
 
     #[test]

@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
+use super::state::NotThisFunction;
+
 /// Bytes of configuration registers. PCI Express has 4096, of which those beyond 256 hold extended
 /// capabilities; a function here has none.
 pub const CONFIG_SIZE: usize = 256;
@@ -145,9 +149,54 @@ impl ConfigSpace {
         u32::from(self.u16_at(offset)) | u32::from(self.u16_at(offset + 2)) << 16
     }
 
+    /// The registers as they are now.
+    pub fn save(&self) -> ConfigSpaceStateV1 {
+        let ConfigSpace {
+            bytes,
+            // What the function is made of, and nothing that a guest could have changed.
+            writable: _,
+            bar_size: _,
+            last_capability: _,
+            next_free: _,
+        } = self;
+        ConfigSpaceStateV1 {
+            bytes: bytes.to_vec(),
+        }
+    }
+
+    /// The registers of this function as another one had them when it was saved.
+    ///
+    /// # Errors
+    /// They differ in bits that no guest can change: it was another function.
+    pub fn with_state(mut self, state: &ConfigSpaceStateV1) -> Result<Self, NotThisFunction> {
+        let ConfigSpaceStateV1 { bytes } = state;
+        let bytes: [u8; CONFIG_SIZE] = bytes.as_slice().try_into().map_err(|_| {
+            NotThisFunction(format!(
+                "it has {} bytes of configuration registers, not {CONFIG_SIZE}",
+                bytes.len()
+            ))
+        })?;
+        for (at, (saved, own)) in bytes.iter().zip(self.bytes).enumerate() {
+            if (saved ^ own) & !self.writable[at] != 0 {
+                return Err(NotThisFunction(format!(
+                    "the configuration register at {at:#x} was {saved:#04x} and is {own:#04x}"
+                )));
+            }
+        }
+        self.bytes = bytes;
+        Ok(self)
+    }
+
     fn put(&mut self, offset: usize, value: &[u8]) {
         self.bytes[offset..offset + value.len()].copy_from_slice(value);
     }
+}
+
+/// Saved configuration registers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigSpaceStateV1 {
+    /// All 256 bytes, those that never change too: they say which function it was.
+    pub bytes: Vec<u8>,
 }
 
 #[cfg(test)]
@@ -196,6 +245,31 @@ mod tests {
         assert_eq!(space.bytes[first], 0x11);
         assert_eq!(space.bytes[first + 1] as usize, second);
         assert_eq!(space.bytes[second + 1], 0);
+    }
+
+    #[test]
+    fn what_a_guest_has_written_is_saved_and_another_function_does_not_take_it() {
+        let fresh = || {
+            let mut space = space();
+            space.set_bar(0xc000_0000, 0x1_0000);
+            space
+        };
+        let mut used = fresh();
+        used.write(4, &[0b10, 0]);
+        used.write(0x10, &0xd000_0000u32.to_le_bytes());
+        let state = used.save();
+        let restored = fresh().with_state(&state).unwrap();
+        assert_eq!(restored.decoded(), used.decoded());
+        assert_eq!(restored.save(), state);
+
+        let mut other = fresh();
+        other.add_capability(CapabilityId::MsiX, &[0; 10]);
+        let refused = other.with_state(&state).unwrap_err();
+        assert!(refused.to_string().contains("0x6"), "{refused}");
+        let short = ConfigSpaceStateV1 {
+            bytes: state.bytes[..255].to_vec(),
+        };
+        assert!(fresh().with_state(&short).is_err());
     }
 
     #[test]

@@ -9,12 +9,14 @@
 mod bus;
 mod config;
 mod msix;
+mod state;
 
 use std::ops::Range;
 
-pub use bus::{PciBus, PciBusFull};
-pub use config::{CapabilityId, ConfigSpace, Identity};
-pub use msix::{MsiX, Source};
+pub use bus::{PciBus, PciBusFull, PciBusStateV1};
+pub use config::{CapabilityId, ConfigSpace, ConfigSpaceStateV1, Identity};
+pub use msix::{MsiX, MsiXStateV1, Source, SourceStateV1, VectorStateV1};
+pub use state::{NotThisFunction, RestoreError};
 
 /// A PCI function: a device on the bus.
 ///

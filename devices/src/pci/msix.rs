@@ -17,8 +17,10 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::RestoreError;
 use crate::interrupt::{Gsi, MsiMessage, MsiRouter};
 use crate::sys::poll;
 
@@ -88,11 +90,111 @@ impl MsiX {
         }
     }
 
-    /// The body of the capability: message control, table at `table` and pending bits at `pending`
-    /// bytes into BAR 0, both multiples of 8.
-    pub fn capability(&self, table: u32, pending: u32) -> [u8; 10] {
+    /// The vectors as they were saved, with as many sources. A signal that was pending is pending again, in the
+    /// source's eventfd; if its vector can deliver, it is delivered at once: whatever takes interrupts has to be there
+    /// already. `control` is the register that is part of configuration space.
+    ///
+    /// # Errors
+    /// Another number of vectors or sources; the interrupt controller takes no more.
+    pub fn from_state(
+        router: Arc<dyn MsiRouter>,
+        sources: Vec<Arc<EventFd>>,
+        control: u16,
+        state: &MsiXStateV1,
+    ) -> Result<Self, RestoreError> {
+        let MsiXStateV1 {
+            vectors,
+            sources: saved,
+        } = state;
+        if vectors.len() != sources.len() || saved.len() != sources.len() {
+            return Err(RestoreError::misfit(format!(
+                "it had {} vectors for {} interrupt sources, and has {}",
+                vectors.len(),
+                saved.len(),
+                sources.len()
+            )));
+        }
+        let mut msix = MsiX::new(router, vectors.len() as u16, sources);
+        for (entry, saved) in msix.entries.iter_mut().zip(vectors) {
+            let VectorStateV1 {
+                address,
+                data,
+                masked,
+            } = *saved;
+            entry.message = MsiMessage { address, data };
+            entry.masked = masked;
+        }
+        for (source, saved) in msix.sources.iter_mut().zip(saved) {
+            let SourceStateV1 { vector, pending } = *saved;
+            if vector.is_some_and(|vector| usize::from(vector) >= msix.entries.len()) {
+                return Err(RestoreError::misfit(
+                    "an interrupt source is bound to a vector that is not there".into(),
+                ));
+            }
+            source.vector = vector;
+            if pending {
+                source
+                    .event
+                    .write(1)
+                    .map_err(RestoreError::host("signal a pending interrupt"))?;
+            }
+        }
+        msix.take_control(control);
+        for index in 0..msix.sources.len() {
+            msix.settle_source(index)
+                .map_err(RestoreError::host("route an interrupt"))?;
+        }
+        Ok(msix)
+    }
+
+    /// The vectors, and which sources have a signal that no one has taken yet. Whatever signals the sources has
+    /// to be at rest: a signal to a source that is attached is the interrupt controller's, which saves it itself.
+    pub fn save(&self) -> MsiXStateV1 {
+        let MsiX {
+            router: _,
+            entries,
+            sources,
+            // Both are in the message control register.
+            enabled: _,
+            function_masked: _,
+            complained: _,
+        } = self;
+        let vector = |entry: &Entry| {
+            let Entry {
+                message: MsiMessage { address, data },
+                masked,
+                // Another machine has other lines.
+                gsi: _,
+                routed: _,
+            } = *entry;
+            VectorStateV1 {
+                address,
+                data,
+                masked,
+            }
+        };
+        let source = |source: &SourceState| {
+            let SourceState {
+                event,
+                vector,
+                attached,
+            } = source;
+            SourceStateV1 {
+                vector: *vector,
+                pending: attached.is_none() && poll::is_readable(&**event),
+            }
+        };
+        MsiXStateV1 {
+            vectors: entries.iter().map(vector).collect(),
+            sources: sources.iter().map(source).collect(),
+        }
+    }
+
+    /// The body of the capability of a function with that many vectors, at least one: message control, table at `table`
+    /// and pending bits at `pending` bytes into BAR 0, both multiples of 8.
+    pub fn capability(vectors: u16, table: u32, pending: u32) -> [u8; 10] {
         let mut body = [0; 10];
-        let last = (self.entries.len() - 1) as u16;
+        let last = vectors - 1;
         body[0..2].copy_from_slice(&last.to_le_bytes());
         body[2..6].copy_from_slice(&table.to_le_bytes());
         body[6..10].copy_from_slice(&pending.to_le_bytes());
@@ -104,9 +206,13 @@ impl MsiX {
 
     /// Takes over what the guest wrote to message control.
     pub fn set_control(&mut self, control: u16) {
+        self.take_control(control);
+        self.settle();
+    }
+
+    fn take_control(&mut self, control: u16) {
         self.enabled = control & CONTROL_ENABLE != 0;
         self.function_masked = control & CONTROL_MASK != 0;
-        self.settle();
     }
 
     /// Binds a source to a vector, or unbinds it with [`NO_VECTOR`]. Returns what the driver reads
@@ -255,172 +361,34 @@ impl Drop for MsiX {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-
-    /// Records what the interrupt controller was asked for.
-    #[derive(Default)]
-    struct Recorder {
-        calls: Mutex<Vec<String>>,
-    }
-
-    impl Recorder {
-        fn take(&self) -> Vec<String> {
-            std::mem::take(&mut self.calls.lock().unwrap())
-        }
-
-        fn note(&self, call: String) -> io::Result<()> {
-            self.calls.lock().unwrap().push(call);
-            Ok(())
-        }
-    }
-
-    impl MsiRouter for Recorder {
-        fn allocate(&self) -> io::Result<Gsi> {
-            self.note("allocate".into()).map(|()| Gsi(24))
-        }
-        fn route(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()> {
-            self.note(format!(
-                "route {} {:#x} {:#x}",
-                gsi.0, message.address, message.data
-            ))
-        }
-        fn attach(&self, gsi: Gsi, _: &EventFd) -> io::Result<()> {
-            self.note(format!("attach {}", gsi.0))
-        }
-        fn detach(&self, gsi: Gsi, _: &EventFd) -> io::Result<()> {
-            self.note(format!("detach {}", gsi.0))
-        }
-    }
-
-    struct Fixture {
-        router: Arc<Recorder>,
-        events: Vec<Arc<EventFd>>,
-        msix: MsiX,
-    }
-
-    fn two_sources() -> Fixture {
-        let router = Arc::new(Recorder::default());
-        let events: Vec<_> = (0..2)
-            .map(|_| Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
-            .collect();
-        let msix = MsiX::new(router.clone(), 3, events.clone());
-        Fixture {
-            router,
-            events,
-            msix,
-        }
-    }
-
-    fn program(msix: &mut MsiX, vector: u64, control: u32) {
-        let entry = vector * ENTRY_SIZE;
-        msix.write_table(entry, &0xfee0_1000u64.to_le_bytes());
-        msix.write_table(entry + 8, &0x41u32.to_le_bytes());
-        msix.write_table(entry + 12, &control.to_le_bytes());
-    }
-
-    fn pending(msix: &MsiX) -> u8 {
-        let mut bits = [0];
-        msix.read_pending(0, &mut bits);
-        bits[0]
-    }
-
-    #[test]
-    fn a_source_is_attached_once_everything_is_unmasked() {
-        let Fixture {
-            router, mut msix, ..
-        } = two_sources();
-        msix.bind(Source(0), 1);
-        program(&mut msix, 1, 0);
-        assert_eq!(router.take(), Vec::<String>::new());
-        msix.set_control(CONTROL_ENABLE);
-        assert_eq!(
-            router.take(),
-            ["allocate", "route 24 0xfee01000 0x41", "attach 24"]
-        );
-        msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
-        assert_eq!(router.take(), ["detach 24"]);
-        msix.set_control(CONTROL_ENABLE);
-        assert_eq!(router.take(), ["attach 24"]);
-        msix.write_table(ENTRY_SIZE + 12, &1u32.to_le_bytes());
-        assert_eq!(router.take(), ["detach 24"]);
-    }
-
-    #[test]
-    fn a_signal_to_a_masked_vector_is_pending_and_stays_in_the_eventfd() {
-        let Fixture {
-            events, mut msix, ..
-        } = two_sources();
-        msix.set_control(CONTROL_ENABLE);
-        msix.bind(Source(1), 2);
-        program(&mut msix, 2, ENTRY_MASKED);
-        assert_eq!(pending(&msix), 0);
-        events[1].write(1).unwrap();
-        assert_eq!(pending(&msix), 0b100);
-        assert_eq!(pending(&msix), 0b100, "reading takes nothing away");
-        // The interrupt controller takes the signal from here on.
-        msix.write_table(2 * ENTRY_SIZE + 12, &0u32.to_le_bytes());
-        assert_eq!(pending(&msix), 0);
-        assert_eq!(events[1].read().unwrap(), 1);
-    }
-
-    #[test]
-    fn two_sources_may_share_a_vector() {
-        let Fixture {
-            router, mut msix, ..
-        } = two_sources();
-        msix.set_control(CONTROL_ENABLE);
-        program(&mut msix, 0, 0);
-        msix.bind(Source(0), 0);
-        msix.bind(Source(1), 0);
-        assert_eq!(
-            router.take(),
-            [
-                "allocate",
-                "route 24 0xfee01000 0x41",
-                "attach 24",
-                "attach 24"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_vector_that_is_not_there_reads_back_as_none() {
-        let Fixture { mut msix, .. } = two_sources();
-        assert_eq!(msix.bind(Source(0), 3), NO_VECTOR);
-        assert_eq!(msix.vector(Source(0)), NO_VECTOR);
-        assert_eq!(msix.bind(Source(0), 2), 2);
-    }
-
-    #[test]
-    fn a_reset_forgets_bindings_and_pending_signals() {
-        let Fixture {
-            router,
-            events,
-            mut msix,
-        } = two_sources();
-        msix.set_control(CONTROL_ENABLE);
-        program(&mut msix, 0, 0);
-        msix.bind(Source(0), 0);
-        router.take();
-        events[0].write(1).unwrap();
-        msix.unbind_all();
-        assert_eq!(router.take(), ["detach 24"]);
-        assert!(events[0].read().is_err(), "the signal is gone");
-    }
-
-    #[test]
-    fn accesses_beyond_the_table_are_harmless() {
-        let Fixture { mut msix, .. } = two_sources();
-        msix.write_table(u64::MAX - 7, &[0xff; 4]);
-        msix.write_table(2, &[0xff; 4]);
-        msix.write_table(3 * ENTRY_SIZE, &[0xff; 8]);
-        let mut data = [1; 8];
-        msix.read_table(3 * ENTRY_SIZE, &mut data);
-        assert_eq!(data, [0; 8]);
-        msix.read_pending(u64::MAX - 1, &mut data[..1]);
-    }
+/// Saved vectors. Message control is part of configuration space, and saved with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsiXStateV1 {
+    /// The vector table, by ascending vector.
+    pub vectors: Vec<VectorStateV1>,
+    /// What raises the vectors, by ascending [`Source`].
+    pub sources: Vec<SourceStateV1>,
 }
+
+/// A saved entry of the vector table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VectorStateV1 {
+    /// Message address.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+    /// The mask bit.
+    pub masked: bool,
+}
+
+/// A saved interrupt source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStateV1 {
+    /// The vector that it is bound to.
+    pub vector: Option<u16>,
+    /// Whether it has been signalled and the signal not been delivered: the vector's pending bit.
+    pub pending: bool,
+}
+
+#[cfg(test)]
+mod tests;

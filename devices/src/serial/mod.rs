@@ -35,6 +35,7 @@ use output::Output;
 use sink::Opened;
 pub use sink::Sink;
 use uart::Uart;
+pub use uart::{BadSerialState, SerialStateV1};
 
 /// The far end of the serial port cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +144,21 @@ impl SerialPort {
     /// is queued in both directions.
     pub fn reset(&self) {
         self.shared.uart().reset();
+    }
+
+    /// The registers, and input that the guest has not read. The vCPUs are at rest.
+    pub fn save(&self) -> SerialStateV1 {
+        self.shared.uart().save()
+    }
+
+    /// Takes over saved registers and input in place of its own, as a whole. The far end stays; what it has sent already
+    /// comes after the saved input. An interrupt that was pending is raised again: interrupt controllers and processors
+    /// have to have their state.
+    ///
+    /// # Errors
+    /// No serial port can have had such a state. Then nothing has changed.
+    pub fn load(&self, state: &SerialStateV1) -> Result<(), BadSerialState> {
+        self.shared.uart().load(state)
     }
 
     /// Waits until the far end has taken all output, up to `limit`; not at all if there is

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vm_migration::stream::{decode, encode};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::output::OUTPUT_MOST;
@@ -467,4 +468,59 @@ fn make_fifo(path: &Path) {
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: the path ends with a zero byte.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+}
+
+#[test]
+fn saved_registers_and_input_go_on_in_another_port_before_newer_input() {
+    let (input, far) = UnixStream::pair().unwrap();
+    let old = Port::on_pipes(
+        &input,
+        File::options().write(true).open("/dev/null").unwrap(),
+    );
+    old.port.write(SCRATCH, 0x5a);
+    old.port.write(INTERRUPT_ENABLE, 1);
+    (&far).write_all(&[b'a'; 100]).unwrap();
+    let start = Instant::now();
+    while old.port.save().fifo.len() + old.port.save().backlog.len() < 100 {
+        assert!(start.elapsed() < LIMIT);
+        thread::sleep(Duration::from_millis(1));
+    }
+    let state = old.port.save();
+    assert_eq!((state.fifo.len(), state.backlog.len()), (64, 36));
+
+    let (input, far) = UnixStream::pair().unwrap();
+    let new = Port::on_pipes(
+        &input,
+        File::options().write(true).open("/dev/null").unwrap(),
+    );
+    (&far).write_all(b"new").unwrap();
+    while new.port.save().fifo.len() < 3 {
+        assert!(start.elapsed() < LIMIT);
+        thread::sleep(Duration::from_millis(1));
+    }
+    new.port.load(&state).unwrap();
+    assert_eq!(new.port.read(SCRATCH), 0x5a);
+    assert_eq!(new.interrupt.read().unwrap(), 1, "input is waiting");
+    assert_eq!(new.port.read(INTERRUPT_IDENTIFICATION) & 0xf, 4);
+    assert_eq!(new.read(103), [&[b'a'; 100][..], b"new"].concat());
+}
+
+#[test]
+fn a_saved_port_is_the_same_once_loaded_and_a_part_of_it_is_refused() {
+    let old = Port::new(&Sink::Null);
+    old.port.write(INTERRUPT_ENABLE, 3);
+    old.port.write(MODEM_CONTROL, 0x0b);
+    let state = old.port.save();
+    let new = Port::new(&Sink::Null);
+    new.port.load(&state).unwrap();
+    assert_eq!(new.port.save(), state);
+    let bytes = encode(&state).unwrap();
+    assert!(bytes.len() < 64);
+    for length in 0..bytes.len() {
+        assert!(decode::<SerialStateV1>(&bytes[..length]).is_err());
+    }
+    let mut impossible = state.clone();
+    impossible.fifo = vec![0; 65];
+    assert_eq!(new.port.load(&impossible), Err(BadSerialState));
+    assert_eq!(new.port.save(), state, "nothing has changed");
 }

@@ -4,11 +4,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use vm_migration::stream::Saved;
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial};
+use vm_superio::serial::{NoEvents, Serial, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::output::Output;
+use super::worker::EXCESS_MOST;
 
 const DATA: u8 = 0;
 const INTERRUPT_ENABLE: u8 = 1;
@@ -24,6 +27,46 @@ const INTERRUPT_BITS: u8 = 0x0f;
 
 /// Input is read from the far end while fewer bytes than this wait for the guest.
 pub const BACKLOG_MOST: usize = 4096;
+
+/// The most bytes of saved input: what a far end that does not wait may have sent.
+const INPUT_MOST: usize = EXCESS_MOST + BACKLOG_MOST;
+
+/// Saved state of the serial port: its registers, and input that the guest has not read. Output belongs to the far end
+/// as soon as the guest has sent it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialStateV1 {
+    /// Divisor latch.
+    pub baud_divisor: u16,
+    /// Interrupt enable register.
+    pub interrupt_enable: u8,
+    /// Interrupt identification register.
+    pub interrupt_identification: u8,
+    /// Line control register.
+    pub line_control: u8,
+    /// Line status register.
+    pub line_status: u8,
+    /// Modem control register.
+    pub modem_control: u8,
+    /// Modem status register.
+    pub modem_status: u8,
+    /// Scratch register.
+    pub scratch: u8,
+    /// Input in the FIFO.
+    pub fifo: Vec<u8>,
+    /// Input that waits for room in the FIFO.
+    pub backlog: Vec<u8>,
+}
+
+impl Saved for SerialStateV1 {
+    const SCHEMA: &'static str = "serial";
+    const VERSION: u16 = 1;
+    const MOST: usize = INPUT_MOST + 1024;
+}
+
+/// Saved state that no serial port can have had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the saved serial port has more input than a serial port holds")]
+pub struct BadSerialState;
 
 /// Registers and backlog.
 #[derive(Debug)]
@@ -50,6 +93,85 @@ impl Uart {
         let output = self.serial.writer().clone();
         self.serial = Serial::new(interrupt, output);
         self.fill();
+    }
+
+    /// The registers, and the input that the guest has not read.
+    pub fn save(&self) -> SerialStateV1 {
+        let Self {
+            serial,
+            backlog,
+            input_waits: _,
+        } = self;
+        let SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer,
+        } = serial.state();
+        SerialStateV1 {
+            baud_divisor: u16::from_le_bytes([baud_divisor_low, baud_divisor_high]),
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            fifo: in_buffer,
+            backlog: backlog.iter().copied().collect(),
+        }
+    }
+
+    /// Replaces registers and input by saved ones; an interrupt that was pending is raised. Input that has come from
+    /// the far end meanwhile follows what was saved.
+    pub fn load(&mut self, state: &SerialStateV1) -> Result<(), BadSerialState> {
+        let SerialStateV1 {
+            baud_divisor,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            fifo,
+            backlog,
+        } = state;
+        if backlog.len() > INPUT_MOST {
+            return Err(BadSerialState);
+        }
+        let [baud_divisor_low, baud_divisor_high] = baud_divisor.to_le_bytes();
+        let registers = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: *interrupt_enable,
+            interrupt_identification: *interrupt_identification,
+            line_control: *line_control,
+            line_status: *line_status,
+            modem_control: *modem_control,
+            modem_status: *modem_status,
+            scratch: *scratch,
+            in_buffer: fifo.clone(),
+        };
+        let fresh = self.serial.state().in_buffer;
+        self.serial = Serial::from_state(
+            &registers,
+            self.serial.interrupt_evt().clone(),
+            NoEvents,
+            self.serial.writer().clone(),
+        )
+        .map_err(|_| BadSerialState)?;
+        let newer = std::mem::replace(&mut self.backlog, backlog.iter().copied().collect());
+        self.backlog.extend(fresh);
+        self.backlog.extend(newer);
+        self.fill();
+        Ok(())
     }
 
     /// A guest's read of a register.

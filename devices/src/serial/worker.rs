@@ -28,7 +28,7 @@ use crate::sys::poll::{self, Interest};
 /// Bytes per read or write. A pipe that reports room takes this many at once (`PIPE_BUF`).
 const CHUNK: usize = 4096;
 /// Input that is read although the guest has no room is thrown away beyond this many waiting bytes.
-const EXCESS_MOST: usize = 1 << 20;
+pub const EXCESS_MOST: usize = 1 << 20;
 
 /// Starts the thread, which ends when `shared.stop` is set.
 pub fn start(line: Line, shared: Arc<Shared>, escape: EventFd) -> Result<(), SerialError> {

@@ -16,7 +16,7 @@ mod elf;
 mod error;
 mod file;
 mod identify;
-mod linux;
+pub mod linux;
 mod place;
 mod pvh;
 mod reset;

@@ -110,6 +110,11 @@ impl Cpuid {
         CpuId::from_entries(&entries).map_err(|_| Error::TooMany)
     }
 
+    /// What is common to all processors, features among it.
+    pub fn entries(&self) -> &[kvm_cpuid_entry2] {
+        &self.entries
+    }
+
     /// Bits of a guest-physical address that the guest can use.
     #[must_use]
     pub fn phys_bits(&self) -> u8 {

@@ -9,10 +9,16 @@
 //!
 //! The owner says what it wants, then signals the threads, so that they leave KVM and look. Nothing here waits for
 //! anything but vCPUs, whose way out of KVM waits for no one.
+//!
+//! Parked vCPUs run *errands* for the owner, each on its own thread, all at the same time. They count as parked
+//! meanwhile. An errand that takes longer than the owner waits is not interrupted: its vCPU looks for new orders
+//! when it has come to its end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use kvm_ioctls::VcpuFd;
 
 use super::vcpu::GuestEnd;
 
@@ -52,6 +58,13 @@ pub enum NotParked {
     },
 }
 
+/// What a parked vCPU does for the owner; it is given the vCPU's index.
+pub type Errand = Arc<dyn Fn(u8, &VcpuFd) + Send + Sync>;
+
+/// Only vCPUs that are all parked can be sent on an errand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAllHere;
+
 /// Where vCPUs are held.
 pub struct Gate {
     word: Mutex<Word>,
@@ -67,17 +80,22 @@ struct Word {
     /// Whether the guest has ended by itself.
     guest_ended: bool,
     hidden_ticks: u64,
+    /// How many errands there have been, and the last one, until it is done.
+    errands: u64,
+    errand: Option<Errand>,
 }
 
 impl Gate {
-    /// A gate for `count` vCPUs, which are to run.
-    pub fn new(count: usize) -> Self {
+    /// A gate for `count` vCPUs, which are to run with so many ticks hidden already.
+    pub fn new(count: usize, hidden_ticks: u64) -> Self {
         Gate {
             word: Mutex::new(Word {
                 wanted: Wanted::Run,
                 running: count,
                 guest_ended: false,
-                hidden_ticks: 0,
+                hidden_ticks,
+                errands: 0,
+                errand: None,
             }),
             changed: Condvar::new(),
             attention: AtomicBool::new(false),
@@ -116,21 +134,53 @@ impl Gate {
         }
     }
 
+    /// Sends all vCPUs, which are parked, on an errand.
+    pub fn send(&self, errand: Errand) -> Result<(), NotAllHere> {
+        let mut word = self.word();
+        if word.wanted != Wanted::Park || word.running > 0 || word.guest_ended {
+            return Err(NotAllHere);
+        }
+        word.errands += 1;
+        word.errand = Some(errand);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Nobody who has not set out on the errand yet shall do so any more.
+    pub fn call_off(&self) {
+        self.word().errand = None;
+    }
+
     /// Whether a vCPU has to ask for an [`Order`].
     pub fn wants_attention(&self) -> bool {
         self.attention.load(Ordering::SeqCst)
     }
 
-    /// Called by a vCPU that stands between two instructions: holds it for as long as it is to be parked.
-    pub fn pass(&self) -> Order {
+    /// Called by a vCPU that stands between two instructions: holds it for as long as it is to be parked, and has it
+    /// run the owner's errands through `run` meanwhile.
+    pub fn pass(&self, mut run: impl FnMut(&Errand)) -> Order {
         let mut word = self.word();
         if word.wanted == Wanted::Park {
             word.running -= 1;
             self.changed.notify_all();
-            word = self
-                .changed
-                .wait_while(word, |word| word.wanted == Wanted::Park)
-                .unwrap_or_else(PoisonError::into_inner);
+            // Errands begin only once all vCPUs are here, so those that there have been are not this one's.
+            let mut seen = word.errands;
+            while word.wanted == Wanted::Park {
+                if seen == word.errands {
+                    word = self
+                        .changed
+                        .wait(word)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+                seen = word.errands;
+                if let Some(errand) = word.errand.clone() {
+                    drop(word);
+                    run(&errand);
+                    drop(errand);
+                    word = self.word();
+                }
+            }
             word.running += 1;
         }
         match word.wanted {

@@ -8,9 +8,9 @@ use std::cell::Cell;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferry_devices::power::PowerRequest;
 use kvm_bindings::kvm_run;
@@ -18,7 +18,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::clock;
-use super::gate::{Gate, NotParked, Order, Wanted};
+use super::gate::{Gate, NotAllHere, NotParked, Order, Wanted};
 use crate::io_space::{ExitCounters, IoSpace};
 
 /// Why a guest has ended, as the vCPU saw it that ended it.
@@ -30,6 +30,17 @@ pub enum GuestEnd {
     TripleFault,
     /// KVM cannot run it any further, for this reason.
     Crash(String),
+}
+
+/// Why not every vCPU has run an errand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ErrandError {
+    /// Some are not parked, or have ended with their guest.
+    #[error("not all vCPUs stand still")]
+    NotParked,
+    /// Some have not come back in time. They are given their next order once they have.
+    #[error("{count} vCPUs did not come back within {limit:?}")]
+    Late { count: usize, limit: Duration },
 }
 
 /// Bytes of a vCPU thread's stack: its handlers are shallow, and every touched page counts.
@@ -66,16 +77,18 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each of `fds`. `ended` is called, at most once from each, when the guest ends by itself.
+    /// Starts a thread for each of `fds`, from whose guest `hidden_ticks` of the host's TSC are hidden at first. `ended` is
+    /// called, at most once from each, when the guest ends by itself.
     ///
     /// # Errors
     /// The vCPU whose thread could not be started, and why. Those before it have ended again.
     pub fn spawn(
         fds: Vec<VcpuFd>,
         io: &Arc<IoSpace>,
+        hidden_ticks: u64,
         ended: impl Fn(GuestEnd) + Clone + Send + 'static,
     ) -> Result<Vcpus, (u8, io::Error)> {
-        let gate = Arc::new(Gate::new(fds.len()));
+        let gate = Arc::new(Gate::new(fds.len(), hidden_ticks));
         let mut vcpus = Vcpus {
             threads: Vec::with_capacity(fds.len()),
             gate,
@@ -83,6 +96,7 @@ impl Vcpus {
         for (index, fd) in (0..).zip(fds) {
             let mut run = Run {
                 fd,
+                index,
                 io: io.clone(),
                 gate: vcpus.gate.clone(),
                 hidden_ticks: 0,
@@ -92,6 +106,7 @@ impl Vcpus {
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK)
                 .spawn(move || {
+                    run.hide(hidden_ticks);
                     let end = run.until_end();
                     if let Some(end) = &end {
                         ended(end.clone());
@@ -121,6 +136,43 @@ impl Vcpus {
         self.gate.release(hidden_ticks);
     }
 
+    /// Has every vCPU's own thread run `errand`, all at the same time, while they are parked; returns what each came
+    /// back with, by ascending index.
+    ///
+    /// # Errors
+    /// Not all of them are parked, or not all of them were done within `limit`. They are as parked as before.
+    pub fn each<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        errand: impl Fn(u8, &VcpuFd) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, ErrandError> {
+        let (sender, results) = mpsc::channel();
+        let report = move |index, fd: &VcpuFd| {
+            // Nobody listens any more if it took too long.
+            let _ = sender.send((index, errand(index, fd)));
+        };
+        self.gate
+            .send(Arc::new(report))
+            .map_err(|NotAllHere| ErrandError::NotParked)?;
+        let deadline = Instant::now() + limit;
+        let mut done: Vec<(u8, T)> = Vec::with_capacity(self.threads.len());
+        while done.len() < self.threads.len() {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            match results.recv_timeout(rest) {
+                Ok(result) => done.push(result),
+                Err(_) => break,
+            }
+        }
+        self.gate.call_off();
+        match self.threads.len() - done.len() {
+            0 => {
+                done.sort_by_key(|(index, _)| *index);
+                Ok(done.into_iter().map(|(_, result)| result).collect())
+            }
+            count => Err(ErrandError::Late { count, limit }),
+        }
+    }
+
     fn signal(&self) {
         for thread in &self.threads {
             // SAFETY: the thread has not been joined, because joining takes its handle; so the id is still its own.
@@ -145,6 +197,7 @@ impl Drop for Vcpus {
 /// What a vCPU's thread works with.
 struct Run {
     fd: VcpuFd,
+    index: u8,
     io: Arc<IoSpace>,
     gate: Arc<Gate>,
     /// Ticks of the host's TSC that this vCPU's offset hides already.
@@ -191,19 +244,25 @@ impl Run {
                 Exit::Ended(end) => return ControlFlow::Break(Some(end)),
             }
         }
-        let ticks = match self.gate.pass() {
+        let (index, fd) = (self.index, &self.fd);
+        match self.gate.pass(|errand| errand(index, fd)) {
             Order::End => return ControlFlow::Break(None),
-            Order::Run { hidden_ticks } => hidden_ticks,
-        };
-        let more = ticks.wrapping_sub(self.hidden_ticks);
-        if more != 0 {
-            self.hidden_ticks = ticks;
-            clock::announce_pause(&self.fd);
-            if let Err(error) = clock::hide_ticks(&self.fd, more) {
-                tracing::warn!("a vCPU's time stamp counter could not be set back: {error}");
-            }
+            Order::Run { hidden_ticks } => self.hide(hidden_ticks),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Hides so many ticks of the host's TSC in all, and tells the guest of the pause that they are.
+    fn hide(&mut self, ticks: u64) {
+        let more = ticks.wrapping_sub(self.hidden_ticks);
+        if more == 0 {
+            return;
+        }
+        self.hidden_ticks = ticks;
+        clock::announce_pause(&self.fd);
+        if let Err(error) = clock::hide_ticks(&self.fd, more) {
+            tracing::warn!("a vCPU's time stamp counter could not be set back: {error}");
+        }
     }
 
     fn once(&mut self) -> Exit {

@@ -56,8 +56,8 @@ pub fn identity(device_type: u32) -> Identity {
     }
 }
 
-/// Tells the driver in `config` where everything is.
-pub fn add_capabilities(config: &mut ConfigSpace, msix: &MsiX) -> Offsets {
+/// Tells the driver in `config` where everything is, and that there are so many vectors.
+pub fn add_capabilities(config: &mut ConfigSpace, vectors: u16) -> Offsets {
     let block = |kind: Block, offset: u32, length: u32, more: &[u8]| {
         let mut body = vec![(16 + more.len()) as u8, kind as u8, 0, 0, 0, 0];
         body.extend(offset.to_le_bytes());
@@ -81,7 +81,7 @@ pub fn add_capabilities(config: &mut ConfigSpace, msix: &MsiX) -> Offsets {
 
     let at = config.add_capability(
         CapabilityId::MsiX,
-        &msix.capability(MSIX_TABLE, MSIX_PENDING),
+        &MsiX::capability(vectors, MSIX_TABLE, MSIX_PENDING),
     );
     config.allow_writes(at + 2, &MsiX::WRITABLE);
     Offsets { msix: at, window }

@@ -15,12 +15,15 @@
 //! * [`VirtioPci`] is the function on the bus: it decodes accesses and serialises them
 //! * `layout` holds that table, and tells the driver of it
 //! * `registers` holds what the common configuration shows and the device's life cycle
+//! * [`VirtioPciStateV1`] is what is saved of both
 
 mod layout;
 mod registers;
+mod state;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 pub use layout::BAR_SIZE;
+pub use state::{PhaseStateV1, QueueStateV1, RegistersStateV1, SaveError, VirtioPciStateV1};
 pub use transport::VirtioPci;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::pci::{MsiX, Source};
+use super::state::{PhaseStateV1, QueueStateV1, RegistersStateV1, SaveError};
+use crate::pci::{MsiX, NotThisFunction, Source};
 use crate::virtio::{Activation, ActivationFailed, ActiveQueue, VirtioDevice, status};
 
 /// Bytes of common configuration, up to and including `queue_reset`.
@@ -53,6 +54,45 @@ impl QueueRegisters {
             used: 0,
         }
     }
+
+    fn from_state(index: u16, state: &QueueStateV1, most: u16) -> Result<Self, NotThisFunction> {
+        let QueueStateV1 {
+            size,
+            enabled,
+            descriptors,
+            available,
+            used,
+        } = *state;
+        if !size.is_power_of_two() || size > most {
+            return Err(NotThisFunction(format!(
+                "its queue {index} had {size} entries and can have {most}"
+            )));
+        }
+        Ok(QueueRegisters {
+            size,
+            enabled,
+            descriptors,
+            available,
+            used,
+        })
+    }
+
+    fn save(&self) -> QueueStateV1 {
+        let QueueRegisters {
+            size,
+            enabled,
+            descriptors,
+            available,
+            used,
+        } = *self;
+        QueueStateV1 {
+            size,
+            enabled,
+            descriptors,
+            available,
+            used,
+        }
+    }
 }
 
 /// A queue's event file descriptors; they live as long as the transport.
@@ -94,6 +134,100 @@ impl Registers {
             queues,
             isr: 0,
         }
+    }
+
+    /// The registers as they were saved. The device is not told: it gets its own state and, if it was started, what
+    /// [`Registers::activation`] says.
+    pub fn from_state(
+        device: Arc<dyn VirtioDevice>,
+        events: Arc<[QueueEvents]>,
+        state: &RegistersStateV1,
+    ) -> Result<Self, NotThisFunction> {
+        let RegistersStateV1 {
+            phase,
+            status,
+            device_feature_select,
+            driver_feature_select,
+            driver_features,
+            queue_select,
+            queues,
+            isr,
+        } = state;
+        let offered = device.features();
+        let lacking = driver_features & !offered;
+        if status & status::FEATURES_OK != 0 && lacking != 0 {
+            return Err(NotThisFunction(format!(
+                "its driver uses features {lacking:#x} that the device does not offer"
+            )));
+        }
+        let most = device.queue_sizes();
+        if queues.len() != most.len() {
+            return Err(NotThisFunction(format!(
+                "it had {} queues and has {}",
+                queues.len(),
+                most.len()
+            )));
+        }
+        let queues = (0..)
+            .zip(queues)
+            .zip(most)
+            .map(|((index, queue), &most)| QueueRegisters::from_state(index, queue, most))
+            .collect::<Result<_, _>>()?;
+        Ok(Registers {
+            device,
+            events,
+            phase: match phase {
+                PhaseStateV1::Idle => Phase::Idle,
+                PhaseStateV1::Started => Phase::Started,
+            },
+            status: *status,
+            device_feature_select: *device_feature_select,
+            driver_feature_select: *driver_feature_select,
+            driver_features: *driver_features,
+            queue_select: *queue_select,
+            queues,
+            isr: *isr,
+        })
+    }
+
+    /// The registers as they are now.
+    pub fn save(&self) -> Result<RegistersStateV1, SaveError> {
+        let Registers {
+            device,
+            events: _,
+            phase,
+            status,
+            device_feature_select,
+            driver_feature_select,
+            driver_features,
+            queue_select,
+            queues,
+            isr,
+        } = self;
+        let phase = match phase {
+            Phase::Idle => PhaseStateV1::Idle,
+            Phase::Started => PhaseStateV1::Started,
+            Phase::Activating => return Err(SaveError::starting(device.id())),
+            Phase::Resetting => return Err(SaveError::resetting(device.id())),
+        };
+        Ok(RegistersStateV1 {
+            phase,
+            status: *status,
+            device_feature_select: *device_feature_select,
+            driver_feature_select: *driver_feature_select,
+            driver_features: *driver_features,
+            queue_select: *queue_select,
+            queues: queues.iter().map(QueueRegisters::save).collect(),
+            isr: *isr,
+        })
+    }
+
+    /// With what the device was started; none while it is idle.
+    pub fn activation(&self) -> Option<Activation> {
+        (self.phase == Phase::Started).then(|| Activation {
+            features: self.driver_features,
+            queues: self.enabled_queues(),
+        })
     }
 
     /// The interrupt source of a queue; source 0 is the configuration change.

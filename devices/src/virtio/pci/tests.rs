@@ -4,11 +4,12 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddress;
+use vm_migration::stream::{decode, encode};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BAR_SIZE, VirtioPci};
+use super::{BAR_SIZE, VirtioPci, VirtioPciStateV1};
 use crate::interrupt::{Doorbells, Gsi, MsiMessage, MsiRouter};
-use crate::pci::PciFunction;
+use crate::pci::{PciFunction, RestoreError};
 use crate::virtio::{Activation, ActivationFailed, TransportEvents, VirtioDevice, status};
 
 const BAR: u32 = 0xc000_0000;
@@ -122,6 +123,19 @@ impl Driver {
             wiring,
             function,
         }
+    }
+
+    /// The same driver on another machine, with a function made from `state`.
+    fn moved(state: &VirtioPciStateV1) -> Result<Self, RestoreError> {
+        let device = Arc::new(Device::default());
+        let wiring = Arc::new(Wiring::default());
+        let function =
+            VirtioPci::from_state(device.clone(), wiring.clone(), wiring.clone(), state)?;
+        Ok(Driver {
+            device,
+            wiring,
+            function,
+        })
     }
 
     fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
@@ -335,4 +349,117 @@ fn the_window_in_configuration_space_shows_the_bar() {
         .function
         .write_config(at + 8, &0xffff_fffeu32.to_le_bytes());
     driver.function.read_config(at + 16, &mut queues);
+}
+
+/// A driver in the middle of its work: a half-written queue selector, a masked and signalled vector, a rung bell.
+fn at_work() -> Driver {
+    let driver = Driver::new();
+    driver.function.write_config(4, &[0b110, 0]);
+    driver
+        .function
+        .write_config(0x10, &0xd000_0000u32.to_le_bytes());
+    driver.starts();
+    driver.device.events().activated(Ok(()));
+    driver.write(22, &1u16.to_le_bytes());
+    driver.write(26, &2u16.to_le_bytes());
+    driver.write(0x4000, &[0, 0]);
+    driver.device.events().config_changed();
+    driver
+}
+
+#[test]
+fn a_driver_goes_on_with_the_function_made_from_its_state() {
+    let old = at_work();
+    let state = old.function.save().unwrap();
+    let asked = old.device.take();
+    let [Asked::Activate(before)] = &asked[..] else {
+        panic!("{asked:?}")
+    };
+    let new = Driver::moved(&state).unwrap();
+    assert_eq!(new.function.save().unwrap(), state);
+    for at in 0..60 {
+        assert_eq!(new.read::<1>(at), old.read::<1>(at), "register {at}");
+    }
+    assert_eq!(new.function.decoded(), Some(0xd000_0000..0xd001_0000));
+    assert_eq!(
+        *new.wiring.doorbells.lock().unwrap(),
+        [0xd000_4000, 0xd000_4004]
+    );
+    assert!(new.device.take().is_empty(), "the device is not told");
+    let after = new.function.activation().unwrap();
+    assert_eq!(after.features, before.features);
+    let [queue] = &after.queues[..] else {
+        panic!("{after:?}")
+    };
+    assert_eq!(
+        (queue.index, queue.size, queue.descriptors),
+        (0, 16, GuestAddress(0x1000))
+    );
+    assert_eq!(queue.kick.read().unwrap(), 1, "the bell still rings");
+    assert_eq!(new.read::<1>(0x1000), [2], "the configuration interrupt");
+    new.write(20, &[0]);
+    assert!(matches!(new.device.take()[..], [Asked::Reset]));
+}
+
+#[test]
+fn a_function_that_no_driver_has_touched_moves_too() {
+    let old = Driver::new();
+    let new = Driver::moved(&old.function.save().unwrap()).unwrap();
+    assert!(new.function.activation().is_none());
+    assert!(new.wiring.doorbells.lock().unwrap().is_empty());
+    new.starts();
+    assert!(matches!(new.device.take()[..], [Asked::Activate(_)]));
+}
+
+#[test]
+fn a_device_that_owes_an_answer_is_not_saved_but_named() {
+    let driver = Driver::new();
+    driver.starts();
+    let error = driver.function.save().unwrap_err().to_string();
+    assert!(
+        error.starts_with("disk0: its driver has started it"),
+        "{error}"
+    );
+    driver.device.events().activated(Ok(()));
+    driver.function.save().unwrap();
+    driver.write(20, &[0]);
+    let error = driver.function.save().unwrap_err().to_string();
+    assert!(error.starts_with("disk0: its driver resets it"), "{error}");
+    driver.device.events().reset_done();
+    driver.function.save().unwrap();
+}
+
+#[test]
+fn state_of_another_device_is_refused_and_says_why() {
+    let refusal = |change: fn(&mut VirtioPciStateV1)| {
+        let mut state = at_work().function.save().unwrap();
+        change(&mut state);
+        let error = Driver::moved(&state).err().expect("a refusal");
+        crate::chain(&error)
+    };
+    let text = refusal(|state| state.device_type = 26);
+    assert!(text.contains("type 26 and is one of type 2"), "{text}");
+    let text = refusal(|state| state.registers.driver_features |= 1 << 40);
+    assert!(text.contains("0x10000000000"), "{text}");
+    let text = refusal(|state| state.registers.queues[1].size = 128);
+    assert!(
+        text.contains("queue 1 had 128 entries and can have 64"),
+        "{text}"
+    );
+    refusal(|state| state.registers.queues[0].size = 0);
+    refusal(|state| state.registers.queues.truncate(1));
+    refusal(|state| state.kicked.truncate(1));
+    refusal(|state| state.config.bytes[0] ^= 1);
+    refusal(|state| state.msix.sources[0].vector = Some(3));
+}
+
+#[test]
+fn saved_state_is_small_and_a_part_of_it_is_refused() {
+    let state = at_work().function.save().unwrap();
+    let bytes = encode(&state).unwrap();
+    assert!(bytes.len() < 1024, "{}", bytes.len());
+    assert_eq!(decode::<VirtioPciStateV1>(&bytes).unwrap(), state);
+    for length in 0..bytes.len() {
+        assert!(decode::<VirtioPciStateV1>(&bytes[..length]).is_err());
+    }
 }

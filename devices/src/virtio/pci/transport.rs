@@ -1,5 +1,7 @@
 //! The PCI function: decodes accesses to its registers and wires doorbells and interrupts.
 
+mod saving;
+
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +16,7 @@ use super::layout::{
 use super::registers::{Notify, QueueEvents, Registers, Request};
 use crate::interrupt::{Doorbells, MsiRouter};
 use crate::pci::{ConfigSpace, MsiX, PciFunction};
-use crate::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
+use crate::virtio::{Activation, ActivationFailed, TransportEvents, VirtioDevice};
 
 /// As many queues as have a vector each in the table, beside the configuration's.
 const MAX_QUEUES: usize = 1023;
@@ -41,18 +43,16 @@ pub struct VirtioPci {
     state: Mutex<State>,
 }
 
-impl VirtioPci {
-    /// Puts `device` behind a function whose BAR starts at `bar`, a multiple of [`BAR_SIZE`], and
-    /// attaches to the device's events.
-    ///
-    /// # Errors
-    /// No more file descriptors, or a device with more queues than the doorbells have room for.
-    pub fn new(
-        device: Arc<dyn VirtioDevice>,
-        bar: u32,
-        router: Arc<dyn MsiRouter>,
-        doorbells: Arc<dyn Doorbells>,
-    ) -> io::Result<Arc<Self>> {
+/// What a function is made of, whether it is new or was saved.
+struct Skeleton {
+    queues: Arc<[QueueEvents]>,
+    config_change: Arc<EventFd>,
+    config: ConfigSpace,
+    offsets: Offsets,
+}
+
+impl Skeleton {
+    fn new(device: &dyn VirtioDevice, bar: u32) -> io::Result<Self> {
         let count = device.queue_sizes().len();
         if count > MAX_QUEUES {
             return Err(io::Error::other(format!(
@@ -68,17 +68,62 @@ impl VirtioPci {
                 })
             })
             .collect::<io::Result<Arc<[_]>>>()?;
-        let config_change = event()?;
-        let calls = queues.iter().map(|queue| queue.call.clone());
-        let sources = std::iter::once(config_change.clone())
-            .chain(calls)
-            .collect();
-        let msix = MsiX::new(router, count as u16 + 1, sources);
-
         let mut config = ConfigSpace::new(layout::identity(device.device_type()));
         config.set_bar(bar, BAR_SIZE);
-        let offsets = layout::add_capabilities(&mut config, &msix);
-        let registers = Registers::new(device.clone(), queues.clone());
+        let offsets = layout::add_capabilities(&mut config, count as u16 + 1);
+        Ok(Skeleton {
+            queues,
+            config_change: event()?,
+            config,
+            offsets,
+        })
+    }
+
+    /// One vector for each source of interrupts.
+    fn vectors(&self) -> u16 {
+        self.queues.len() as u16 + 1
+    }
+
+    /// The sources of interrupts, in the order that `registers` binds them by.
+    fn sources(&self) -> Vec<Arc<EventFd>> {
+        let calls = self.queues.iter().map(|queue| queue.call.clone());
+        std::iter::once(self.config_change.clone())
+            .chain(calls)
+            .collect()
+    }
+}
+
+impl VirtioPci {
+    /// Puts `device` behind a function whose BAR starts at `bar`, a multiple of [`BAR_SIZE`], and
+    /// attaches to the device's events.
+    ///
+    /// # Errors
+    /// No more file descriptors, or a device with more queues than the doorbells have room for.
+    pub fn new(
+        device: Arc<dyn VirtioDevice>,
+        bar: u32,
+        router: Arc<dyn MsiRouter>,
+        doorbells: Arc<dyn Doorbells>,
+    ) -> io::Result<Arc<Self>> {
+        let skeleton = Skeleton::new(&*device, bar)?;
+        let msix = MsiX::new(router, skeleton.vectors(), skeleton.sources());
+        let registers = Registers::new(device.clone(), skeleton.queues.clone());
+        Ok(Self::assemble(device, doorbells, skeleton, msix, registers))
+    }
+
+    fn assemble(
+        device: Arc<dyn VirtioDevice>,
+        doorbells: Arc<dyn Doorbells>,
+        skeleton: Skeleton,
+        msix: MsiX,
+        registers: Registers,
+    ) -> Arc<Self> {
+        let Skeleton {
+            queues,
+            config_change,
+            config,
+            offsets,
+        } = skeleton;
         let function = Arc::new(VirtioPci {
             device,
             doorbells,
@@ -98,7 +143,17 @@ impl VirtioPci {
             function: Arc::downgrade(&function),
         };
         function.device.attach(Arc::new(listener));
-        Ok(function)
+        function
+    }
+
+    /// The name of the device behind the function.
+    pub fn id(&self) -> &str {
+        self.device.id()
+    }
+
+    /// With what the driver has started the device; none if it has not, and while the device has not answered.
+    pub fn activation(&self) -> Option<Activation> {
+        self.state().registers.activation()
     }
 
     /// How many queue notifications have reached Ferry instead of an ioeventfd.

@@ -1,0 +1,111 @@
+//! A function's way into saved state and back.
+
+use std::sync::{Arc, PoisonError};
+
+use super::{Skeleton, State, VirtioPci};
+use crate::interrupt::{Doorbells, MsiRouter};
+use crate::pci::{MsiX, RestoreError};
+use crate::sys::poll;
+use crate::virtio::VirtioDevice;
+use crate::virtio::pci::registers::Registers;
+use crate::virtio::pci::state::{SaveError, VirtioPciStateV1};
+
+impl VirtioPci {
+    /// Puts `device` behind a function as it was saved, and attaches to the device's events.
+    ///
+    /// *Before*: interrupt controllers and processors have their state, because interrupts that were pending are
+    /// delivered.
+    ///
+    /// *Afterwards*: doorbells and interrupts are wired, bells that were rung ring, and the device has not been told
+    /// anything: one that was started is to be given its own state and [`VirtioPci::activation`].
+    ///
+    /// # Errors
+    /// The state is of another device, or the host does not give what it takes.
+    pub fn from_state(
+        device: Arc<dyn VirtioDevice>,
+        router: Arc<dyn MsiRouter>,
+        doorbells: Arc<dyn Doorbells>,
+        state: &VirtioPciStateV1,
+    ) -> Result<Arc<Self>, RestoreError> {
+        let VirtioPciStateV1 {
+            device_type,
+            config,
+            msix,
+            registers,
+            kicked,
+        } = state;
+        if *device_type != device.device_type() {
+            return Err(RestoreError::misfit(format!(
+                "it was a virtio device of type {device_type} and is one of type {}",
+                device.device_type()
+            )));
+        }
+        // Where the guest has put the BAR is part of the registers.
+        let mut skeleton =
+            Skeleton::new(&*device, 0).map_err(RestoreError::host("make its event descriptors"))?;
+        skeleton.config = skeleton.config.with_state(config)?;
+        let registers = Registers::from_state(device.clone(), skeleton.queues.clone(), registers)?;
+        ring(&skeleton, kicked)?;
+        let control = skeleton.config.u16_at(skeleton.offsets.msix + 2);
+        let msix = MsiX::from_state(router, skeleton.sources(), control, msix)?;
+        let function = Self::assemble(device, doorbells, skeleton, msix, registers);
+        function.wire_doorbells(&mut function.state());
+        Ok(function)
+    }
+
+    /// What is to be saved of the function. The vCPUs and the device are at rest, so that nothing rings or signals.
+    ///
+    /// # Errors
+    /// The device has not answered its driver's last order yet. Nothing has changed: it may be tried again.
+    pub fn save(&self) -> Result<VirtioPciStateV1, SaveError> {
+        let VirtioPci {
+            device,
+            queues,
+            state,
+            // These follow from what the guest has set up, or belong to the machine.
+            doorbells: _,
+            offsets: _,
+            // A source of interrupts, saved among them.
+            config_change: _,
+            // For the machine's owner.
+            doorbell_exits: _,
+            complained: _,
+        } = self;
+        let State {
+            config,
+            msix,
+            registers,
+            wired: _,
+        } = &*state.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(VirtioPciStateV1 {
+            device_type: device.device_type(),
+            config: config.save(),
+            msix: msix.save(),
+            registers: registers.save()?,
+            kicked: queues
+                .iter()
+                .map(|queue| poll::is_readable(&*queue.kick))
+                .collect(),
+        })
+    }
+}
+
+/// Rings the bells that had been rung.
+fn ring(skeleton: &Skeleton, kicked: &[bool]) -> Result<(), RestoreError> {
+    if kicked.len() != skeleton.queues.len() {
+        return Err(RestoreError::misfit(format!(
+            "it had {} doorbells and has {}",
+            kicked.len(),
+            skeleton.queues.len()
+        )));
+    }
+    for (queue, kicked) in skeleton.queues.iter().zip(kicked) {
+        if *kicked {
+            queue
+                .kick
+                .write(1)
+                .map_err(RestoreError::host("ring a doorbell"))?;
+        }
+    }
+    Ok(())
+}

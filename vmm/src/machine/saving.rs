@@ -1,0 +1,298 @@
+//! A machine's way into saved state and back. RAM and back-ends travel apart.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use ferry_devices::pci::{PciBus, PciBusStateV1};
+use ferry_devices::serial::SerialStateV1;
+use ferry_devices::vhost_user::VhostUserDevice;
+use ferry_devices::virtio::VirtioDevice;
+use ferry_devices::virtio::pci::{VirtioPci, VirtioPciStateV1};
+use kvm_bindings::CpuId;
+use kvm_ioctls::VcpuFd;
+use vm_migration::stream::{self, Saved, StreamReader, StreamWriter};
+
+use super::{Error, Machine, PARK_LIMIT, Processors};
+use crate::console::Console;
+use crate::cpu::clock::{ClockStateV1, StoppedClock};
+use crate::cpu::cpuid::Cpuid;
+use crate::cpu::state::{Host, VcpuStateV1, capture, features, load};
+use crate::hypervisor::chips::ChipsStateV1;
+use crate::hypervisor::{Hypervisor, Vm};
+use crate::io_space::{ExitCounters, IoSpace};
+use crate::layout;
+use crate::memory::GuestRam;
+use crate::power_button::PowerButton;
+
+/// Everything of a machine but its RAM and what its back-ends hold. Each part is a section of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MachineState {
+    /// By ascending index.
+    pub vcpus: Vec<VcpuStateV1>,
+    pub chips: ChipsStateV1,
+    pub clock: ClockStateV1,
+    pub pci: PciBusStateV1,
+    /// If there is a serial port.
+    pub serial: Option<SerialStateV1>,
+    /// In the order of the bus.
+    pub functions: Vec<FunctionState>,
+}
+
+/// A device's PCI function.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FunctionState {
+    /// The name of the device.
+    pub id: String,
+    pub state: VirtioPciStateV1,
+}
+
+/// What a machine with saved state is built from, and what outlives it.
+pub struct RestoreParts<'a> {
+    pub hypervisor: &'a Hypervisor,
+    /// With what the guest had in it.
+    pub ram: &'a GuestRam,
+    /// In the order of the bus, with their back-ends at rest.
+    pub devices: &'a [Arc<VhostUserDevice>],
+    pub console: Option<&'a Console>,
+}
+
+const VCPU: &str = "vcpu/";
+const FUNCTION: &str = "pci/";
+
+impl MachineState {
+    /// Writes a section for each part.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
+    )]
+    pub fn write<W: Write>(&self, stream: &mut StreamWriter<W>) -> Result<(), stream::Error> {
+        let MachineState {
+            vcpus,
+            chips,
+            clock,
+            pci,
+            serial,
+            functions,
+        } = self;
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            stream.save(&format!("{VCPU}{index}"), vcpu)?;
+        }
+        stream.save("chips", chips)?;
+        stream.save("clock", clock)?;
+        stream.save("pci", pci)?;
+        if let Some(serial) = serial {
+            stream.save("serial", serial)?;
+        }
+        for FunctionState { id, state } in functions {
+            stream.save(&format!("{FUNCTION}{id}"), state)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`MachineState::write`] has written, up to the first section that is not the machine's.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
+    )]
+    pub fn read<R: Read>(stream: &mut StreamReader<R>) -> Result<Self, stream::Error> {
+        let mut vcpus = Vec::new();
+        // No guest has more, so the loop ends: a name that is not due is an error.
+        while next_is(stream, VcpuStateV1::SCHEMA)? {
+            vcpus.push(stream.load(&format!("{VCPU}{}", vcpus.len()))?);
+        }
+        let chips = stream.load("chips")?;
+        let clock = stream.load("clock")?;
+        let pci = stream.load("pci")?;
+        let serial = match next_is(stream, SerialStateV1::SCHEMA)? {
+            true => Some(stream.load("serial")?),
+            false => None,
+        };
+        let mut functions = Vec::new();
+        while next_is(stream, VirtioPciStateV1::SCHEMA)? {
+            let name = stream.peek()?.map(|label| label.name.clone());
+            let name = name.unwrap_or_default();
+            functions.push(FunctionState {
+                id: name.strip_prefix(FUNCTION).unwrap_or_default().to_owned(),
+                state: stream.load(&name)?,
+            });
+        }
+        Ok(MachineState {
+            vcpus,
+            chips,
+            clock,
+            pci,
+            serial,
+            functions,
+        })
+    }
+}
+
+fn next_is<R: Read>(stream: &mut StreamReader<R>, schema: &str) -> Result<bool, stream::Error> {
+    Ok(stream.peek()?.is_some_and(|label| label.schema == schema))
+}
+
+impl Machine {
+    /// The state of a machine that is parked and whose devices are suspended: nothing signals an interrupt or rings a bell. It may go
+    /// on afterwards, and be saved again.
+    ///
+    /// # Errors
+    /// A vCPU or a device that cannot be saved at this moment. Nothing has changed.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
+    )]
+    pub fn save(&self) -> Result<MachineState, Error> {
+        let Machine {
+            vcpu_fds: _,
+            vcpus: Some(vcpus),
+            io,
+            functions,
+            stopped_clock: Some(stopped_clock),
+            processors,
+            // A press is an edge at the I/O APIC.
+            button: _,
+            vm,
+        } = self
+        else {
+            return Err(Error::NotStopped);
+        };
+        // Functions before interrupt controllers: what KVM has taken from them already has arrived there.
+        let functions = functions
+            .iter()
+            .map(|function| {
+                Ok(FunctionState {
+                    id: function.id().to_owned(),
+                    state: function.save()?,
+                })
+            })
+            .collect::<Result<_, Error>>()?;
+        let (known, stopped_at) = (processors.clone(), stopped_clock.host_ticks());
+        let vcpus = vcpus
+            .each(PARK_LIMIT, move |index, fd| {
+                let cpuid = &known.cpuids[usize::from(index)];
+                capture::capture(fd, index, cpuid, &known.host, stopped_at)
+            })?
+            .into_iter()
+            .collect::<Result<_, _>>()?;
+        let IoSpace {
+            pci,
+            serial,
+            exits: _,
+        } = &**io;
+        Ok(MachineState {
+            vcpus,
+            chips: vm.save_chips()?,
+            clock: stopped_clock.save(),
+            pci: pci.save(),
+            serial: serial.as_ref().map(|port| port.save()),
+            functions,
+        })
+    }
+
+    /// Builds a machine that stands where the saved one stood; [`Machine::start`] lets it go on. Devices that had been started
+    /// wait for their own state.
+    ///
+    /// The order: vCPUs, so that there are local APICs to take interrupts; interrupt controllers; then whatever raises
+    /// interrupts. KVM keeps nothing that comes before.
+    ///
+    /// # Errors
+    /// This host lacks something, or the state does not fit the parts.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
+    )]
+    pub fn from_state(parts: &RestoreParts<'_>, state: &MachineState) -> Result<Machine, Error> {
+        let kvm = parts.hypervisor.kvm();
+        let host = Host::ask(kvm)?;
+        let cpuids = check_vcpus(parts, state)?;
+        let vm = Arc::new(parts.hypervisor.create_vm(parts.ram.mapping())?);
+        let clock = StoppedClock::from_state(&state.clock);
+        let vcpu_fds = load_vcpus(&vm, &host, &state.vcpus, clock.host_ticks())?;
+        vm.load_chips(&state.chips)?;
+        let (pci, functions) = load_bus(parts, &vm, state)?;
+        match (parts.console, &state.serial) {
+            (Some(console), Some(serial)) => {
+                console.port().load(serial)?;
+                vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
+            }
+            (None, None) => {}
+            _ => return Err(Error::Mismatch("serial port".into())),
+        }
+        let button = PowerButton::new(&vm)?;
+        let io = IoSpace {
+            pci,
+            serial: parts.console.map(|console| console.port().clone()),
+            exits: ExitCounters::default(),
+        };
+        Ok(Machine {
+            vcpu_fds,
+            vcpus: None,
+            io: Arc::new(io),
+            functions,
+            stopped_clock: Some(clock),
+            processors: Arc::new(Processors { host, cpuids }),
+            button,
+            vm,
+        })
+    }
+}
+
+/// Makes sure that this host has what the saved processors have, before anything is built; returns what each says of
+/// itself.
+fn check_vcpus(parts: &RestoreParts<'_>, state: &MachineState) -> Result<Vec<CpuId>, Error> {
+    let count = match u8::try_from(state.vcpus.len()) {
+        Ok(count @ 1..) => count,
+        _ => return Err(Error::Mismatch("number of vCPUs".into())),
+    };
+    let offered = Cpuid::new(parts.hypervisor.kvm(), count)?;
+    (0..)
+        .zip(&state.vcpus)
+        .map(|(index, vcpu)| {
+            features::check(vcpu, offered.entries())?;
+            Ok(load::cpuid_of(&vcpu.cpuid, index)?)
+        })
+        .collect()
+}
+
+fn load_vcpus(
+    vm: &Vm,
+    host: &Host,
+    states: &[VcpuStateV1],
+    started_at: u64,
+) -> Result<Vec<VcpuFd>, Error> {
+    // All before any gets state: an interrupt that one of them sends needs its destination.
+    let fds = (0u8..)
+        .zip(states)
+        .map(|(index, _)| vm.create_vcpu(index))
+        .collect::<Result<Vec<_>, _>>()?;
+    for (index, (fd, state)) in (0..).zip(fds.iter().zip(states)) {
+        load::load(fd, index, host, state, started_at)?;
+    }
+    Ok(fds)
+}
+
+fn load_bus(
+    parts: &RestoreParts<'_>,
+    vm: &Arc<Vm>,
+    state: &MachineState,
+) -> Result<(PciBus, Vec<Arc<VirtioPci>>), Error> {
+    let mut bus = PciBus::from_state(&state.pci);
+    let mut functions = Vec::with_capacity(parts.devices.len());
+    let names = parts.devices.iter().map(|device| device.id());
+    if !names.eq(state.functions.iter().map(|function| function.id.as_str())) {
+        return Err(Error::Mismatch("devices".into()));
+    }
+    for (device, saved) in parts.devices.iter().zip(&state.functions) {
+        let function = VirtioPci::from_state(device.clone(), vm.clone(), vm.clone(), &saved.state)
+            .map_err(|source| Error::Restore {
+                device: saved.id.clone(),
+                source,
+            })?;
+        bus.add(function.clone()).map_err(|source| Error::BusFull {
+            device: saved.id.clone(),
+            source,
+        })?;
+        functions.push(function);
+    }
+    Ok((bus, functions))
+}
