@@ -60,16 +60,11 @@ fn describe(device: &Device, pci_bdf: Option<String>) -> DeviceInfo {
         device_type: device.spec.profile.device_type(),
         pci_bdf,
         state: state(device),
-        error: error.as_ref().map_or_else(Vec::new, causes),
+        error: error
+            .as_ref()
+            .map_or_else(Vec::new, |error| ferry_api::chain(error)),
         features: ready.map(|ready| ready.features()),
     }
-}
-
-fn causes(error: &vhost_user::Error) -> Vec<String> {
-    let first: &dyn std::error::Error = error;
-    std::iter::successors(Some(first), |error| error.source())
-        .map(ToString::to_string)
-        .collect()
 }
 
 pub(super) fn state(device: &Device) -> DeviceState {
