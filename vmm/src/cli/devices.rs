@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use ferry_api::config::keys;
 use ferry_api::config::text::hex;
 use ferry_api::config::{BackendConfig, DiskConfig, FsConfig, GenericConfig, StateConfig};
 
@@ -14,18 +15,10 @@ use super::options::Options;
 /// `--disk`, once.
 pub fn disk(text: &str) -> Result<DiskConfig, UsageError> {
     let builtin = text.split(',').any(|item| item.starts_with("path="));
-    let known = [
-        "vhost_user",
-        "socket",
-        "id",
-        "num_queues",
-        "queue_size",
-        "readonly",
-    ];
     if builtin {
         return Err(no_builtin_disks());
     }
-    let mut options = Options::parse("--disk", text, &known)?;
+    let mut options = Options::parse("--disk", text, keys::DISK)?;
     if options.switch("vhost_user")? != Some(true) {
         return Err(no_builtin_disks());
     }
@@ -45,8 +38,7 @@ fn no_builtin_disks() -> UsageError {
 
 /// `--fs`, once.
 pub fn fs(text: &str) -> Result<FsConfig, UsageError> {
-    let known = ["tag", "socket", "id", "num_queues", "queue_size"];
-    let mut options = Options::parse("--fs", text, &known)?;
+    let mut options = Options::parse("--fs", text, keys::FS)?;
     let tag = options.required("tag")?;
     let backend = backend(&mut options, 1024)?;
     let fs = FsConfig { backend, tag };
@@ -56,17 +48,7 @@ pub fn fs(text: &str) -> Result<FsConfig, UsageError> {
 
 /// `--vhost-user`, once.
 pub fn generic(text: &str) -> Result<GenericConfig, UsageError> {
-    let known = [
-        "socket",
-        "device_type",
-        "id",
-        "num_queues",
-        "queue_size",
-        "state",
-        "drain",
-        "config",
-    ];
-    let mut options = Options::parse("--vhost-user", text, &known)?;
+    let mut options = Options::parse("--vhost-user", text, keys::VHOST_USER)?;
     let Some(device_type) = options.number("device_type", GenericConfig::DEVICE_TYPES)? else {
         return Err(options
             .error(Problem::MissingKey("device_type"))

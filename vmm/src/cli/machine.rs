@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ferry_api::config::text::split;
+use ferry_api::config::keys;
+use ferry_api::config::text::WrongSerial;
 use ferry_api::config::{CpusConfig, MemoryConfig, PayloadConfig, SerialConfig};
 
 use super::error::{Problem, UsageError};
@@ -73,7 +74,7 @@ pub fn cpus(text: Option<&str>) -> Result<CpusConfig, UsageError> {
             max_vcpus: 1,
         });
     };
-    let mut options = Options::parse("--cpus", text, &["boot", "max"])
+    let mut options = Options::parse("--cpus", text, keys::CPUS)
         .map_err(|error| error.hint("for four processors write --cpus boot=4"))?;
     let range = CpusConfig::RANGE;
     let boot_vcpus = options.number("boot", range.clone())?.unwrap_or(1);
@@ -102,8 +103,7 @@ pub fn memory(text: Option<&str>) -> Result<MemoryConfig, UsageError> {
     let Some(text) = text else {
         return Ok(memory);
     };
-    let known = ["size", "shared", "hugepages", "hugepage_size", "prefault"];
-    let mut options = Options::parse("--memory", text, &known)
+    let mut options = Options::parse("--memory", text, keys::MEMORY)
         .map_err(|error| error.hint("for one gibibyte write --memory size=1G"))?;
     memory.size = options.size("size")?.unwrap_or(memory.size);
     memory.shared = options.switch("shared")?.unwrap_or(memory.shared);
@@ -121,44 +121,30 @@ pub fn serial(text: Option<&str>) -> Result<SerialConfig, UsageError> {
     let Some(text) = text else {
         return Ok(SerialConfig::Tty);
     };
-    let mut items = split(text).map_err(|error| UsageError::new(flag, error.into()))?;
-    let item = items.pop().unwrap_or_default();
-    let wrong = || {
-        let problem = Problem::Syntax(format!("there is no `{text}`"));
-        UsageError::new(flag, problem).hint(
-            "write one of off, null, tty, pty, file=PATH, socket=PATH; a path with a comma in double quotes",
-        )
-    };
-    if !items.is_empty() {
-        return Err(wrong());
-    }
-    match (item.key.as_str(), item.value) {
-        ("off", None) => Ok(SerialConfig::Off),
-        ("null", None) => Ok(SerialConfig::Null),
-        ("tty", None) => Ok(SerialConfig::Tty),
-        ("pty", None) => Ok(SerialConfig::Pty),
-        ("file", Some(path)) if !path.is_empty() => {
-            let path = PathBuf::from(path);
-            check_place(&path, |kind| match kind.is_dir() {
-                true => Err(io::ErrorKind::IsADirectory.into()),
-                false => Ok(()),
-            })?;
-            Ok(SerialConfig::File(path))
+    let serial: SerialConfig = text.parse().map_err(|error| match error {
+        WrongSerial::Syntax(error) => UsageError::new(flag, error.into()),
+        WrongSerial::Other(text) => {
+            let problem = Problem::Syntax(format!("there is no `{text}`"));
+            UsageError::new(flag, problem).hint(
+                "write one of off, null, tty, pty, file=PATH, socket=PATH; a path with a comma in double quotes",
+            )
         }
-        ("socket", Some(path)) if !path.is_empty() => {
-            let path = PathBuf::from(path);
-            let serial = SerialConfig::Socket(path.clone());
-            serial
-                .check()
-                .map_err(|fault| UsageError::new(flag, fault.into()))?;
-            check_place(&path, |kind| match kind.is_socket() {
-                true => Ok(()),
-                false => Err(io::Error::other("it is there, and it is not a socket")),
-            })?;
-            Ok(serial)
-        }
-        _ => Err(wrong()),
+    })?;
+    serial
+        .check()
+        .map_err(|fault| UsageError::new(flag, fault.into()))?;
+    match &serial {
+        SerialConfig::File(path) => check_place(path, |kind| match kind.is_dir() {
+            true => Err(io::ErrorKind::IsADirectory.into()),
+            false => Ok(()),
+        })?,
+        SerialConfig::Socket(path) => check_place(path, |kind| match kind.is_socket() {
+            true => Ok(()),
+            false => Err(io::Error::other("it is there, and it is not a socket")),
+        })?,
+        SerialConfig::Off | SerialConfig::Null | SerialConfig::Tty | SerialConfig::Pty => {}
     }
+    Ok(serial)
 }
 
 /// Checks that the serial port's file can be made at `path`: its directory exists, and what is there

@@ -10,6 +10,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use ferry_api::config::keys::{self, Key};
 use ferry_api::config::text::{Item, size, split, whole_number};
 use ferry_api::config::validate::Fault;
 
@@ -30,11 +31,7 @@ struct Pair {
 
 impl Options {
     /// Splits `text`, which may hold each of the keys in `known` once.
-    pub fn parse(
-        flag: &'static str,
-        text: &str,
-        known: &[&'static str],
-    ) -> Result<Self, UsageError> {
+    pub fn parse(flag: &'static str, text: &str, known: &[Key]) -> Result<Self, UsageError> {
         let mut options = Self {
             flag,
             pairs: Vec::new(),
@@ -50,7 +47,8 @@ impl Options {
         self.error(fault.into())
     }
 
-    fn add(&mut self, item: Item, known: &[&'static str]) -> Result<(), UsageError> {
+    fn add(&mut self, item: Item, known: &[Key]) -> Result<(), UsageError> {
+        let known = keys::names(known);
         let Some(&key) = known.iter().find(|known| **known == item.key) else {
             let problem = Problem::UnknownKey {
                 key: item.key,
