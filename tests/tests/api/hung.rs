@@ -173,8 +173,14 @@ fn a_reboot_waits_for_a_back_end_that_hangs_and_serves_others_meanwhile() {
     disk.hang();
     let reboot = Pending::ask(&ferry, "vm.reboot");
     others_are_served(&ferry, &reboot, "Running", "being rebooted");
+    let answer = reboot.answer();
+    answer.refused(500, "starts again once its devices have come to rest");
+    answer.refused(500, "disk0");
+    assert_eq!(ferry.info()["transition"], "being rebooted");
     disk.wake();
-    reboot.answer().done();
+    ferry.wait_for_more("blk written", 1);
+    // The second attempt succeeds.
+    ferry.put("vm.reboot").done();
     ferry.wait_for_more("blk written", 1);
 }
 

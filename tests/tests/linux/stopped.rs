@@ -89,8 +89,16 @@ fn a_reboot_waits_while_virtiofsd_stands_still() {
     let stopped = Standstill::begin(&mut writing);
     let reboot = Asked::of(&writing.guest, "vm.reboot");
     answers_meanwhile(&mut writing.guest, "being rebooted");
+    let reasons = reboot
+        .answer()
+        .expect_err("a late device")
+        .chain()
+        .join(": ");
+    assert!(
+        reasons.contains("starts again") && reasons.contains("fs0"),
+        "{reasons}"
+    );
     stopped.end(&mut writing);
-    reboot.answer().expect("it is rebooted");
     writing.begins_anew();
     let ended = writing.is_all_there();
     assert!(

@@ -327,7 +327,7 @@ impl Vmm {
         instead: Option<(After, Waiters)>,
     ) {
         self.publish("vm", "boot-failed", [("reason", chain(&error))]);
-        let asked_by_client = !waiters.is_empty();
+        let asked_by_client = waiters.asked_by_client();
         waiters.answer(&Err(error.refusal()));
         match instead {
             Some((after, waiters)) => self.clean_up(left, after, None, waiters),

@@ -39,6 +39,8 @@ enum Stage {
         /// Which stop it is: word of an earlier one is none of this.
         number: u64,
         waiting: Vec<DeviceKey>,
+        /// When clients are told that it takes longer; none once they have been.
+        answer_at: Option<Instant>,
         deadline: Instant,
         ram: GuestRam,
     },
@@ -57,7 +59,11 @@ impl Stopping {
 
     pub fn deadline(&self) -> Option<Instant> {
         match self.stage {
-            Stage::Quietening { deadline, .. } => Some(deadline),
+            Stage::Quietening {
+                answer_at,
+                deadline,
+                ..
+            } => Some(answer_at.unwrap_or(deadline)),
             Stage::Cleaning(_) => None,
         }
     }
@@ -101,6 +107,7 @@ impl Vmm {
             stage: Stage::Quietening {
                 number: self.numbers,
                 waiting,
+                answer_at: Some(Instant::now() + self.timeouts.request),
                 deadline,
                 ram: live.ram,
             },
@@ -128,8 +135,59 @@ impl Vmm {
         }
     }
 
-    /// Does not wait any longer for devices that have not come to rest.
+    /// Devices have not come to rest in time: first the clients are told, then the devices are not waited for any longer.
     pub(super) fn on_not_quiet(&mut self) {
+        let Some(Phase::Stopping(Stopping {
+            stage: Stage::Quietening { answer_at, .. },
+            ..
+        })) = self.vm.as_mut().map(|vm| &mut vm.phase)
+        else {
+            return;
+        };
+        match answer_at.take() {
+            Some(_) => self.tell_of_delay(),
+            None => self.leave_devices_alone(),
+        }
+    }
+
+    /// Answers who waits: what they have asked for is done, but later than they should wait.
+    fn tell_of_delay(&mut self) {
+        let limit = self.timeouts.request;
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Stopping(Stopping {
+            after,
+            waiters,
+            stage: Stage::Quietening { waiting, .. },
+            ..
+        }) = &mut vm.phase
+        else {
+            return;
+        };
+        let late = vm.devices.iter().filter(|it| waiting.contains(&it.key));
+        let ids: Vec<&str> = late.map(|device| device.spec.id.as_str()).collect();
+        let consequence = match after {
+            After::Restart => {
+                "the guest has ended, and starts again once its devices have come to rest"
+            }
+            After::Shutdown => {
+                "the guest has ended, and is shut down once its devices have come to rest"
+            }
+            After::Delete => {
+                "the guest has ended, and is deleted once its devices have come to rest"
+            }
+        };
+        let reason = format!(
+            "{}: not reset by the back-end within {limit:?}; given up after {:?}",
+            ids.join(", "),
+            self.timeouts.dead
+        );
+        waiters.answer_early(&Err(Refusal {
+            kind: RefusalKind::Failed,
+            chain: vec![consequence.to_owned(), reason],
+        }));
+    }
+
+    fn leave_devices_alone(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         if let Phase::Stopping(Stopping {
             stage: Stage::Quietening { waiting, .. },
@@ -244,7 +302,7 @@ impl Vmm {
                 RefusalKind::Failed,
                 "the reboot was given up: the guest is to be shut down",
             );
-            std::mem::take(&mut stopping.waiters).answer(&Err(given_up));
+            stopping.waiters.answer_early(&Err(given_up));
         }
         stopping.after = after;
         stopping.waiters.add(reply);

@@ -57,22 +57,31 @@ pub enum Activity {
     Resuming(Attempt),
 }
 
-/// Clients that wait for the same thing.
+/// Clients that wait for the same thing; or none, when the guest or the command line wants it.
 #[derive(Debug, Default)]
-pub struct Waiters(Vec<Reply>);
+pub struct Waiters {
+    replies: Vec<Reply>,
+    asked_by_client: bool,
+}
 
 impl Waiters {
     pub fn add(&mut self, reply: Reply) {
-        self.0.push(reply);
+        self.replies.push(reply);
+        self.asked_by_client = true;
     }
 
-    /// Whether no client waits: then the guest or the command line has asked.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether a client has asked, though it may have been answered already.
+    pub fn asked_by_client(&self) -> bool {
+        self.asked_by_client
     }
 
-    pub fn answer(self, answer: &Answer) {
-        for reply in self.0 {
+    pub fn answer(mut self, answer: &Answer) {
+        self.answer_early(answer);
+    }
+
+    /// Answers those that wait so far, while what they want goes on.
+    pub fn answer_early(&mut self, answer: &Answer) {
+        for reply in self.replies.drain(..) {
             reply.answer(answer.clone());
         }
     }
@@ -80,7 +89,9 @@ impl Waiters {
 
 impl From<Reply> for Waiters {
     fn from(reply: Reply) -> Self {
-        Waiters(vec![reply])
+        let mut waiters = Waiters::default();
+        waiters.add(reply);
+        waiters
     }
 }
 
