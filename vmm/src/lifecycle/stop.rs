@@ -306,5 +306,9 @@ impl Vmm {
         }
         stopping.after = after;
         stopping.waiters.add(reply);
+        // This client is told of a delay, too.
+        if let Stage::Quietening { answer_at, .. } = &mut stopping.stage {
+            answer_at.get_or_insert(Instant::now() + self.timeouts.request);
+        }
     }
 }
