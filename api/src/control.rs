@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::{DiskConfig, FsConfig, VmConfig};
+use crate::snapshot::{Progress, RestoreRequest, SnapshotRequest};
 
 /// The owner of the virtual machine, as the server sees it.
 pub trait Control: Send + Sync + 'static {
@@ -43,6 +44,16 @@ pub enum Request {
     AddFs(Box<FsConfig>),
     /// Remove the device of this id from a definition that does not run.
     RemoveDevice(String),
+    /// Save the guest and what its back-ends hold.
+    Snapshot(Box<SnapshotRequest>),
+    /// Bring a saved guest back. There is no virtual machine yet.
+    Restore(Box<RestoreRequest>),
+    /// How the snapshot or restore that is under way stands, or how the last one has ended.
+    Progress,
+    /// Give the snapshot or restore up that is under way. The guest goes on.
+    Cancel,
+    /// Go on with a snapshot that holds the guest: what was to be done meanwhile is done.
+    ReleaseHold,
     /// End the guest, if any, and then Ferry. Answered before Ferry ends.
     ShutdownVmm,
 }
@@ -67,8 +78,13 @@ impl Request {
             | Request::AddDisk(_)
             | Request::AddFs(_)
             | Request::RemoveDevice(_)
+            | Request::Progress
+            | Request::Cancel
+            | Request::ReleaseHold
             | Request::ShutdownVmm => Promptness::AtOnce,
             Request::Boot
+            | Request::Snapshot(_)
+            | Request::Restore(_)
             | Request::Pause
             | Request::Resume
             | Request::Shutdown
@@ -87,6 +103,8 @@ pub enum Response {
     Info(Box<VmInfo>),
     /// The answer to [`Request::Counters`].
     Counters(Counters),
+    /// The answer to [`Request::Progress`].
+    Progress(Box<Progress>),
 }
 
 /// Why a request has led to nothing.

@@ -11,6 +11,7 @@ pub mod events;
 mod json;
 pub mod openapi;
 pub mod server;
+pub mod snapshot;
 pub mod wire;
 
 pub use chain::chain;

@@ -35,6 +35,7 @@ fn said(outcome: &Outcome) -> Response {
         Outcome::Done => response::done(),
         Outcome::Info(info) => response::json(&VmInfo::from(&**info)),
         Outcome::Counters(counters) => response::json(counters),
+        Outcome::Progress(_) => response::done(),
     }
 }
 

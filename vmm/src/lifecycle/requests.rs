@@ -55,6 +55,13 @@ impl Vmm {
             Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_) => {
                 reply.answer(self.change_definition(request));
             }
+            Request::Snapshot(_)
+            | Request::Restore(_)
+            | Request::Progress
+            | Request::Cancel
+            | Request::ReleaseHold => {
+                reply.answer(Err(Refusal::new(RefusalKind::Failed, "not there yet")));
+            }
             Request::ShutdownVmm => {
                 reply.answer(Ok(Response::Done));
                 self.quit("vmm.shutdown");

@@ -4,6 +4,7 @@
 //! the two. Nothing else decides whether a request is allowed.
 
 use ferry_api::control::{Refusal, RefusalKind, Request};
+use ferry_api::snapshot::PauseBy;
 
 /// Where the virtual machine stands, transitions included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,12 +15,16 @@ pub enum Situation {
     Created,
     /// On its way from Created or Shutdown to Running.
     Booting,
+    /// On its way from a snapshot to Paused.
+    Restoring,
     /// The guest runs.
     Running,
     /// The vCPUs stand still, and devices are coming to rest.
     Pausing,
     /// All stands still.
     Paused,
+    /// A snapshot is being taken: the guest runs still, or stands still, or runs again.
+    Saving,
     /// The vCPUs run again, and devices are being restarted.
     Resuming,
     /// The guest has ended, and devices are coming to rest before it starts again.
@@ -50,9 +55,9 @@ use Verdict::*;
 pub fn verdict(situation: Situation, request: &Request) -> Verdict {
     const FAILED: Verdict = Refused(RefusalKind::Failed);
     match (request, situation) {
-        (Request::ShutdownVmm, _) => Allowed,
-        (Request::Create(_), Absent) => Allowed,
-        (Request::Create(_), _) => FAILED,
+        (Request::ShutdownVmm | Request::Progress, _) => Allowed,
+        (Request::Create(_) | Request::Restore(_), Absent) => Allowed,
+        (Request::Create(_) | Request::Restore(_), _) => FAILED,
         (Request::Delete, Absent) => AlreadyDone,
         (_, Absent) => Refused(RefusalKind::NotFound),
         (Request::Info | Request::Counters, _) => Allowed,
@@ -63,8 +68,15 @@ pub fn verdict(situation: Situation, request: &Request) -> Verdict {
         (Request::Pause, Running) => Allowed,
         (Request::Resume, Paused) => Allowed,
         (Request::PowerButton, Running | Resuming) => Allowed,
-        (Request::Shutdown, Booting | Running | Pausing | Paused | Resuming | Rebooting) => Allowed,
-        (Request::Reboot, Running | Pausing | Paused | Resuming) => Allowed,
+        (Request::Snapshot(_), Paused) => Allowed,
+        (Request::Snapshot(how), Running) if how.pause == PauseBy::Ferry => Allowed,
+        (Request::Cancel, Saving | Restoring) => Allowed,
+        (Request::ReleaseHold, Saving) => Allowed,
+        (
+            Request::Shutdown,
+            Booting | Running | Pausing | Paused | Saving | Resuming | Rebooting,
+        ) => Allowed,
+        (Request::Reboot, Running | Pausing | Paused | Saving | Resuming) => Allowed,
         (
             Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_),
             Created | Shutdown,
@@ -80,22 +92,35 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
         Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_)
     );
     let reason = match situation {
-        Running | Pausing | Paused | Resuming | Rebooting | Booting if hot_plug => {
+        Running | Pausing | Paused | Saving | Resuming | Rebooting | Booting | Restoring
+            if hot_plug =>
+        {
             "devices of a guest that runs or is paused cannot be changed: not supported yet; \
              shut the guest down first"
         }
         Absent => "there is no virtual machine: create one first",
-        Created if matches!(request, Request::Create(_)) => {
+        Created if matches!(request, Request::Create(_) | Request::Restore(_)) => {
             "there is a virtual machine already: delete it first"
         }
-        _ if matches!(request, Request::Create(_)) => {
+        _ if matches!(request, Request::Create(_) | Request::Restore(_)) => {
             "there is a virtual machine already: shut it down and delete it first"
         }
         Created => "the guest has not been booted",
+        Saving if matches!(request, Request::Snapshot(_)) => {
+            "another snapshot of the guest is being taken"
+        }
+        _ if matches!(request, Request::Cancel | Request::ReleaseHold) => {
+            "no snapshot or restore is under way"
+        }
+        Running if matches!(request, Request::Snapshot(_)) => {
+            "the guest is running; pause it first, or ask for a snapshot with \"pause\": true"
+        }
         Booting => "the guest is being booted",
+        Restoring => "the guest is being restored",
         Running => "the guest is running",
         Pausing => "the guest is being paused",
         Paused => "the guest is paused",
+        Saving => "a snapshot of the guest is being taken",
         Resuming => "the guest is being resumed",
         Rebooting => "the guest is being rebooted",
         ShuttingDown => "the guest is being shut down",
@@ -124,6 +149,11 @@ pub fn name(request: &Request) -> &'static str {
         Request::AddDisk(_) => "vm.add-disk",
         Request::AddFs(_) => "vm.add-fs",
         Request::RemoveDevice(_) => "vm.remove-device",
+        Request::Snapshot(_) => "vm.snapshot",
+        Request::Restore(_) => "vm.restore",
+        Request::Progress => "vm.progress",
+        Request::Cancel => "vm.cancel",
+        Request::ReleaseHold => "vm.snapshot-release",
         Request::ShutdownVmm => "vmm.shutdown",
     }
 }
@@ -133,13 +163,15 @@ mod tests {
     use super::*;
 
     const DOCUMENTATION: &str = include_str!("../../../docs/states.md");
-    const SITUATIONS: [Situation; 11] = [
+    const SITUATIONS: [Situation; 13] = [
         Absent,
         Created,
         Booting,
+        Restoring,
         Running,
         Pausing,
         Paused,
+        Saving,
         Resuming,
         Rebooting,
         ShuttingDown,
@@ -160,8 +192,8 @@ mod tests {
 
     #[test]
     fn the_documentation_shows_this_table() {
-        let header = "| | absent | Created | booting | Running | pausing | Paused | resuming | rebooting \
-                      | shutting down | Shutdown | deleting |";
+        let header = "| | absent | Created | booting | restoring | Running | pausing | Paused | saving \
+                      | resuming | rebooting | shutting down | Shutdown | deleting |";
         assert!(DOCUMENTATION.contains(header), "{header}");
         for request in crate::lifecycle::tests::requests() {
             let mut row = format!("| {} |", name(&request));

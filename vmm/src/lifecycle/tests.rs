@@ -7,6 +7,7 @@ use ferry_api::config::{
     VmConfig,
 };
 use ferry_api::control::Request;
+use ferry_api::snapshot::{After, MemoryMode, PauseBy, RestoreRequest, SnapshotRequest, Start};
 
 fn backend(id: &str) -> BackendConfig {
     BackendConfig {
@@ -72,6 +73,23 @@ pub fn requests() -> Vec<Request> {
         Request::AddDisk(Box::new(disk("disk0"))),
         Request::AddFs(Box::new(share("fs0"))),
         Request::RemoveDevice("disk0".into()),
+        Request::Snapshot(Box::new(SnapshotRequest {
+            destination: PathBuf::from("/nowhere"),
+            pause: PauseBy::Ferry,
+            after: After::AsBefore,
+            hold: None,
+            prepare: SnapshotRequest::PREPARE,
+            state_most: SnapshotRequest::STATE_MOST,
+        })),
+        Request::Restore(Box::new(RestoreRequest {
+            source: PathBuf::from("/nowhere"),
+            memory: MemoryMode::Copy,
+            start: Start::Paused,
+            sockets: Default::default(),
+        })),
+        Request::Progress,
+        Request::Cancel,
+        Request::ReleaseHold,
         Request::ShutdownVmm,
     ]
 }
