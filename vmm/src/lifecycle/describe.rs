@@ -31,6 +31,8 @@ impl Vmm {
 fn transition(situation: Situation) -> Option<&'static str> {
     match situation {
         Situation::Booting => Some("being booted"),
+        Situation::Restoring => Some("being restored"),
+        Situation::Saving => Some("being saved"),
         Situation::Pausing => Some("being paused"),
         Situation::Resuming => Some("being resumed"),
         Situation::Rebooting => Some("being rebooted"),
