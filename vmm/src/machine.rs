@@ -27,7 +27,7 @@ use crate::cpu::cpuid::{self, Cpuid};
 use crate::cpu::gate::NotParked;
 use crate::cpu::registers;
 use crate::cpu::state::{self, Host};
-use crate::cpu::vcpu::{ErrandError, GuestEnd, Vcpus};
+use crate::cpu::vcpu::{self, ErrandError, GuestEnd, Vcpus};
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
@@ -95,10 +95,21 @@ struct Processors {
     cpuids: Vec<CpuId>,
 }
 
+/// What a machine does first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// The guest runs.
+    Running,
+    /// It stands still, as after [`Machine::park`], until [`Machine::release`].
+    Parked,
+}
+
 /// A machine whose guest is loaded.
 ///
 /// ```text
-///  build, from_state ──▶ built ──start──▶ running ⇄ parked (park, release) ──drop──▶ gone
+///                               ┌────────▶ running ◀──release──┐
+///  build, from_state ──▶ built ─┤ start        └─────park────▶ parked ──drop──▶ gone
+///                               └─────────────────────────────▶┘
 /// ```
 pub struct Machine {
     /// Until the guest is started.
@@ -164,20 +175,35 @@ impl Machine {
         })
     }
 
-    /// Lets the guest run. `ended` is called, from any vCPU's thread, when it ends by itself.
+    /// Starts the vCPUs. `ended` is called, from any vCPU's thread, when the guest ends by itself.
+    ///
+    /// # Errors
+    /// There are no threads for them, or, with [`Begin::Parked`], some do not come to a rest. The machine is of no use then.
     pub fn start(
         &mut self,
+        begin: Begin,
         ended: impl Fn(GuestEnd) + Clone + Send + 'static,
     ) -> Result<(), Error> {
         let fds = std::mem::take(&mut self.vcpu_fds);
-        let ticks = self.start_clock();
-        let vcpus = Vcpus::spawn(fds, &self.io, ticks, ended)
+        let begin = match begin {
+            Begin::Running => vcpu::Begin::Running {
+                hidden_ticks: self.start_clock(),
+            },
+            Begin::Parked => vcpu::Begin::Parked,
+        };
+        let vcpus = Vcpus::spawn(fds, &self.io, begin, ended)
             .map_err(|(index, source)| Error::Thread { index, source })?;
+        if begin == vcpu::Begin::Parked {
+            vcpus.wait_parked(PARK_LIMIT)?;
+            let vm = &self.vm;
+            self.stopped_clock
+                .get_or_insert_with(|| StoppedClock::read(vm.fd()));
+        }
         self.vcpus = Some(vcpus);
         Ok(())
     }
 
-    /// Makes all vCPUs stand still, and the guest's time with them.
+    /// Makes all vCPUs stand still, and the guest's time with them. They may do so already.
     ///
     /// # Errors
     /// The guest has just ended, or vCPUs do not come out of KVM; then all of them run on.
@@ -185,6 +211,9 @@ impl Machine {
         let Some(vcpus) = &self.vcpus else {
             return Ok(());
         };
+        if self.stopped_clock.is_some() {
+            return Ok(());
+        }
         vcpus.park(PARK_LIMIT)?;
         self.stopped_clock = Some(StoppedClock::read(self.vm.fd()));
         Ok(())

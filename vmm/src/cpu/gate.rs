@@ -3,7 +3,7 @@
 //! ```text
 //!            park                 release
 //!  running ───────▶ parked ─────────────────▶ running
-//!     │                │
+//!     │                │  ▲ or from the beginning
 //!     └───── end ──────┴──────▶ ended
 //! ```
 //!
@@ -86,11 +86,11 @@ struct Word {
 }
 
 impl Gate {
-    /// A gate for `count` vCPUs, which are to run with so many ticks hidden already.
-    pub fn new(count: usize, hidden_ticks: u64) -> Self {
+    /// A gate for `count` vCPUs, of which that is wanted first, with so many ticks hidden already.
+    pub fn new(count: usize, wanted: Wanted, hidden_ticks: u64) -> Self {
         Gate {
             word: Mutex::new(Word {
-                wanted: Wanted::Run,
+                wanted,
                 running: count,
                 guest_ended: false,
                 hidden_ticks,
@@ -98,7 +98,7 @@ impl Gate {
                 errand: None,
             }),
             changed: Condvar::new(),
-            attention: AtomicBool::new(false),
+            attention: AtomicBool::new(wanted != Wanted::Run),
         }
     }
 

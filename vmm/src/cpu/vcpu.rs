@@ -32,6 +32,15 @@ pub enum GuestEnd {
     Crash(String),
 }
 
+/// What the vCPUs of a machine do first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// They run, and so many ticks of the host's TSC are hidden from the guest.
+    Running { hidden_ticks: u64 },
+    /// They are parked until they are released, and have run no instruction.
+    Parked,
+}
+
 /// Why not every vCPU has run an errand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ErrandError {
@@ -77,18 +86,21 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each of `fds`, from whose guest `hidden_ticks` of the host's TSC are hidden at first. `ended` is
-    /// called, at most once from each, when the guest ends by itself.
+    /// Starts a thread for each of `fds`. `ended` is called, at most once from each, when the guest ends by itself.
     ///
     /// # Errors
     /// The vCPU whose thread could not be started, and why. Those before it have ended again.
     pub fn spawn(
         fds: Vec<VcpuFd>,
         io: &Arc<IoSpace>,
-        hidden_ticks: u64,
+        begin: Begin,
         ended: impl Fn(GuestEnd) + Clone + Send + 'static,
     ) -> Result<Vcpus, (u8, io::Error)> {
-        let gate = Arc::new(Gate::new(fds.len(), hidden_ticks));
+        let (wanted, hidden_ticks) = match begin {
+            Begin::Running { hidden_ticks } => (Wanted::Run, hidden_ticks),
+            Begin::Parked => (Wanted::Park, 0),
+        };
+        let gate = Arc::new(Gate::new(fds.len(), wanted, hidden_ticks));
         let mut vcpus = Vcpus {
             threads: Vec::with_capacity(fds.len()),
             gate,
@@ -126,9 +138,16 @@ impl Vcpus {
     pub fn park(&self, limit: Duration) -> Result<(), NotParked> {
         self.gate.want(Wanted::Park);
         self.signal();
-        self.gate
-            .wait_parked(limit)
+        self.wait_parked(limit)
             .inspect_err(|_| self.gate.want(Wanted::Run))
+    }
+
+    /// Waits until all vCPUs that are to be parked stand still.
+    ///
+    /// # Errors
+    /// As [`Vcpus::park`], but they stay as they are.
+    pub fn wait_parked(&self, limit: Duration) -> Result<(), NotParked> {
+        self.gate.wait_parked(limit)
     }
 
     /// Lets parked vCPUs go on; so many more ticks of the host's TSC are hidden from the guest.

@@ -27,6 +27,7 @@ use super::{Error, Vmm, system};
 use crate::backends;
 use crate::events::Event;
 use crate::logging::chain;
+use crate::machine::Begin;
 use crate::memory::GuestRam;
 
 /// Bytes of the job's stack.
@@ -292,7 +293,7 @@ impl Vmm {
         let boot = booting.number;
         let started = outcome.and_then(|mut built| {
             let ended = move |end| sender.send(Event::GuestEnded { boot, end });
-            built.machine.start(ended)?;
+            built.machine.start(Begin::Running, ended)?;
             Ok(built)
         });
         match started {

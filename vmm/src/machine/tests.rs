@@ -5,6 +5,7 @@ mod exact;
 mod going_on;
 mod guests;
 mod interrupts;
+mod parked;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -104,9 +105,13 @@ impl Bench {
     }
 
     fn start(&self, machine: &mut Machine) {
+        self.begin(machine, Begin::Running);
+    }
+
+    fn begin(&self, machine: &mut Machine, begin: Begin) {
         let ended = self.ended.clone();
         machine
-            .start(move |end| ended.lock().unwrap().push(end))
+            .start(begin, move |end| ended.lock().unwrap().push(end))
             .unwrap();
     }
 

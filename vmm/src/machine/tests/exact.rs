@@ -126,7 +126,7 @@ fn the_guests_time_stands_still_from_the_stop_to_the_start() {
 }
 
 /// Whether this KVM does what it is told of a time stamp counter. One that lets guests read the host's does not.
-fn counter_obeys(bench: &Bench) -> bool {
+pub fn counter_obeys(bench: &Bench) -> bool {
     let vm = bench.hypervisor.create_vm(bench.ram.mapping()).unwrap();
     let fd = vm.create_vcpu(0).unwrap();
     let wanted = clock::tsc_offset(&fd).map(|offset| offset.wrapping_sub(1 << 32));
