@@ -1,4 +1,5 @@
-//! Guest RAM: sealed memfds that back-ends map as well.
+//! Guest RAM: files that back-ends map as well. Most often they are sealed memfds; a restored guest may live in the RAM
+//! files of its snapshot, or in clones of them.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -14,6 +15,8 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap,
 };
+
+use vm_migration::ram::RamPart;
 
 use crate::layout;
 
@@ -34,14 +37,49 @@ pub enum Error {
     },
     #[error("the regions of guest RAM do not fit together")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
+    #[error("there are {found} RAM files, and {expected} regions of guest RAM")]
+    Files { found: usize, expected: usize },
+    #[error(
+        "the RAM file of the region at {region:#x} has {found} bytes, and the region {expected}"
+    )]
+    Size {
+        region: u64,
+        found: u64,
+        expected: u64,
+    },
+    #[error("cannot look at the RAM file of the region at {region:#x}")]
+    Look { region: u64, source: io::Error },
+    #[error(
+        "RAM files cannot be the RAM of a guest with --memory hugepages=on: restore it with memory mode copy"
+    )]
+    HugePageFiles,
 }
 
 const HUGE_PAGE_HINT: &str =
     ": --memory hugepages=on needs that many free huge pages (see /proc/sys/vm/nr_hugepages)";
 
-/// The RAM of one guest, from its boot to its reset or end.
+/// The RAM of one guest, from its boot to its reset or end. A clone is another handle to the same RAM.
+#[derive(Clone)]
 pub struct GuestRam {
     mapping: GuestMemoryMmap,
+    origin: Origin,
+}
+
+/// Where RAM has come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// New memfds, which nobody can resize.
+    Memfds,
+    /// Files with what a guest had in its RAM. Whoever may write to them can also cut them off.
+    Files,
+}
+
+/// A region of guest RAM, as what moves RAM takes it.
+pub struct Part<'a> {
+    /// Where the region begins.
+    pub guest: GuestAddress,
+    /// The file that it is, or a piece of it.
+    pub ram: RamPart<'a>,
 }
 
 impl GuestRam {
@@ -59,15 +97,47 @@ impl GuestRam {
                 )
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let mapping = GuestMemoryMmap::from_regions(regions).map_err(Error::Arrange)?;
-        Ok(GuestRam { mapping })
+        GuestRam::arrange(regions, Origin::Memfds)
     }
 
-    /// Touches all of RAM, if `config` asks for it, until it is done or `cancel` says so. It belongs to no guest yet.
+    /// Makes `files` into guest RAM itself, one for each region, in ascending order.
+    ///
+    /// # Errors
+    /// They are not what `config` asks for, or cannot be mapped.
+    pub fn from_files(config: &MemoryConfig, files: Vec<File>) -> Result<Self, Error> {
+        if config.hugepages {
+            return Err(Error::HugePageFiles);
+        }
+        let ranges = layout::ram_regions(config.size);
+        if files.len() != ranges.len() {
+            return Err(Error::Files {
+                found: files.len(),
+                expected: ranges.len(),
+            });
+        }
+        let regions = ranges
+            .into_iter()
+            .zip(files)
+            .map(|(range, file)| {
+                let bytes = range.end - range.start;
+                check_size(&file, range.start, bytes)?;
+                map_region(GuestAddress(range.start), bytes, Arc::new(file), config)
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        GuestRam::arrange(regions, Origin::Files)
+    }
+
+    fn arrange(regions: Vec<GuestRegionMmap>, origin: Origin) -> Result<Self, Error> {
+        let mapping = GuestMemoryMmap::from_regions(regions).map_err(Error::Arrange)?;
+        Ok(GuestRam { mapping, origin })
+    }
+
+    /// Touches all of RAM, if `config` asks for it, until it is done or `cancel` says so. It belongs to no guest yet, and
+    /// holds nothing but zeros. RAM from files is left alone: whoever maps them does not want all of it to be read first.
     pub fn prefault(&self, config: &MemoryConfig, cancel: &AtomicBool) {
         /// Bytes between two looks at `cancel`: some hundredths of a second.
         const PIECE: u64 = 64 << 20;
-        if !config.prefault {
+        if !config.prefault || self.origin == Origin::Files {
             return;
         }
         for region in self.mapping.iter() {
@@ -99,8 +169,40 @@ impl GuestRam {
         self.mapping.iter().filter_map(share).collect()
     }
 
-    /// Gives all pages back, also those that back-ends have mapped; these see zeros from now on.
+    /// RAM as it is saved to files and loaded from them, in ascending order.
+    pub fn parts(&self) -> Vec<Part<'_>> {
+        let regions = self.mapping.iter();
+        regions
+            .filter_map(|region| {
+                let file = region.file_offset()?;
+                Some(Part {
+                    guest: region.start_addr(),
+                    ram: RamPart {
+                        file: file.file(),
+                        offset: file.start(),
+                        bytes: region.len(),
+                    },
+                })
+            })
+            .collect()
+    }
+
+    /// Gives all pages back, also those that back-ends have mapped; these see zeros from now on. Of files only as far as
+    /// their file system can do it: what is left is theirs and not in memory.
+    ///
+    /// # Errors
+    /// Memfds keep their pages.
     pub fn discard(&self) -> io::Result<()> {
+        match (self.punch(), self.origin) {
+            (Err(error), Origin::Files) => {
+                tracing::debug!("the guest's RAM files keep their blocks: {error}");
+                Ok(())
+            }
+            (result, _) => result,
+        }
+    }
+
+    fn punch(&self) -> io::Result<()> {
         for region in self.mapping.iter() {
             let Some(file) = region.file_offset() else {
                 continue;
@@ -175,6 +277,20 @@ fn sealed_memfd(bytes: u64, config: &MemoryConfig) -> Result<File, Error> {
     Ok(file)
 }
 
+fn check_size(file: &File, region: u64, expected: u64) -> Result<(), Error> {
+    let metadata = file
+        .metadata()
+        .map_err(|source| Error::Look { region, source })?;
+    match metadata.len() {
+        found if found == expected => Ok(()),
+        found => Err(Error::Size {
+            region,
+            found,
+            expected,
+        }),
+    }
+}
+
 fn map_region(
     start: GuestAddress,
     bytes: u64,
@@ -208,6 +324,8 @@ fn map_region(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use vm_memory::Bytes;
 
     use super::*;
@@ -245,6 +363,89 @@ mod tests {
         ram.mapping().write_obj(7u64, at).unwrap();
         ram.discard().unwrap();
         assert_eq!(ram.mapping().read_obj::<u64>(at).unwrap(), 0);
+    }
+
+    fn files(sizes: &[u64]) -> Vec<File> {
+        let sized = |size: &u64| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(*size).unwrap();
+            file
+        };
+        sizes.iter().map(sized).collect()
+    }
+
+    #[test]
+    fn files_are_ram_and_keep_what_a_guest_writes() {
+        let files = files(&[3 << 30, 64 << 20]);
+        let seen: Vec<_> = files.iter().map(|file| file.try_clone().unwrap()).collect();
+        let ram = GuestRam::from_files(&config((3 << 30) + (64 << 20)), files).unwrap();
+        let (low, high) = (GuestAddress(0x1234), GuestAddress((4 << 30) + 0x5678));
+        for (at, file, offset) in [(low, &seen[0], 0x1234), (high, &seen[1], 0x5678)] {
+            file.write_all_at(&7u64.to_le_bytes(), offset).unwrap();
+            assert_eq!(ram.mapping().read_obj::<u64>(at).unwrap(), 7);
+            ram.mapping().write_obj(8u64, at).unwrap();
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, offset).unwrap();
+            assert_eq!(u64::from_le_bytes(bytes), 8);
+        }
+        let parts: Vec<_> = ram
+            .parts()
+            .iter()
+            .map(|part| (part.guest.0, part.ram.offset, part.ram.bytes))
+            .collect();
+        assert_eq!(parts, [(0, 0, 3 << 30), (4 << 30, 0, 64 << 20)]);
+        ram.prefault(
+            &MemoryConfig {
+                prefault: true,
+                ..config(0)
+            },
+            &AtomicBool::new(false),
+        );
+        let other = ram.clone();
+        assert_eq!(other.mapping().read_obj::<u64>(high).unwrap(), 8);
+        other.discard().unwrap();
+        assert_eq!(ram.mapping().read_obj::<u64>(high).unwrap(), 0);
+    }
+
+    #[test]
+    fn files_that_keep_their_blocks_do_not_hinder_a_discard() {
+        // SAFETY: the name is a C string, and what was opened belongs to no one else.
+        let file = unsafe {
+            let flags = libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC;
+            File::from_raw_fd(libc::memfd_create(c"test".as_ptr(), flags))
+        };
+        file.set_len(64 << 20).unwrap();
+        let other = file.try_clone().unwrap();
+        let ram = GuestRam::from_files(&config(64 << 20), vec![file]).unwrap();
+        // SAFETY: the call works on an open file and has no memory arguments.
+        let sealed = unsafe {
+            libc::fcntl(
+                other.as_raw_fd(),
+                libc::F_ADD_SEALS,
+                libc::F_SEAL_FUTURE_WRITE,
+            )
+        };
+        assert_eq!(sealed, 0);
+        assert!(ram.punch().is_err());
+        ram.discard().unwrap();
+    }
+
+    #[test]
+    fn files_that_do_not_fit_are_refused() {
+        let refusal = |config: &MemoryConfig, sizes: &[u64]| {
+            let error = GuestRam::from_files(config, files(sizes)).err().unwrap();
+            error.to_string()
+        };
+        let one = config(64 << 20);
+        let huge = MemoryConfig {
+            hugepages: true,
+            ..config(64 << 20)
+        };
+        assert!(refusal(&one, &[64 << 20, 4096]).contains("2 RAM files"));
+        assert!(refusal(&one, &[]).contains("0 RAM files"));
+        assert!(refusal(&one, &[(64 << 20) - 1]).contains("67108863 bytes"));
+        assert!(refusal(&one, &[(64 << 20) + 1]).contains("67108865 bytes"));
+        assert!(refusal(&huge, &[64 << 20]).contains("hugepages=on"));
     }
 
     #[test]
