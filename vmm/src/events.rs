@@ -13,6 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpu::vcpu::GuestEnd;
 use crate::lifecycle::{self, Built, DeviceKey, Outside, Ready};
+use crate::snapshot;
+use crate::snapshot::restore::Found;
+use crate::snapshot::save::Word;
 
 /// Something that the vmm thread has to act on.
 pub enum Event {
@@ -34,6 +37,13 @@ pub enum Event {
     Built {
         boot: u64,
         outcome: Result<Built, lifecycle::Error>,
+    },
+    /// The job of a snapshot has come to a point where the owner has something to do.
+    Saving { number: u64, word: Word },
+    /// A snapshot has been read and checked, as far as that is possible without its devices.
+    Found {
+        number: u64,
+        outcome: Result<Box<Found>, snapshot::Error>,
     },
     /// A device that was ready is of no use any more.
     DeviceFailed {

@@ -20,6 +20,7 @@ mod machine;
 mod memory;
 mod payload;
 mod power_button;
+mod snapshot;
 mod terminal;
 
 use std::io::Write;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 use ferry_devices::power::ResetSource;
 
 use cli::{Arguments, Request, UsageError};
-use lifecycle::{Ending, Plan};
+use lifecycle::{Ending, First, Plan};
 
 /// Exit statuses; the README lists them for users.
 mod exit {
@@ -101,7 +102,7 @@ fn run(arguments: Arguments) -> u8 {
         on_reset,
     } = arguments;
     let plan = Plan {
-        vm,
+        first: vm.map(First::Boot),
         api_socket,
         event_monitor,
         timeouts,

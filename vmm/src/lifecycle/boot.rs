@@ -16,10 +16,12 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use ferry_api::control::{Reply, Response, VmState};
+use ferry_api::snapshot::Start;
 use ferry_devices::vhost_user;
 
 use super::boot_job::{Built, Job, Outside};
 use super::devices::{Device, DeviceKey, Link, Ready};
+use super::pause::Asker;
 use super::stop::After;
 use super::table::Situation;
 use super::vm::{Activity, Live, Phase, Waiters};
@@ -29,6 +31,7 @@ use crate::events::Event;
 use crate::logging::chain;
 use crate::machine::Begin;
 use crate::memory::GuestRam;
+use crate::snapshot::restore::Content;
 
 /// Bytes of the job's stack.
 const STACK: usize = 512 << 10;
@@ -61,6 +64,8 @@ pub enum Cause {
     Asked,
     /// The guest before it has been reset.
     Reset,
+    /// It comes out of a snapshot, to do this.
+    Restored(Start),
 }
 
 impl Booting {
@@ -70,6 +75,7 @@ impl Booting {
             (Some(_), _) => Situation::ShuttingDown,
             (None, Cause::Reset) => Situation::Rebooting,
             (None, Cause::Asked) => Situation::Booting,
+            (None, Cause::Restored(_)) => Situation::Restoring,
         }
     }
 }
@@ -81,6 +87,18 @@ impl Vmm {
         left: VmState,
         cause: Cause,
         old_ram: Option<GuestRam>,
+        waiters: Waiters,
+    ) {
+        self.boot_with(left, cause, old_ram, None, waiters);
+    }
+
+    /// Starts a boot; with `content`, that of a machine which is filled from a snapshot.
+    pub(super) fn boot_with(
+        &mut self,
+        left: VmState,
+        cause: Cause,
+        old_ram: Option<GuestRam>,
+        content: Option<Box<Content>>,
         waiters: Waiters,
     ) {
         let escape = self
@@ -112,7 +130,9 @@ impl Vmm {
                 // After a shutdown the files may be others.
                 payload: outside
                     .filter(|_| cause == Cause::Reset)
-                    .map(|outside| outside.payload.clone()),
+                    .and_then(|outside| outside.payload.clone()),
+                content,
+                timeouts: self.timeouts,
                 console: outside.map(|outside| outside.console.clone()),
                 old_ram,
                 devices,
@@ -126,7 +146,9 @@ impl Vmm {
                 .spawn(move || job.run())
                 .map_err(system("start a thread that boots the guest"))
         });
-        self.publish("vm", "booting", []);
+        if cause == Cause::Asked || cause == Cause::Reset {
+            self.publish("vm", "booting", []);
+        }
         if let Err(error) = started {
             self.end_boot(Err(error));
         }
@@ -161,7 +183,7 @@ impl Vmm {
         let mut devices = vm
             .devices
             .iter_mut()
-            .filter(|device| cause == Cause::Asked || device.ready().is_none());
+            .filter(|device| cause != Cause::Reset || device.ready().is_none());
         match devices.try_for_each(|device| device.connect(boot, limits, &events)) {
             Ok(()) => self.hand_devices_over(),
             Err(error) => self.give_boot_up(error),
@@ -291,9 +313,13 @@ impl Vmm {
             return;
         };
         let boot = booting.number;
+        let (begin, activity) = match booting.cause {
+            Cause::Asked | Cause::Reset => (Begin::Running, Activity::Running),
+            Cause::Restored(_) => (Begin::Parked, Activity::Paused),
+        };
         let started = outcome.and_then(|mut built| {
             let ended = move |end| sender.send(Event::GuestEnded { boot, end });
-            built.machine.start(Begin::Running, ended)?;
+            built.machine.start(begin, ended)?;
             Ok(built)
         });
         match started {
@@ -302,11 +328,10 @@ impl Vmm {
                     machine,
                     ram,
                     boot,
-                    activity: Activity::Running,
+                    activity,
                 });
                 self.boots += 1;
-                self.publish("vm", "booted", []);
-                booting.waiters.answer(&Ok(Response::Done));
+                self.booted(booting.cause, booting.waiters);
             }
             Err(error) => {
                 let left = booting.left;
@@ -315,7 +340,24 @@ impl Vmm {
                     // Its console is opened by the boot that succeeds.
                     vm.outside = None;
                 }
-                self.boot_failed(left, error, booting.waiters, booting.instead);
+                self.boot_failed(left, booting.cause, error, booting.waiters, booting.instead);
+            }
+        }
+    }
+
+    /// There is a guest.
+    fn booted(&mut self, cause: Cause, waiters: Waiters) {
+        match cause {
+            Cause::Asked | Cause::Reset => {
+                self.publish("vm", "booted", []);
+                waiters.answer(&Ok(Response::Done));
+            }
+            Cause::Restored(start) => {
+                self.restored();
+                match start {
+                    Start::Paused => waiters.answer(&Ok(Response::Done)),
+                    Start::Running => self.resume(Asker::Clients(waiters)),
+                }
             }
         }
     }
@@ -323,17 +365,29 @@ impl Vmm {
     fn boot_failed(
         &mut self,
         left: VmState,
+        cause: Cause,
         error: Error,
         waiters: Waiters,
-        instead: Option<(After, Waiters)>,
+        mut instead: Option<(After, Waiters)>,
     ) {
-        self.publish("vm", "boot-failed", [("reason", chain(&error))]);
+        if let Cause::Restored(_) = cause {
+            self.restore_failed(&error);
+            // There is nothing that a client has defined.
+            instead.get_or_insert((After::Delete, Waiters::default()));
+        } else {
+            self.publish("vm", "boot-failed", [("reason", chain(&error))]);
+        }
         let asked_by_client = waiters.asked_by_client();
         waiters.answer(&Err(error.refusal()));
-        match instead {
-            Some((after, waiters)) => self.clean_up(left, after, None, waiters),
-            None if asked_by_client => {}
-            None => self.end(Err(error)),
+        let kept = match instead {
+            Some((after, waiters)) => {
+                self.clean_up(left, after, None, waiters);
+                matches!(cause, Cause::Restored(_))
+            }
+            None => true,
+        };
+        if kept && !asked_by_client {
+            self.end(Err(error));
         }
     }
 }

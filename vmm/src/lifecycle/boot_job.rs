@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Receiver;
 
-use ferry_api::config::VmConfig;
+use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::snapshot::Step;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::Ready;
@@ -16,11 +17,13 @@ use crate::hypervisor::Hypervisor;
 use crate::machine::{Machine, Parts};
 use crate::memory::GuestRam;
 use crate::payload::Payload;
+use crate::snapshot::restore::{Content, Place};
 
 /// What a guest is loaded from and talks to beyond its devices. A reboot keeps both, a shutdown the console.
 #[derive(Clone)]
 pub struct Outside {
-    pub payload: Arc<Payload>,
+    /// Not of a guest that came out of a snapshot: what it was booted from may be gone, and is looked for when it is reset.
+    pub payload: Option<Arc<Payload>>,
     pub console: Option<Arc<Console>>,
 }
 
@@ -37,6 +40,9 @@ pub(super) struct Job {
     /// What there is of the outside already.
     pub payload: Option<Arc<Payload>>,
     pub console: Option<Option<Arc<Console>>>,
+    /// A machine is filled with that, and not loaded.
+    pub content: Option<Box<Content>>,
+    pub timeouts: Timeouts,
     /// The RAM of the guest before this one.
     pub old_ram: Option<GuestRam>,
     pub devices: Receiver<Vec<Ready>>,
@@ -69,8 +75,12 @@ impl Job {
 
     fn check(&mut self) -> Result<Outside, Error> {
         let payload = match self.payload.take() {
-            Some(payload) => payload,
-            None => Arc::new(Payload::open(&self.config.payload, &self.config.memory)?),
+            Some(payload) => Some(payload),
+            None if self.content.is_some() => None,
+            None => {
+                let payload = Payload::open(&self.config.payload, &self.config.memory)?;
+                Some(Arc::new(payload))
+            }
         };
         let console = match self.console.take() {
             Some(console) => console,
@@ -85,8 +95,36 @@ impl Job {
         Ok(Outside { payload, console })
     }
 
-    fn build(self, outside: &Outside) -> Result<Built, Error> {
-        if let Some(old) = self.old_ram {
+    fn build(mut self, outside: &Outside) -> Result<Built, Error> {
+        match (self.content.take(), &outside.payload) {
+            (Some(content), _) => self.fill(*content, outside),
+            (None, Some(payload)) => self.load(payload, outside),
+            (None, None) => Err(Error::Cancelled("there is nothing to boot")),
+        }
+    }
+
+    /// Brings a saved guest back.
+    fn fill(self, content: Content, outside: &Outside) -> Result<Built, Error> {
+        let hypervisor = Hypervisor::open()?;
+        content.meter.enter(Step::Connect);
+        let devices = self.receive_devices()?;
+        let (machine, ram) = content.fill(&Place {
+            hypervisor: &hypervisor,
+            devices: &devices,
+            console: outside.console.as_deref(),
+            timeouts: &self.timeouts,
+        })?;
+        Ok(Built { machine, ram })
+    }
+
+    fn receive_devices(&self) -> Result<Vec<Ready>, Error> {
+        let given_up = || Error::Cancelled("its devices are not there");
+        self.devices.recv().map_err(|_| given_up())
+    }
+
+    /// Boots a new guest.
+    fn load(self, payload: &Payload, outside: &Outside) -> Result<Built, Error> {
+        if let Some(old) = &self.old_ram {
             // The next guest's RAM is not the old one emptied: a back-end that was given up may wake later and write
             // into what it still has mapped. And huge pages that were given back could be taken by someone else.
             old.discard()
@@ -95,9 +133,7 @@ impl Job {
         let ram = GuestRam::new(&self.config.memory)?;
         ram.prefault(&self.config.memory, &self.cancel);
         let hypervisor = Hypervisor::open()?;
-        let Ok(devices) = self.devices.recv() else {
-            return Err(Error::Cancelled("its devices are not there"));
-        };
+        let devices = self.receive_devices()?;
         let regions = ram.shared_regions();
         for device in &devices {
             device.set_ram(regions.clone());
@@ -109,7 +145,7 @@ impl Job {
             hypervisor: &hypervisor,
             config: &self.config,
             ram: &ram,
-            payload: &outside.payload,
+            payload,
             devices: &devices,
             console: outside.console.as_deref(),
         })?;

@@ -1,6 +1,8 @@
 //! What clients are told of the virtual machine.
 
-use ferry_api::control::{Answer, DeviceInfo, DeviceState, Response, VmInfo};
+use ferry_api::control::{
+    Answer, DeviceInfo, DeviceState, Refusal, RefusalKind, Response, VmInfo,
+};
 use ferry_devices::vhost_user;
 use ferry_devices::virtio::VirtioDevice;
 
@@ -12,13 +14,16 @@ use super::vm::{Phase, VirtualMachine};
 impl Vmm {
     pub(super) fn describe(&self) -> Answer {
         let Some(vm) = &self.vm else {
-            return Ok(Response::Done);
+            return Err(Refusal::new(
+                RefusalKind::NotFound,
+                "there is no virtual machine yet: the snapshot is still being read",
+            ));
         };
         let devices = vm.devices.iter().enumerate();
         Ok(Response::Info(Box::new(VmInfo {
             config: vm.config.clone(),
             state: vm.state(),
-            transition: transition(vm.situation()),
+            transition: transition(self.situation()),
             memory_actual_size: vm.config.memory.size,
             devices: devices
                 .map(|(index, device)| describe(device, address(vm, index)))

@@ -20,6 +20,8 @@ mod describe;
 mod devices;
 mod pause;
 mod requests;
+mod restoring;
+mod saving;
 mod stop;
 mod table;
 #[cfg(test)]
@@ -35,11 +37,12 @@ use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
 use ferry_api::events::{EventLog, Monitor};
 use ferry_api::server::{Limits, Server, ServerSocket, SocketError, SocketPlace};
+use ferry_api::snapshot::RestoreRequest;
 use ferry_devices::power::ResetSource;
 use ferry_devices::vhost_user;
 
 use crate::cli::OnReset;
-use crate::{console, hypervisor, machine, memory, payload};
+use crate::{console, hypervisor, machine, memory, payload, snapshot};
 
 pub use boot_job::{Built, Outside};
 pub use devices::{DeviceKey, Ready};
@@ -73,6 +76,8 @@ pub enum Error {
     Machine(#[from] machine::Error),
     #[error(transparent)]
     Console(#[from] console::Error),
+    #[error("the guest cannot be restored")]
+    Snapshot(#[from] snapshot::Error),
     #[error("cannot {step}")]
     System {
         step: &'static str,
@@ -117,10 +122,16 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { step, source }
 }
 
+/// What is done before any client can ask for anything.
+pub enum First {
+    Boot(VmConfig),
+    Restore(RestoreRequest),
+}
+
 /// What to run, and how.
 pub struct Plan {
-    /// What is booted at once; none if clients are to say.
-    pub vm: Option<VmConfig>,
+    /// What is done at once; none if clients are to say.
+    pub first: Option<First>,
     /// Where clients are served.
     pub api_socket: Option<SocketPlace>,
     /// Where events are written.
@@ -158,7 +169,7 @@ pub fn run(plan: Plan) -> Result<Ending, Error> {
                 .map_err(system("start the API's thread"))?
         }
     };
-    let ending = vmm.run(plan.vm);
+    let ending = vmm.run(plan.first);
     // Writes the answers that are still to be written.
     drop(server);
     ending

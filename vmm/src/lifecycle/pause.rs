@@ -10,17 +10,24 @@
 
 use std::time::Instant;
 
-use ferry_api::control::{Refusal, RefusalKind, Reply, Response};
+use ferry_api::control::{Refusal, RefusalKind, Response};
 use ferry_devices::vhost_user;
 
 use super::Vmm;
 use super::devices::{Device, DeviceKey};
-use super::vm::{Activity, Live, Phase};
+use super::vm::{Activity, Live, Phase, Waiters};
 use crate::logging::chain;
+
+/// Who wants a guest to be paused or resumed.
+pub enum Asker {
+    Clients(Waiters),
+    /// The snapshot under way, on its own behalf.
+    Snapshot,
+}
 
 /// A pause or a resume under way.
 pub struct Attempt {
-    pub reply: Reply,
+    pub asker: Asker,
     pub deadline: Instant,
     /// Devices that have not answered yet.
     waiting: Vec<DeviceKey>,
@@ -37,7 +44,7 @@ impl Attempt {
 }
 
 impl Vmm {
-    pub(super) fn pause(&mut self, reply: Reply) {
+    pub(super) fn pause(&mut self, asker: Asker) {
         let deadline = Instant::now() + self.timeouts.request;
         let events = self.events.sender();
         self.publish("vm", "pausing", []);
@@ -48,11 +55,11 @@ impl Vmm {
         if let Err(error) = live.machine.park() {
             let reason = Refusal::failed(&error);
             self.publish("vm", "pause-failed", [("reason", reason.chain.join(": "))]);
-            reply.answer(Err(reason));
+            self.tell_paused(asker, Err(reason));
             return;
         }
         let mut attempt = Attempt {
-            reply,
+            asker,
             deadline,
             waiting: Vec::new(),
             queued: Vec::new(),
@@ -74,14 +81,14 @@ impl Vmm {
         self.end_attempt_if_done();
     }
 
-    pub(super) fn resume(&mut self, reply: Reply) {
+    pub(super) fn resume(&mut self, asker: Asker) {
         let deadline = Instant::now() + self.timeouts.request;
         self.publish("vm", "resuming", []);
         let waiting = self.release(&[]);
         let Some(vm) = &mut self.vm else { return };
         if let Phase::Live(live) = &mut vm.phase {
             live.activity = Activity::Resuming(Attempt {
-                reply,
+                asker,
                 deadline,
                 waiting,
                 queued: Vec::new(),
@@ -201,8 +208,25 @@ impl Vmm {
         }
         let before = std::mem::replace(activity, next);
         self.publish("vm", event, []);
-        if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = before {
-            attempt.reply.answer(Ok(Response::Done));
+        match before {
+            Activity::Pausing(attempt) => self.tell_paused(attempt.asker, Ok(())),
+            Activity::Resuming(attempt) => self.tell_resumed(attempt.asker, Ok(())),
+            Activity::Running | Activity::Paused => {}
+        }
+    }
+
+    fn tell_paused(&mut self, asker: Asker, outcome: Result<(), Refusal>) {
+        match asker {
+            Asker::Clients(waiters) => waiters.answer(&outcome.map(|()| Response::Done)),
+            Asker::Snapshot => self.on_paused_for_snapshot(outcome),
+        }
+    }
+
+    fn tell_resumed(&mut self, asker: Asker, outcome: Result<(), Refusal>) {
+        match asker {
+            Asker::Clients(waiters) => waiters.answer(&outcome.map(|()| Response::Done)),
+            // The guest runs, which is what counts; of a late device there is an event.
+            Asker::Snapshot => self.settle_snapshot(),
         }
     }
 
@@ -252,13 +276,12 @@ impl Vmm {
             Activity::Resuming(attempt) => {
                 tracing::warn!("the guest has been resumed, but not all of its devices: {reason}");
                 self.publish("vm", "resumed", [("without", reason.clone())]);
-                attempt.reply.answer(Err(Refusal {
-                    kind: RefusalKind::Failed,
-                    chain: vec![
-                        "the guest runs again, but not all of its devices do".to_owned(),
-                        reason,
-                    ],
-                }));
+                let chain = vec![
+                    "the guest runs again, but not all of its devices do".to_owned(),
+                    reason,
+                ];
+                let kind = RefusalKind::Failed;
+                self.tell_resumed(attempt.asker, Err(Refusal { kind, chain }));
             }
             other => *activity = other,
         }
@@ -277,7 +300,7 @@ impl Vmm {
                 self.publish("vm", "pause-failed", [("reason", text)]);
                 let outermost = "the guest could not be paused, and goes on".to_owned();
                 reason.chain.insert(0, outermost);
-                attempt.reply.answer(Err(reason));
+                self.tell_paused(attempt.asker, Err(reason));
             }
             other => *activity = other,
         }

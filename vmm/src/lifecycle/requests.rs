@@ -5,16 +5,14 @@ use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response, VmState
 
 use super::Vmm;
 use super::boot::Cause;
+use super::pause::Asker;
 use super::stop::After;
 use super::table::{self, Situation, Verdict};
 use super::vm::{Phase, VirtualMachine, Waiters};
 
 impl Vmm {
     pub(super) fn on_request(&mut self, request: Request, reply: Reply) {
-        let situation = self
-            .vm
-            .as_ref()
-            .map_or(Situation::Absent, VirtualMachine::situation);
+        let situation = self.situation();
         match table::verdict(situation, &request) {
             Verdict::Allowed => self.carry_out(request, reply),
             Verdict::AlreadyDone => reply.answer(Ok(Response::Done)),
@@ -40,8 +38,8 @@ impl Vmm {
             }
             Request::Info => reply.answer(self.describe()),
             Request::Counters => reply.answer(self.count()),
-            Request::Pause => self.pause(reply),
-            Request::Resume => self.resume(reply),
+            Request::Pause => self.pause(Asker::Clients(reply.into())),
+            Request::Resume => self.resume(Asker::Clients(reply.into())),
             Request::Shutdown => self.leave(After::Shutdown, reply),
             Request::Reboot => self.leave(After::Restart, reply),
             Request::Delete => self.leave(After::Delete, reply),
@@ -55,13 +53,17 @@ impl Vmm {
             Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_) => {
                 reply.answer(self.change_definition(request));
             }
-            Request::Snapshot(_)
-            | Request::Restore(_)
-            | Request::Progress
-            | Request::Cancel
-            | Request::ReleaseHold => {
-                reply.answer(Err(Refusal::new(RefusalKind::Failed, "not there yet")));
-            }
+            Request::Snapshot(request) => self.save(*request, reply),
+            Request::Restore(request) => self.restore(*request, reply.into()),
+            Request::Progress => reply.answer(self.progress()),
+            Request::Cancel => match self.saving {
+                Some(_) => reply.answer(self.cancel_snapshot()),
+                None => {
+                    self.cancel_restore("vm.cancel came");
+                    reply.answer(Ok(Response::Done));
+                }
+            },
+            Request::ReleaseHold => reply.answer(self.release_hold()),
             Request::ShutdownVmm => {
                 reply.answer(Ok(Response::Done));
                 self.quit("vmm.shutdown");
@@ -69,9 +71,36 @@ impl Vmm {
         }
     }
 
+    /// Where the virtual machine stands, snapshots and restores included.
+    pub(super) fn situation(&self) -> Situation {
+        let Some(vm) = &self.vm else {
+            return match self.restoring {
+                Some(_) => Situation::Restoring,
+                None => Situation::Absent,
+            };
+        };
+        match (&vm.phase, &self.saving) {
+            (Phase::Live(live), Some(saving)) if saving.is_of(live.boot) => Situation::Saving,
+            _ => vm.situation(),
+        }
+    }
+
+    /// How the last snapshot or restore stands.
+    fn progress(&self) -> Result<Response, Refusal> {
+        match &self.meter {
+            Some(meter) => Ok(Response::Progress(Box::new(meter.progress()))),
+            None => Err(Refusal::new(
+                RefusalKind::NotFound,
+                "there has been no snapshot and no restore",
+            )),
+        }
+    }
+
     /// Leaves whatever there is for what is to come after.
     fn leave(&mut self, after: After, reply: Reply) {
-        let Some(vm) = &self.vm else { return };
+        let Some(vm) = &self.vm else {
+            return self.leave_restore(reply);
+        };
         match &vm.phase {
             Phase::Created | Phase::Shutdown => {
                 self.clean_up(vm.state(), after, None, reply.into());

@@ -9,6 +9,7 @@ use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmState};
 
 use super::boot::Cause;
 use super::devices::DeviceKey;
+use super::pause::Asker;
 use super::table::Situation;
 use super::vm::{Activity, Phase, Waiters};
 use super::{Vmm, system};
@@ -83,8 +84,10 @@ impl Vmm {
             vm.phase = phase;
             return;
         };
-        if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = live.activity {
-            attempt.reply.answer(Err(Refusal::new(
+        if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = live.activity
+            && let Asker::Clients(waiters) = attempt.asker
+        {
+            waiters.answer(&Err(Refusal::new(
                 RefusalKind::Failed,
                 "the guest has ended meanwhile",
             )));
@@ -118,6 +121,7 @@ impl Vmm {
             After::Delete => "deleting",
         };
         self.publish("vm", event, []);
+        self.guest_of_snapshot_ended();
         self.go_on_if_quiet();
     }
 

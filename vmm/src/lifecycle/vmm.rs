@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::config::Timeouts;
+use ferry_api::config::VmConfig;
 use ferry_api::control::VmState;
 use ferry_api::events::EventLog;
 use ferry_devices::power::PowerRequest;
@@ -11,11 +12,14 @@ use super::boot::Cause;
 use super::devices::{Device, DeviceKey};
 use super::stop::After;
 use super::vm::{Phase, VirtualMachine, Waiters};
-use super::{Ending, Error, Plan, system};
+use super::restoring::Restoring;
+use super::saving::Saving;
+use super::{Ending, Error, First, Plan, system};
 use crate::cli::OnReset;
 use crate::cpu::vcpu::{self, GuestEnd};
 use crate::events::{Event, EventSender, Events};
 use crate::logging::chain;
+use crate::snapshot::Meter;
 
 /// The owner of the virtual machine.
 pub struct Vmm {
@@ -23,6 +27,12 @@ pub struct Vmm {
     on_reset: OnReset,
     pub(super) events: Events,
     pub(super) vm: Option<VirtualMachine>,
+    /// A snapshot under way.
+    pub(super) saving: Option<Saving>,
+    /// A snapshot that is being read, before there is a virtual machine.
+    pub(super) restoring: Option<Restoring>,
+    /// How the last snapshot or restore stands.
+    pub(super) meter: Option<Arc<Meter>>,
     /// Who is told of events; none if nobody could see them.
     log: Option<Arc<EventLog>>,
     /// How Ferry ends, once it does.
@@ -44,6 +54,9 @@ impl Vmm {
             on_reset: plan.on_reset,
             events: Events::new().map_err(system("take over the signals"))?,
             vm: None,
+            saving: None,
+            restoring: None,
+            meter: None,
             log: None,
             ended: None,
             boots: 0,
@@ -62,11 +75,15 @@ impl Vmm {
         self.events.sender()
     }
 
-    /// Boots `vm`, if there is one, and serves until Ferry is to end.
-    pub fn run(mut self, vm: Option<VmConfig>) -> Result<Ending, Error> {
-        if let Some(config) = vm {
-            self.define(config);
-            self.boot(VmState::Created, Cause::Asked, None, Waiters::default());
+    /// Does what is to be done first, and serves until Ferry is to end.
+    pub fn run(mut self, first: Option<First>) -> Result<Ending, Error> {
+        match first {
+            Some(First::Boot(config)) => {
+                self.define(config);
+                self.boot(VmState::Created, Cause::Asked, None, Waiters::default());
+            }
+            Some(First::Restore(request)) => self.restore(request, Waiters::default()),
+            None => {}
         }
         loop {
             if let Some(ended) = self.ended.take() {
@@ -92,6 +109,8 @@ impl Vmm {
             Event::DeviceReady { key, boot, outcome } => self.on_device_ready(key, boot, outcome),
             Event::DeviceFailed { key, error } => self.on_device_failed(key, &error),
             Event::Built { boot, outcome } => self.on_built(boot, outcome),
+            Event::Saving { number, word } => self.on_saving(number, word),
+            Event::Found { number, outcome } => self.on_found(number, outcome),
             Event::DeviceSuspended { key, outcome } => self.on_device_suspended(key, outcome),
             Event::DeviceResumed { key, outcome } => self.on_device_resumed(key, outcome),
             Event::DeviceQuiet { key, stop } => self.on_device_quiet(key, stop),
@@ -125,7 +144,7 @@ impl Vmm {
         }
         // A boot begins with devices that work.
         if let Some(Phase::Booting(booting)) = self.vm.as_ref().map(|vm| &vm.phase)
-            && booting.cause == Cause::Asked
+            && booting.cause != Cause::Reset
         {
             self.give_boot_up(error.clone().into());
         }
@@ -176,6 +195,7 @@ impl Vmm {
     /// Takes everything apart. Back-ends see their connections closed; who waits for an answer is told that Ferry ends.
     fn close(&mut self) {
         self.wait_for_terminal();
+        self.wait_for_snapshot();
         if let Some(VirtualMachine {
             phase: Phase::Live(live),
             ..
@@ -198,6 +218,21 @@ impl Vmm {
                     self.give_boot_up(Error::Cancelled("Ferry ends"));
                     self.on_checked(boot, outcome);
                 }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// A snapshot that is complete but for its way to disk is worth waiting for, and one that is not is to leave nothing
+    /// behind.
+    fn wait_for_snapshot(&mut self) {
+        const LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+        let deadline = std::time::Instant::now() + LIMIT;
+        self.guest_of_snapshot_ended();
+        while self.saving.is_some() {
+            match self.events.next(Some(deadline)) {
+                Ok(Some(Event::Saving { number, word })) => self.on_saving(number, word),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return,
             }

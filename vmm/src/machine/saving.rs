@@ -9,7 +9,7 @@ use ferry_devices::vhost_user::VhostUserDevice;
 use ferry_devices::virtio::VirtioDevice;
 use ferry_devices::virtio::pci::{VirtioPci, VirtioPciStateV1};
 use kvm_bindings::CpuId;
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_migration::stream::{self, Saved, StreamReader, StreamWriter};
 
 use super::{Error, Machine, PARK_LIMIT, Processors};
@@ -61,10 +61,6 @@ const FUNCTION: &str = "pci/";
 
 impl MachineState {
     /// Writes a section for each part.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
-    )]
     pub fn write<W: Write>(&self, stream: &mut StreamWriter<W>) -> Result<(), stream::Error> {
         let MachineState {
             vcpus,
@@ -89,11 +85,16 @@ impl MachineState {
         Ok(())
     }
 
+    /// The names of the sections that it is written to.
+    pub fn section_names(&self) -> Vec<String> {
+        let vcpus = (0..self.vcpus.len()).map(|index| format!("{VCPU}{index}"));
+        let fixed = ["chips", "clock", "pci"].map(str::to_owned);
+        let serial = self.serial.iter().map(|_| "serial".to_owned());
+        let functions = self.functions.iter().map(|it| format!("{FUNCTION}{}", it.id));
+        vcpus.chain(fixed).chain(serial).chain(functions).collect()
+    }
+
     /// Reads what [`MachineState::write`] has written, up to the first section that is not the machine's.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
-    )]
     pub fn read<R: Read>(stream: &mut StreamReader<R>) -> Result<Self, stream::Error> {
         let mut vcpus = Vec::new();
         // No guest has more, so the loop ends: a name that is not due is an error.
@@ -137,10 +138,6 @@ impl Machine {
     ///
     /// # Errors
     /// A vCPU or a device that cannot be saved at this moment. Nothing has changed.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
-    )]
     pub fn save(&self) -> Result<MachineState, Error> {
         let Machine {
             vcpu_fds: _,
@@ -197,14 +194,10 @@ impl Machine {
     ///
     /// # Errors
     /// This host lacks something, or the state does not fit the parts.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "vm.snapshot and vm.restore come next")
-    )]
     pub fn from_state(parts: &RestoreParts<'_>, state: &MachineState) -> Result<Machine, Error> {
         let kvm = parts.hypervisor.kvm();
         let host = Host::ask(kvm)?;
-        let cpuids = check_vcpus(parts, state)?;
+        let cpuids = check_host(kvm, state)?;
         let vm = Arc::new(parts.hypervisor.create_vm(parts.ram.mapping())?);
         let clock = StoppedClock::from_state(&state.clock);
         let vcpu_fds = load_vcpus(&vm, &host, &state.vcpus, clock.host_ticks())?;
@@ -239,12 +232,12 @@ impl Machine {
 
 /// Makes sure that this host has what the saved processors have, before anything is built; returns what each says of
 /// itself.
-fn check_vcpus(parts: &RestoreParts<'_>, state: &MachineState) -> Result<Vec<CpuId>, Error> {
+pub fn check_host(kvm: &Kvm, state: &MachineState) -> Result<Vec<CpuId>, Error> {
     let count = match u8::try_from(state.vcpus.len()) {
         Ok(count @ 1..) => count,
         _ => return Err(Error::Mismatch("number of vCPUs".into())),
     };
-    let offered = Cpuid::new(parts.hypervisor.kvm(), count)?;
+    let offered = Cpuid::new(kvm, count)?;
     (0..)
         .zip(&state.vcpus)
         .map(|(index, vcpu)| {

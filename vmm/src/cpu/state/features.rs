@@ -209,6 +209,19 @@ pub fn check(state: &VcpuStateV1, offered: &[kvm_cpuid_entry2]) -> Result<(), Er
     }
 }
 
+/// The names of all features that a saved vCPU has been told of, each once, sorted; and who makes it.
+pub fn describe(state: &VcpuStateV1) -> (String, Vec<String>) {
+    let entries: Vec<_> = state.cpuid.iter().map(|entry| entry.0).collect();
+    let names = WORDS.iter().flat_map(|word| {
+        let set = word.read(&entries);
+        (0..u32::BITS)
+            .filter(move |bit| set & 1 << bit != 0)
+            .map(|bit| word.name(bit))
+    });
+    let names: std::collections::BTreeSet<String> = names.collect();
+    (vendor(&entries), names.into_iter().collect())
+}
+
 /// The components of extended state that a processor has. x87 and SSE are there without XSAVE too.
 fn components(entries: &[kvm_cpuid_entry2]) -> u64 {
     let user = find(entries, XSTATE, 0)

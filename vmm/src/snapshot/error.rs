@@ -1,0 +1,67 @@
+//! Why a guest cannot be saved or brought back.
+
+use std::time::Duration;
+
+use ferry_devices::vhost_user;
+use vm_migration::manifest::Difference;
+use vm_migration::{directory, stream};
+
+use crate::{machine, memory};
+
+/// Why a guest cannot be saved or brought back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Directory(#[from] directory::Error),
+    #[error("cannot write the state")]
+    Write(#[from] stream::Error),
+    #[error(transparent)]
+    Device(#[from] vhost_user::Error),
+    #[error(transparent)]
+    BackEnd(#[from] vhost_user::TransferError),
+    #[error("{device}: it cannot be saved, because {reason}")]
+    Unsupported { device: String, reason: String },
+    #[error("the guest was held for {0:?}, and nobody said that it may go on")]
+    HeldTooLong(Duration),
+    #[error("the snapshot's configuration is not one that this Ferry knows: {0}")]
+    Config(String),
+    #[error("there is no device {0} in the snapshot, for which a socket was named")]
+    NoSuchDevice(String),
+    #[error("{device}: the back-end has not taken the device's memory and features within {limit:?}")]
+    Late { device: String, limit: Duration },
+    #[error("the devices are not those of the snapshot: {}", list(.0))]
+    Differences(Vec<Difference>),
+    #[error("the snapshot's RAM is not that of its configuration")]
+    Layout,
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error("it was given up")]
+    Cancelled,
+}
+
+fn list(differences: &[Difference]) -> String {
+    let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
+impl From<vhost_user::StateError<stream::Error>> for Error {
+    fn from(error: vhost_user::StateError<stream::Error>) -> Self {
+        match error {
+            vhost_user::StateError::BackEnd(error) => Error::BackEnd(error),
+            vhost_user::StateError::Sink(error) => Error::Write(error),
+            vhost_user::StateError::Cancelled => Error::Cancelled,
+        }
+    }
+}
+
+impl From<vhost_user::StateError> for Error {
+    fn from(error: vhost_user::StateError) -> Self {
+        match error {
+            vhost_user::StateError::BackEnd(error) => Error::BackEnd(error),
+            vhost_user::StateError::Sink(never) => match never {},
+            vhost_user::StateError::Cancelled => Error::Cancelled,
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! How far a snapshot or restore is: written by its job, read by whoever asks, and the way to give it up.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ferry_api::snapshot::{DeviceProgress, Operation, Progress, Status, Step};
+use vm_migration::Watch;
+
+/// How far an operation is.
+pub struct Meter {
+    operation: Operation,
+    directory: PathBuf,
+    begun: Instant,
+    cancelled: AtomicBool,
+    ram_done: AtomicU64,
+    // Held for a few assignments at a time.
+    table: Mutex<Table>,
+}
+
+struct Table {
+    status: Status,
+    /// When each step began.
+    steps: Vec<(Step, Instant)>,
+    ended: Option<Instant>,
+    paused: Stretch,
+    ram: Stretch,
+    ram_total: u64,
+    devices: Vec<Device>,
+    error: Vec<String>,
+}
+
+struct Device {
+    id: String,
+    bytes: u64,
+    time: Stretch,
+    checked: bool,
+}
+
+/// A stretch of time that has not begun, goes on, or has ended.
+#[derive(Clone, Copy, Default)]
+struct Stretch {
+    begun: Option<Instant>,
+    ended: Option<Instant>,
+}
+
+impl Stretch {
+    fn begin(&mut self) {
+        self.begun.get_or_insert_with(Instant::now);
+    }
+
+    fn end(&mut self) {
+        self.ended.get_or_insert_with(Instant::now);
+    }
+
+    fn length(self) -> Duration {
+        let end = self.ended.unwrap_or_else(Instant::now);
+        self.begun
+            .map_or(Duration::ZERO, |begun| end.duration_since(begun))
+    }
+}
+
+impl Meter {
+    pub fn new(operation: Operation, directory: &Path) -> Self {
+        let now = Instant::now();
+        Meter {
+            operation,
+            directory: directory.to_owned(),
+            begun: now,
+            cancelled: AtomicBool::new(false),
+            ram_done: AtomicU64::new(0),
+            table: Mutex::new(Table {
+                status: Status::UnderWay,
+                steps: vec![(Step::Check, now)],
+                ended: None,
+                paused: Stretch::default(),
+                ram: Stretch::default(),
+                ram_total: 0,
+                devices: Vec::new(),
+                error: Vec::new(),
+            }),
+        }
+    }
+
+    /// The directory that is written or read.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the operation end soon.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+    }
+
+    /// A step begins, and the one before has ended.
+    pub fn enter(&self, step: Step) {
+        self.table().steps.push((step, Instant::now()));
+    }
+
+    /// The guest stands still from now on.
+    pub fn guest_stops(&self) {
+        self.table().paused.begin();
+    }
+
+    /// The guest runs again.
+    pub fn guest_goes_on(&self) {
+        self.table().paused.end();
+    }
+
+    /// How long the guest has stood still.
+    pub fn paused(&self) -> Duration {
+        self.table().paused.length()
+    }
+
+    /// RAM begins to be moved, so many bytes of it.
+    pub fn ram_begins(&self, total: u64) {
+        let mut table = self.table();
+        table.ram_total = total;
+        table.ram.begin();
+    }
+
+    /// All RAM is moved.
+    pub fn ram_ends(&self) {
+        self.table().ram.end();
+    }
+
+    /// The devices whose back-ends have state to be moved.
+    pub fn expect_devices(&self, ids: impl IntoIterator<Item = String>) {
+        let device = |id| Device {
+            id,
+            bytes: 0,
+            time: Stretch::default(),
+            checked: false,
+        };
+        self.table().devices = ids.into_iter().map(device).collect();
+    }
+
+    /// Watches the state of one of these devices.
+    pub fn device<'a>(&'a self, id: &'a str) -> DeviceWatch<'a> {
+        self.with_device(id, |device| device.time.begin());
+        DeviceWatch { meter: self, id }
+    }
+
+    /// Notes the end. The first word counts.
+    pub fn end(&self, error: Option<Vec<String>>) {
+        let mut table = self.table();
+        if table.ended.is_some() {
+            return;
+        }
+        table.ended = Some(Instant::now());
+        table.status = match error {
+            Some(_) => Status::Failed,
+            None => Status::Done,
+        };
+        table.error = error.unwrap_or_default();
+    }
+
+    /// How it stands.
+    pub fn progress(&self) -> Progress {
+        let table = self.table();
+        let now = table.ended.unwrap_or_else(Instant::now);
+        let ends = table.steps.iter().skip(1).map(|(_, begun)| *begun);
+        let steps = table.steps.iter().zip(ends.chain([now]));
+        let ram_done = self.ram_done.load(Ordering::Relaxed);
+        let ram_seconds = table.ram.length().as_secs_f64();
+        Progress {
+            operation: self.operation,
+            directory: self.directory.clone(),
+            status: table.status,
+            step: table.steps.last().map_or(Step::Check, |(step, _)| *step),
+            steps: steps
+                .map(|((step, begun), end)| (*step, end.duration_since(*begun)))
+                .collect(),
+            elapsed: now.duration_since(self.begun),
+            paused: table.paused.length(),
+            ram_done,
+            ram_total: table.ram_total,
+            ram_rate: match ram_seconds > 0.0 {
+                true => (ram_done as f64 / ram_seconds) as u64,
+                false => 0,
+            },
+            devices: table.devices.iter().map(Device::progress).collect(),
+            error: table.error.clone(),
+        }
+    }
+
+    fn with_device(&self, id: &str, work: impl FnOnce(&mut Device)) {
+        let mut table = self.table();
+        if let Some(device) = table.devices.iter_mut().find(|device| device.id == id) {
+            work(device);
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For RAM.
+impl Watch for Meter {
+    fn done(&self, bytes: u64) {
+        self.ram_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+}
+
+impl Device {
+    fn progress(&self) -> DeviceProgress {
+        let Device {
+            id,
+            bytes,
+            time,
+            checked,
+        } = self;
+        DeviceProgress {
+            id: id.clone(),
+            bytes: *bytes,
+            elapsed: time.length(),
+            checked: *checked,
+        }
+    }
+}
+
+/// For the state of one back-end.
+pub struct DeviceWatch<'a> {
+    meter: &'a Meter,
+    id: &'a str,
+}
+
+impl DeviceWatch<'_> {
+    /// The back-end has said that all of its state was moved.
+    pub fn checked(self) {
+        self.meter.with_device(self.id, |device| {
+            device.time.end();
+            device.checked = true;
+        });
+    }
+}
+
+impl Watch for DeviceWatch<'_> {
+    fn done(&self, bytes: u64) {
+        self.meter
+            .with_device(self.id, |device| device.bytes += bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.meter.cancelled()
+    }
+}
