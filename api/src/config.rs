@@ -1,11 +1,14 @@
 //! The configuration of a virtual machine.
 
 pub mod keys;
+mod saved;
 pub mod text;
 pub mod validate;
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use saved::SavedError;
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
