@@ -113,7 +113,7 @@ impl Hypervisor {
         Ok(Vm {
             fd,
             messages: Mutex::new(Vec::new()),
-            _ram: ram.clone(),
+            ram: ram.clone(),
         })
     }
 }
@@ -143,7 +143,7 @@ pub struct Vm {
     /// The message of each MSI line, from [`FIRST_MSI`] on.
     messages: Mutex<Vec<MsiMessage>>,
     /// What KVM has been given pointers to.
-    _ram: GuestMemoryMmap,
+    ram: GuestMemoryMmap,
 }
 
 /// Pins of the I/O APIC, which have the first lines of the routing table.
@@ -156,6 +156,11 @@ impl Vm {
     /// The file descriptor that KVM knows this machine by.
     pub fn fd(&self) -> &VmFd {
         &self.fd
+    }
+
+    /// The RAM of its guest.
+    pub fn ram(&self) -> &GuestMemoryMmap {
+        &self.ram
     }
 
     /// Creates vCPU `id`, whose APIC id is the same.

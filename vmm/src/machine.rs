@@ -191,7 +191,7 @@ impl Machine {
             },
             Begin::Parked => vcpu::Begin::Parked,
         };
-        let vcpus = Vcpus::spawn(fds, &self.io, begin, ended)
+        let vcpus = Vcpus::spawn(fds, &self.io, self.vm.ram(), begin, ended)
             .map_err(|(index, source)| Error::Thread { index, source })?;
         if begin == vcpu::Begin::Parked {
             vcpus.wait_parked(PARK_LIMIT)?;

@@ -1,6 +1,8 @@
 //! Guest RAM: files that back-ends map as well. Most often they are sealed memfds; a restored guest may live in the RAM
 //! files of its snapshot, or in clones of them.
 
+pub mod loss;
+
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -19,6 +21,7 @@ use vm_memory::{
 use vm_migration::ram::RamPart;
 
 use crate::layout;
+use loss::Watched;
 
 /// Why guest RAM could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,7 @@ const HUGE_PAGE_HINT: &str =
 pub struct GuestRam {
     mapping: GuestMemoryMmap,
     origin: Origin,
+    _watched: Arc<Watched>,
 }
 
 /// Where RAM has come from.
@@ -129,7 +133,12 @@ impl GuestRam {
 
     fn arrange(regions: Vec<GuestRegionMmap>, origin: Origin) -> Result<Self, Error> {
         let mapping = GuestMemoryMmap::from_regions(regions).map_err(Error::Arrange)?;
-        Ok(GuestRam { mapping, origin })
+        let watched = Arc::new(Watched::new(&mapping));
+        Ok(GuestRam {
+            mapping,
+            origin,
+            _watched: watched,
+        })
     }
 
     /// Touches all of RAM, if `config` asks for it, until it is done or `cancel` says so. It belongs to no guest yet, and

@@ -61,6 +61,15 @@ pub fn restore() {
     }
 }
 
+/// As [`restore`], but for a signal handler: nothing is waited for, so that the terminal stays raw if it is just being made so.
+pub fn restore_in_handler() {
+    if let Ok(saved) = SAVED.try_lock()
+        && let Some(saved) = &*saved
+    {
+        let _ = set_attributes(&saved.terminal, &saved.settings);
+    }
+}
+
 fn restore_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

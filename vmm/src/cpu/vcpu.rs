@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use ferry_devices::power::PowerRequest;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::clock;
 use super::gate::{Gate, NotAllHere, NotParked, Order, Wanted};
 use crate::io_space::{ExitCounters, IoSpace};
+use crate::memory::loss;
 
 /// Why a guest has ended, as the vCPU saw it that ended it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +95,7 @@ impl Vcpus {
     pub fn spawn(
         fds: Vec<VcpuFd>,
         io: &Arc<IoSpace>,
+        ram: &GuestMemoryMmap,
         begin: Begin,
         ended: impl Fn(GuestEnd) + Clone + Send + 'static,
     ) -> Result<Vcpus, (u8, io::Error)> {
@@ -110,6 +113,7 @@ impl Vcpus {
                 fd,
                 index,
                 io: io.clone(),
+                ram: ram.clone(),
                 gate: vcpus.gate.clone(),
                 hidden_ticks: 0,
             };
@@ -218,6 +222,7 @@ struct Run {
     fd: VcpuFd,
     index: u8,
     io: Arc<IoSpace>,
+    ram: GuestMemoryMmap,
     gate: Arc<Gate>,
     /// Ticks of the host's TSC that this vCPU's offset hides already.
     hidden_ticks: u64,
@@ -299,11 +304,20 @@ impl Run {
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 ExitCounters::count(&io.exits.mmio);
+                if self.ram.address_in_range(GuestAddress(address)) {
+                    return self.no_ram_at(address);
+                }
                 io.read_memory(address, data);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 ExitCounters::count(&io.exits.mmio);
+                if self.ram.address_in_range(GuestAddress(address)) {
+                    return self.no_ram_at(address);
+                }
                 io.write_memory(address, data);
+            }
+            Ok(VcpuExit::Shutdown) if loss::describe(&self.ram).is_some() => {
+                return self.crash("triple fault");
             }
             Ok(VcpuExit::Shutdown) => return Exit::Ended(GuestEnd::TripleFault),
             Ok(VcpuExit::Intr) => {
@@ -326,9 +340,17 @@ impl Run {
                 self.fd.set_kvm_immediate_exit(0);
                 return Exit::Interrupted;
             }
+            Err(error) if error.errno() == libc::EFAULT => {
+                return self.crash("its RAM cannot be reached: the storage has failed or is full");
+            }
             Err(error) => return self.crash(&format!("KVM_RUN: {error}")),
         }
         Exit::Answered
+    }
+
+    /// KVM takes what it cannot reach for a device, if it has to do the access by itself.
+    fn no_ram_at(&mut self, address: u64) -> Exit {
+        self.crash(&format!("its RAM cannot be reached at {address:#x}"))
     }
 
     /// Describes an end that is KVM's or the guest's fault as far as KVM tells.
@@ -340,7 +362,11 @@ impl Run {
             (run.exit_reason == kvm_bindings::KVM_EXIT_INTERNAL_ERROR).then_some(internal.suberror)
         };
         let rip = self.fd.get_regs().map(|regs| regs.rip);
-        let mut text = what.to_string();
+        let mut text = match loss::describe(&self.ram) {
+            // Whatever KVM says, it comes from that.
+            Some(loss) => format!("{loss}: {what}"),
+            None => what.to_string(),
+        };
         match suberror {
             Some(1) => text.push_str(" (1: KVM cannot emulate the instruction)"),
             Some(number) => text.push_str(&format!(" ({number})")),

@@ -5,6 +5,7 @@ mod exact;
 mod going_on;
 mod guests;
 mod interrupts;
+mod lost_ram;
 mod parked;
 
 use std::path::PathBuf;
@@ -36,19 +37,26 @@ struct Bench {
     ended: Arc<Mutex<Vec<GuestEnd>>>,
 }
 
+fn memory() -> MemoryConfig {
+    MemoryConfig {
+        size: 16 << 20,
+        shared: true,
+        hugepages: false,
+        hugepage_size: None,
+        prefault: false,
+    }
+}
+
 impl Bench {
     fn new() -> Self {
+        Self::with_ram(GuestRam::new(&memory()).unwrap())
+    }
+
+    fn with_ram(ram: GuestRam) -> Self {
         install_kick_handler().unwrap();
-        let ram = GuestRam::new(&MemoryConfig {
-            size: 16 << 20,
-            shared: true,
-            hugepages: false,
-            hugepage_size: None,
-            prefault: false,
-        });
         let mut bench = Bench {
             hypervisor: Hypervisor::open().unwrap(),
-            ram: ram.unwrap(),
+            ram,
             console: None,
             outputs: Vec::new(),
             dir: TempDir::new().unwrap(),
