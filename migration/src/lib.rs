@@ -5,7 +5,8 @@
 //! - [`stream`]: the container of all saved state, for a file or a socket;
 //! - [`ram`]: guest RAM on its way into a file and back;
 //! - [`manifest`]: what a snapshot holds, readable without Ferry;
-//! - [`directory`]: a snapshot as a directory.
+//! - [`directory`]: a snapshot as a directory;
+//! - [`Watch`]: how who asked for one of these follows it, and ends it.
 //!
 //! This crate knows nothing of KVM, virtio or HTTP.
 
@@ -15,6 +16,9 @@ pub mod manifest;
 pub mod ram;
 pub mod stream;
 mod sys;
+mod watch;
+
+pub use watch::{Unwatched, Watch};
 
 /// A device's answer to "can you be saved?", asked before anything is paused.
 ///

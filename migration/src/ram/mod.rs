@@ -20,6 +20,8 @@ pub use blocks::BlockSums;
 pub use copy::{BadBlocks, load, save, verify};
 pub use mapped::{MappedError, clone_for_guest, reserve};
 
+pub use crate::watch::{Unwatched, Watch};
+
 /// The size of a block, in bytes; the last one of a region may be shorter.
 pub const BLOCK: u64 = 1 << 20;
 
@@ -35,24 +37,6 @@ pub struct RamPart<'a> {
     pub offset: u64,
     /// The size of the region, in bytes.
     pub bytes: u64,
-}
-
-/// Is told how far the work is, by several threads at once, and may end it.
-pub trait Watch: Sync {
-    /// Another `bytes` bytes of RAM are done, holes included.
-    fn done(&self, bytes: u64);
-
-    /// Whether the work is to end with [`Error::Cancelled`]. Asked for every block.
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-/// Watches nothing and never cancels.
-pub struct Unwatched;
-
-impl Watch for Unwatched {
-    fn done(&self, _: u64) {}
 }
 
 /// Why RAM could not be moved. Offsets are bytes from the beginning of the region.
