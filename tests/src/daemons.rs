@@ -17,9 +17,16 @@ pub struct QsdOptions {
     queues: u16,
     writable: &'static str,
     throttle: Option<u32>,
+    image: Option<PathBuf>,
 }
 
 impl QsdOptions {
+    /// Serves this image instead of a new one. It is made if it is not there.
+    pub fn on(mut self, image: &Path) -> Self {
+        self.image = Some(image.to_owned());
+        self
+    }
+
     /// Request queues.
     pub fn queues(mut self, count: u16) -> Self {
         self.queues = count;
@@ -41,10 +48,14 @@ impl QsdOptions {
     /// Starts it.
     pub fn start(self) -> Qsd {
         let directory = TempDir::new().expect("a temporary directory");
-        let image = directory.path().join("disk.img");
-        File::create(&image)
-            .and_then(|file| file.set_len(self.size))
-            .expect("an image");
+        let image = self
+            .image
+            .unwrap_or_else(|| directory.path().join("disk.img"));
+        if !image.exists() {
+            File::create(&image)
+                .and_then(|file| file.set_len(self.size))
+                .expect("an image");
+        }
         let socket = directory.path().join("qsd.sock");
         let mut command = Command::new(tool("FERRY_QSD", "qemu-storage-daemon"));
         command.arg("--blockdev").arg(format!(
@@ -96,6 +107,7 @@ impl Qsd {
             queues: 1,
             writable: "on",
             throttle: None,
+            image: None,
         }
     }
 
@@ -117,6 +129,11 @@ impl Qsd {
             .expect("the image");
     }
 
+    /// The image.
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
     /// The process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -129,7 +146,7 @@ impl Listener for Qsd {
     }
 }
 
-/// virtiofsd at work, on an empty directory of its own.
+/// virtiofsd at work.
 #[derive(Debug)]
 pub struct Virtiofsd {
     process: Process,
@@ -138,28 +155,87 @@ pub struct Virtiofsd {
     _directory: TempDir,
 }
 
-impl Virtiofsd {
+/// virtiofsd, yet to be started.
+#[derive(Debug)]
+pub struct VirtiofsdOptions {
+    kind: Kind,
+    arguments: Vec<String>,
+    shared: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Rust,
+    C,
+}
+
+impl VirtiofsdOptions {
+    /// Shares this directory instead of a new one.
+    pub fn sharing(mut self, shared: &Path) -> Self {
+        self.shared = Some(shared.to_owned());
+        self
+    }
+
+    /// One more word on its command line.
+    pub fn arg(mut self, word: &str) -> Self {
+        self.arguments.push(word.to_owned());
+        self
+    }
+
     /// Starts it.
-    pub fn start() -> Self {
+    pub fn start(self) -> Virtiofsd {
         let directory = TempDir::new().expect("a temporary directory");
-        let (socket, shared) = (
-            directory.path().join("fs.sock"),
-            directory.path().join("shared"),
-        );
-        fs::create_dir(&shared).expect("a directory to share");
-        let mut command = Command::new(tool("FERRY_VIRTIOFSD", "virtiofsd"));
-        command
-            .arg("--socket-path")
-            .arg(&socket)
-            .arg("--shared-dir")
-            .arg(&shared);
-        command.args(["--sandbox", "none"]);
+        let socket = directory.path().join("fs.sock");
+        let shared = self.shared.unwrap_or_else(|| {
+            let shared = directory.path().join("shared");
+            fs::create_dir(&shared).expect("a directory to share");
+            shared
+        });
+        let mut command = match self.kind {
+            Kind::Rust => Command::new(tool("FERRY_VIRTIOFSD", "virtiofsd")),
+            Kind::C => Command::new(tool("FERRY_OLD_VIRTIOFSD", "old-virtiofsd")),
+        };
+        command.arg(format!("--socket-path={}", socket.display()));
+        let directory_to_share = shared.display();
+        match self.kind {
+            Kind::Rust => command
+                .arg(format!("--shared-dir={directory_to_share}"))
+                .args(["--sandbox", "none"]),
+            Kind::C => command
+                .arg("-o")
+                .arg(format!("source={directory_to_share},sandbox=chroot")),
+        };
+        command.args(self.arguments);
         let process = Process::start(command, Some(&directory.path().join("log")));
         Virtiofsd {
             process,
             socket,
             shared,
             _directory: directory,
+        }
+    }
+}
+
+impl Virtiofsd {
+    /// Starts it with an empty directory.
+    pub fn start() -> Self {
+        Self::options().start()
+    }
+
+    /// The one that is written in Rust.
+    pub fn options() -> VirtiofsdOptions {
+        VirtiofsdOptions {
+            kind: Kind::Rust,
+            arguments: Vec::new(),
+            shared: None,
+        }
+    }
+
+    /// QEMU's own, of before: it cannot hand its state over.
+    pub fn old() -> VirtiofsdOptions {
+        VirtiofsdOptions {
+            kind: Kind::C,
+            ..Self::options()
         }
     }
 

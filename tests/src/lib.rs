@@ -28,8 +28,10 @@ pub mod pattern;
 mod process;
 pub mod units;
 
-pub use daemons::{Qsd, QsdOptions, Virtiofsd};
-pub use ferry::{Ended, Ferry, Guest, Kernel, Listener, ferry_binary};
+pub use daemons::{Qsd, QsdOptions, Virtiofsd, VirtiofsdOptions};
+pub use ferry::{
+    Asked, Ended, Ferry, Guest, Kernel, Left, Listener, Restore, Snapshot, Successor, ferry_binary,
+};
 pub use lines::Line;
 pub use process::{Process, tool};
 

@@ -29,7 +29,10 @@ const MACHINE_LIMIT: Duration = Duration::from_secs(25 * 60);
 /// Packages whose tests talk to real back-ends without booting Linux, and to which.
 const NATIVE_ASSETS: [(&str, &[Asset]); 2] = [
     ("devices", &[Asset::StorageDaemon]),
-    ("tests", &[Asset::StorageDaemon, Asset::Virtiofsd]),
+    (
+        "tests",
+        &[Asset::StorageDaemon, Asset::Virtiofsd, Asset::OldVirtiofsd],
+    ),
 ];
 
 /// Runs the tests.

@@ -31,10 +31,10 @@ pub enum Command {
 }
 
 /// The test's end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Remote {
     queue: Arc<Mutex<VecDeque<Command>>>,
-    bell: EventFd,
+    bell: Arc<EventFd>,
 }
 
 impl Remote {
@@ -59,12 +59,13 @@ pub fn start(
     let bell = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("an eventfd");
     let remote = Remote {
         queue: Arc::clone(&queue),
-        bell: bell.try_clone().expect("an eventfd"),
+        bell: Arc::new(bell.try_clone().expect("an eventfd")),
     };
     let server = Server {
         listener,
         queue,
         bell,
+        remote: remote.clone(),
         options: Arc::new(options),
         script,
         shared,
@@ -91,6 +92,8 @@ struct Server {
     listener: UnixListener,
     queue: Arc<Mutex<VecDeque<Command>>>,
     bell: EventFd,
+    /// For threads that end all this.
+    remote: Remote,
     options: Arc<Options>,
     script: Script,
     shared: Arc<Shared>,
@@ -148,6 +151,7 @@ impl Server {
             socket,
             Arc::clone(&self.options),
             Arc::clone(&self.shared),
+            self.remote.clone(),
         ));
         Ok(Verdict::Open)
     }

@@ -51,6 +51,11 @@ impl Memory {
         self.regions.clear();
     }
 
+    /// Whether no region is known.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
     /// Maps one more region.
     pub fn add(&mut self, info: RegionInfo, file: &OwnedFd) -> io::Result<()> {
         let length = (info.offset + info.size) as usize;

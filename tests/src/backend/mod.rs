@@ -19,6 +19,9 @@ mod memory;
 mod ring;
 mod script;
 mod session;
+mod state;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +31,7 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 
 pub use script::{Misbehaviour, When};
+pub use state::{Direction, Done, Fault, Outcome, State as DeviceState};
 pub use vhost::vhost_user::message;
 
 use control::{Command, Remote};
@@ -46,6 +50,8 @@ pub mod feature {
     pub const BLK_FLUSH: u64 = 1 << 9;
     /// VIRTIO_BLK_F_MQ.
     pub const BLK_MQ: u64 = 1 << 12;
+    /// VHOST_F_LOG_ALL.
+    pub const LOG_ALL: u64 = 1 << 26;
     /// VIRTIO_RING_F_INDIRECT_DESC.
     pub const INDIRECT_DESC: u64 = 1 << 28;
     /// VIRTIO_RING_F_EVENT_IDX.
@@ -71,6 +77,8 @@ pub mod protocol {
     pub const CONFIG: u64 = 1 << 9;
     /// RESET_DEVICE.
     pub const RESET_DEVICE: u64 = 1 << 13;
+    /// SET_DEVICE_STATE_FD and CHECK_DEVICE_STATE.
+    pub const DEVICE_STATE: u64 = 1 << 19;
 }
 
 /// The name of a front-end request.
@@ -112,7 +120,8 @@ pub(crate) struct Options {
 pub struct Backend {
     options: Options,
     script: Script,
-    size: u64,
+    disk: Vec<u8>,
+    store: state::Store,
 }
 
 impl Backend {
@@ -138,7 +147,8 @@ impl Backend {
                 config_size: blk::CONFIG_SIZE,
             },
             script: Script::default(),
-            size: crate::units::bytes(size),
+            disk: vec![0; crate::units::bytes(size) as usize],
+            store: state::Store::default(),
         }
     }
 
@@ -184,11 +194,37 @@ impl Backend {
         self
     }
 
+    /// The disk has these contents, and their size.
+    pub fn with_contents(mut self, contents: Vec<u8>) -> Self {
+        self.disk = contents;
+        self
+    }
+
+    /// Has a state to save, and offers LOG_ALL as back-ends with state do. What is loaded has to be the same.
+    pub fn with_state(self, state: DeviceState) -> Self {
+        self.store.hold(state);
+        self.offers(feature::LOG_ALL)
+            .offers_protocol(protocol::DEVICE_STATE)
+    }
+
+    /// Has no state yet: this one has to be loaded before a ring starts. Once it is, it can be saved, too.
+    pub fn awaits_state(self, state: DeviceState) -> Self {
+        self.store.await_load(state);
+        self.offers(feature::LOG_ALL)
+            .offers_protocol(protocol::DEVICE_STATE)
+    }
+
+    /// Does this in the given attempt to save or load its state; the first one is number 1.
+    pub fn in_transfer(self, direction: Direction, attempt: usize, fault: Fault) -> Self {
+        self.store.rule(direction, attempt, fault);
+        self
+    }
+
     /// Listens on a socket in a directory of its own.
     pub fn start(self) -> Running {
         let directory = TempDir::new().expect("a temporary directory");
         let socket = directory.path().join("backend.sock");
-        let shared = Arc::new(Shared::new(self.size));
+        let shared = Arc::new(Shared::new(self.disk, self.store));
         let (remote, thread) =
             control::start(&socket, self.options, self.script, Arc::clone(&shared));
         Running {
@@ -240,7 +276,22 @@ impl Running {
 
     /// The virtio features that were accepted last.
     pub fn accepted_features(&self) -> u64 {
-        self.shared.state().accepted
+        self.accepted_so_far().pop().unwrap_or(0)
+    }
+
+    /// The virtio features of each SET_FEATURES so far, of all connections.
+    pub fn accepted_so_far(&self) -> Vec<u64> {
+        self.shared.state().accepted.clone()
+    }
+
+    /// The transfers of state that were checked, and how they ended.
+    pub fn transfers(&self) -> Vec<Done> {
+        self.shared.store.done()
+    }
+
+    /// The state that it would save.
+    pub fn holds_state(&self) -> Option<DeviceState> {
+        self.shared.store.holds()
     }
 
     /// How many requests it has completed.
@@ -317,22 +368,24 @@ impl Drop for Running {
 pub(crate) struct Shared {
     state: Mutex<State>,
     disk: Mutex<Vec<u8>>,
+    store: Arc<state::Store>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     received: Vec<Received>,
     complaints: Vec<String>,
-    accepted: u64,
+    accepted: Vec<u64>,
     requests: usize,
     connections: usize,
 }
 
 impl Shared {
-    fn new(size: u64) -> Self {
+    fn new(disk: Vec<u8>, store: state::Store) -> Self {
         Shared {
             state: Mutex::default(),
-            disk: Mutex::new(vec![0; size as usize]),
+            disk: Mutex::new(disk),
+            store: Arc::new(store),
         }
     }
 
@@ -353,7 +406,7 @@ impl Shared {
     }
 
     fn accepted(&self, features: u64) {
-        self.state().accepted = features;
+        self.state().accepted.push(features);
     }
 
     fn count_requests(&self, more: usize) {

@@ -84,6 +84,12 @@ impl Ring {
         ])
     }
 
+    /// The used ring's index; none if the ring is nowhere yet.
+    pub fn used_index(&self, memory: &Memory) -> Option<u16> {
+        let [_, used, _] = self.guest_addresses(memory)?;
+        Some(memory.read_u16(used + 2))
+    }
+
     /// Takes the next chain, if there is one.
     pub fn take(&mut self, memory: &Memory, events: Events) -> Option<Chain> {
         let [descriptors, used, available] = self.guest_addresses(memory)?;

@@ -1,16 +1,21 @@
 //! One front-end's connection: what each message does, how it is answered, and how the answer is spoilt.
 
+mod transfer;
+
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
 use vhost::vhost_user::message::FrontendReq as Req;
 
+use super::control::Remote;
 use super::memory::{Memory, RegionInfo};
 use super::ring::{Events, Finished, Ring};
 use super::script::{Misbehaviour, Script};
+use super::state::Transfer;
 use super::wire::{self, Message, flags};
 use super::{Options, Received, Shared, blk, feature, protocol};
 
@@ -37,12 +42,20 @@ pub struct Session {
     memory: Memory,
     protocol: u64,
     features: u64,
+    /// State that is on its way, until CHECK_DEVICE_STATE.
+    transfer: Option<Transfer>,
+    remote: Remote,
     /// Answers nothing any more.
     silent: bool,
 }
 
 impl Session {
-    pub fn new(socket: UnixStream, options: Arc<Options>, shared: Arc<Shared>) -> Self {
+    pub fn new(
+        socket: UnixStream,
+        options: Arc<Options>,
+        shared: Arc<Shared>,
+        remote: Remote,
+    ) -> Self {
         let mut rings = Vec::new();
         rings.resize_with(usize::from(options.rings), Ring::default);
         Session {
@@ -54,6 +67,8 @@ impl Session {
             memory: Memory::default(),
             protocol: 0,
             features: 0,
+            transfer: None,
+            remote,
             silent: false,
         }
     }
@@ -85,29 +100,27 @@ impl Session {
             );
         }
         let answer = match self.act(&mut message) {
-            Answer::Payload(payload) => Some(payload),
+            Answer::Payload(payload) => Some((payload, Vec::new())),
+            Answer::WithFds(payload, fds) => Some((payload, fds)),
             Answer::Outcome(number)
                 if message.flags & flags::NEED_REPLY != 0 && may_acknowledge =>
             {
-                Some(number.to_ne_bytes().to_vec())
+                Some((number.to_ne_bytes().to_vec(), Vec::new()))
             }
             Answer::Outcome(_) => None,
         };
-        if let Some(payload) = answer
+        if let Some((payload, fds)) = answer
             && !self.silent
         {
-            self.answer(message.code, payload, wrong)?;
+            let mut reply = Message::new(message.code, flags::VERSION | flags::REPLY, payload);
+            reply.fds = fds;
+            self.answer(reply, wrong)?;
         }
         Ok(Verdict::Open)
     }
 
-    fn answer(
-        &mut self,
-        code: u32,
-        payload: Vec<u8>,
-        wrong: Option<Misbehaviour>,
-    ) -> io::Result<()> {
-        let mut reply = Message::new(code, flags::VERSION | flags::REPLY, payload);
+    fn answer(&mut self, mut reply: Message, wrong: Option<Misbehaviour>) -> io::Result<()> {
+        let code = reply.code;
         let mut times = 1;
         match wrong {
             Some(Misbehaviour::HalfHeader) => {
@@ -187,6 +200,8 @@ impl Session {
             Req::GET_CONFIG => self.get_config(message),
             Req::SET_CONFIG => Answer::OK,
             Req::RESET_DEVICE => self.reset_device(),
+            Req::SET_DEVICE_STATE_FD => self.begin_transfer(message),
+            Req::CHECK_DEVICE_STATE => self.check_transfer(message),
             Req::SET_VRING_NUM
             | Req::SET_VRING_BASE
             | Req::GET_VRING_BASE
@@ -206,6 +221,10 @@ impl Session {
         let features = message.number();
         if features & !self.options.features != 0 {
             self.complain(message, "accepts what was not offered");
+        }
+        let changed = (self.features ^ features) & !feature::LOG_ALL;
+        if changed != 0 && self.rings.iter().any(|ring| ring.kick.is_some()) {
+            self.complain(message, "changes more than LOG_ALL while a ring runs");
         }
         self.features = features;
         self.shared.accepted(features);
@@ -323,6 +342,10 @@ impl Session {
             Req::SET_VRING_KICK if self.features == 0 => {
                 "the ring starts before the features are accepted"
             }
+            Req::SET_VRING_KICK if self.shared.store.is_incomplete() => {
+                "the ring starts without the state that is due"
+            }
+            Req::SET_VRING_KICK => return self.check_base(index),
             Req::SET_VRING_ENABLE if self.features & feature::PROTOCOL_FEATURES == 0 => {
                 "needs PROTOCOL_FEATURES"
             }
@@ -330,6 +353,16 @@ impl Session {
             _ => return None,
         };
         Some(format!("ring {index}: {complaint}"))
+    }
+
+    /// Everything before a stop has been completed here, so a ring starts with nothing in flight.
+    fn check_base(&self, index: usize) -> Option<String> {
+        let ring = self.rings.get(index)?;
+        let used = ring.used_index(&self.memory)?;
+        let base = ring.next_available;
+        (base != used).then(|| {
+            format!("ring {index}: the base is {base}, but the used ring's index is {used}")
+        })
     }
 
     /// Serves all requests of a ring; at most a handful when they are being held back.
@@ -365,6 +398,8 @@ impl Session {
 enum Answer {
     /// The request's own answer.
     Payload(Vec<u8>),
+    /// The request's own answer, and what comes with it.
+    WithFds(Vec<u8>, Vec<OwnedFd>),
     /// The request has no answer of its own; this goes into an acknowledgement.
     Outcome(u64),
 }

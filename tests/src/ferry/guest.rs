@@ -10,7 +10,7 @@ use std::time::Instant;
 use ferry_api::client::{Client, Limits};
 use tempfile::TempDir;
 
-use super::{Ended, Patience, find, transcript};
+use super::{Ended, Left, Patience, find, transcript};
 use crate::lines::{Line, complete_lines};
 use crate::process::Process;
 
@@ -48,7 +48,9 @@ pub struct Guest {
     serial: PathBuf,
     patience: Patience,
     api: Option<Client>,
-    _directory: TempDir,
+    directory: Arc<TempDir>,
+    /// What the guest has said under Ferries before this one.
+    earlier: Vec<u8>,
 }
 
 impl Guest {
@@ -57,7 +59,7 @@ impl Guest {
         serial: PathBuf,
         patience: Patience,
         api: Option<PathBuf>,
-        directory: TempDir,
+        directory: Arc<TempDir>,
     ) -> Self {
         let log = Log::default();
         let collector = process
@@ -77,8 +79,45 @@ impl Guest {
             serial,
             patience,
             api: api.map(|socket| Client::new(socket, limits)),
-            _directory: directory,
+            directory,
+            earlier: Vec::new(),
         }
+    }
+
+    pub(super) fn with_earlier(mut self, earlier: Vec<u8>) -> Self {
+        self.earlier = earlier;
+        self
+    }
+
+    /// Ends Ferry with SIGKILL. What is left can be brought back from a snapshot.
+    pub fn kill(mut self) -> Left {
+        self.process.kill();
+        self.left()
+    }
+
+    /// Waits for Ferry's end, which has to be one with status 0, as after a snapshot with `after: stop`.
+    pub fn stopped(mut self) -> Left {
+        let limit = self.patience.limit;
+        let status = self.process.wait(limit);
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "Ferry has not ended well: {status:?}\n{}",
+            self.transcript()
+        );
+        self.left()
+    }
+
+    fn left(self) -> Left {
+        let mut serial = self.earlier.clone();
+        serial.extend(fs::read(&self.serial).unwrap_or_default());
+        // The next Ferry has the guest write to the same file.
+        let _ = fs::remove_file(&self.serial);
+        Left::new(
+            serial,
+            self.serial.clone(),
+            self.patience,
+            Arc::clone(&self.directory),
+        )
     }
 
     /// A client of its API. Panics unless [`Ferry::with_api`](super::Ferry::with_api) was asked for.
@@ -99,7 +138,8 @@ impl Guest {
 
     /// Everything on the serial port so far.
     pub fn serial(&self) -> Vec<Line> {
-        let bytes = fs::read(&self.serial).unwrap_or_default();
+        let mut bytes = self.earlier.clone();
+        bytes.extend(fs::read(&self.serial).unwrap_or_default());
         complete_lines(&String::from_utf8_lossy(&bytes))
     }
 

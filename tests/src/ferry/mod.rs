@@ -2,11 +2,14 @@
 
 mod ended;
 mod guest;
+mod left;
 mod linux;
+mod snapshot;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -17,8 +20,10 @@ use crate::process::Process;
 
 pub use ended::Ended;
 pub use guest::Guest;
+pub use left::{Left, Successor};
 pub use linux::Kernel;
 use linux::Linux;
+pub use snapshot::{Asked, Restore, Snapshot};
 
 /// Something that listens on a vhost-user socket.
 pub trait Listener {
@@ -227,7 +232,13 @@ impl Ferry {
         command.args(&self.arguments);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let process = Process::start(command, None);
-        Guest::new(process, serial, patience, self.api, self.directory)
+        Guest::new(
+            process,
+            serial,
+            patience,
+            self.api,
+            Arc::new(self.directory),
+        )
     }
 
     /// Starts it and waits for its end.

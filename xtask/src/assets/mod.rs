@@ -34,6 +34,8 @@ pub enum Asset {
     Initramfs,
     /// virtiofsd.
     Virtiofsd,
+    /// virtiofsd as it was before it was written in Rust.
+    OldVirtiofsd,
     /// qemu-storage-daemon.
     StorageDaemon,
     /// vhost-device-rng.
@@ -46,11 +48,12 @@ pub enum Asset {
 
 impl Asset {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Vmlinux,
         Self::BzImage,
         Self::Initramfs,
         Self::Virtiofsd,
+        Self::OldVirtiofsd,
         Self::StorageDaemon,
         Self::Rng,
         Self::Console,
@@ -64,6 +67,7 @@ impl Asset {
             Self::BzImage => "FERRY_KERNEL_BZIMAGE",
             Self::Initramfs => "FERRY_INITRAMFS",
             Self::Virtiofsd => "FERRY_VIRTIOFSD",
+            Self::OldVirtiofsd => "FERRY_OLD_VIRTIOFSD",
             Self::StorageDaemon => "FERRY_QSD",
             Self::Rng => "FERRY_VHOST_DEVICE_RNG",
             Self::Console => "FERRY_VHOST_DEVICE_CONSOLE",
@@ -84,6 +88,7 @@ impl Asset {
             Self::BzImage => Ok(kernel::guest_kernel(cache)?.join("bzImage")),
             Self::Initramfs => initramfs::guest_initramfs(cache),
             Self::Virtiofsd => tools::virtiofsd(cache),
+            Self::OldVirtiofsd => tools::old_virtiofsd(cache),
             Self::StorageDaemon => tools::storage_daemon(cache),
             Self::Rng => tools::vhost_device(cache, "rng", "0.1.0"),
             Self::Console => tools::vhost_device(cache, "console", "0.1.0"),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::apt::Apt;
 use super::{Cache, given, on_path};
@@ -172,16 +172,46 @@ pub fn storage_daemon(cache: &Cache) -> Result<PathBuf> {
                 dir,
                 step,
             )?;
-            // A script that sets the library path, because its users only know one program's path.
-            let script = "#!/bin/sh\nhere=$(dirname \"$0\")\n\
-             lib=$here/usr/lib/x86_64-linux-gnu:$here/lib/x86_64-linux-gnu\n\
-             LD_LIBRARY_PATH=$lib exec \"$here/usr/bin/qemu-storage-daemon\" \"$@\"\n";
             let path = dir.join("qemu-storage-daemon");
-            fs::write(&path, script)?;
-            make_executable(&path)
+            write_script(&path, "$here", "usr/bin/qemu-storage-daemon")
         },
     )?;
     Ok(dir.join("qemu-storage-daemon"))
+}
+
+/// virtiofsd as QEMU brought it up to version 7, from Debian 12, unpacked.
+///
+/// # Errors
+/// It cannot be had: later suites have none.
+pub fn old_virtiofsd(cache: &Cache) -> Result<PathBuf> {
+    let name = "old-virtiofsd";
+    let dir = cache.ensure(
+        "tools/old-virtiofsd-7.2",
+        "getting the virtiofsd of QEMU 7.2",
+        |dir, step| {
+            let apt = Apt::open(cache, step)?;
+            apt.unpack(&apt.closure(&["qemu-system-common"])?, dir, step)?;
+            let program = "usr/lib/qemu/virtiofsd";
+            if !dir.join(program).exists() {
+                bail!("qemu-system-common of this system has no virtiofsd; Debian 12's has");
+            }
+            fs::create_dir(dir.join("bin"))?;
+            write_script(&dir.join("bin").join(name), "$here/..", program)
+        },
+    )?;
+    Ok(dir.join("bin").join(name))
+}
+
+/// Writes a script that runs an unpacked program with the libraries that came with it, because its users only know one
+/// path. `root` is where they were unpacked, seen from the script's own directory `$here`.
+fn write_script(path: &Path, root: &str, program: &str) -> Result<()> {
+    let script = format!(
+        "#!/bin/sh\nhere=$(dirname \"$0\")\nroot={root}\n\
+         lib=$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu\n\
+         LD_LIBRARY_PATH=$lib exec \"$root/{program}\" \"$@\"\n"
+    );
+    fs::write(path, script)?;
+    make_executable(path)
 }
 
 fn make_executable(path: &Path) -> Result<()> {
