@@ -282,10 +282,11 @@ fn fill_devices(
             .map(|(device, _)| device.id().to_owned()),
     );
     std::thread::scope(|scope| {
-        let fill = |((device, function), rest)| {
-            scope.spawn(move || fill_device(device, function, rest, place, reader, meter))
-        };
-        let threads: Vec<_> = devices.map(fill).collect();
+        let threads: Vec<_> = devices
+            .map(|((device, function), rest)| {
+                scope.spawn(move || fill_device(device, function, rest, place, reader, meter))
+            })
+            .collect();
         let outcomes = threads.into_iter().map(|thread| match thread.join() {
             Ok(outcome) => outcome,
             Err(panic) => std::panic::resume_unwind(panic),
