@@ -19,7 +19,7 @@
 mod waiting;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -170,6 +170,26 @@ impl Connection {
         let result = self
             .begin(request, acknowledge, Some(shape), deadline)
             .and_then(|()| self.receive_owed(deadline));
+        self.poison_if_fatal(result)
+    }
+
+    /// Sends a request with a descriptor that is closed here as soon as it has been sent, and awaits the answer.
+    pub fn ask_giving(
+        &mut self,
+        request: Request<'_>,
+        gift: OwnedFd,
+        shape: ReplyShape,
+        patience: Duration,
+    ) -> Result<Reply, Cause> {
+        let deadline = Instant::now() + patience;
+        let fds = [gift.as_fd()];
+        let request = Request {
+            fds: &fds,
+            ..request
+        };
+        let sent = self.begin(request, Acknowledge::Natural, Some(shape), deadline);
+        drop(gift);
+        let result = sent.and_then(|()| self.receive_owed(deadline));
         self.poison_if_fatal(result)
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::RamRegion;
+use super::moving::RingStateV1;
 use super::rings;
 use crate::virtio::ActiveQueue;
 
@@ -95,6 +96,13 @@ impl RunningRings {
             ram: Arc::clone(ram),
             places: queues.iter().map(rings::Place::of).collect(),
         }
+    }
+
+    /// Whether the back-end has used all that it took of a ring that has been stopped. In a ring that makes no sense it has.
+    pub fn is_settled(&self, ring: &RingStateV1) -> bool {
+        let mut places = self.places.iter();
+        let place = places.find(|place| place.index == ring.index);
+        place.is_none_or(|place| rings::is_settled(&self.ram, place, ring.base))
     }
 
     /// Looks at each ring in guest RAM. Available and used are read one after the other while both may move.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::RequestCode;
+use super::moving::TransferError;
 
 /// A vhost-user device could not be started, or has failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -128,9 +129,28 @@ pub enum Cause {
     /// The guest asked for a reset before its activation had ended.
     #[error("a reset was asked for before the activation had ended")]
     Overtaken,
-    /// The owner let the device go on, or reset it, before it had come to rest.
-    #[error("it was given up before the device had come to rest")]
+    /// The owner let the device go on, or reset it, before it had come to rest, or before its state had been moved.
+    #[error("it was given up, because the device was to go on or to be reset")]
     GivenUp,
+    /// The device cannot be saved at this moment.
+    #[error("the device cannot be saved now: {reason}")]
+    NotAtRest {
+        /// A clause.
+        reason: String,
+    },
+    /// Saved state is not of this device, or cannot be.
+    #[error("the saved state cannot be restored: {reason}")]
+    BadState {
+        /// A clause that says what does not fit.
+        reason: String,
+    },
+    /// The back-end has none of its state, or only a part of it, and must not be let start.
+    #[error("the state inside the back-end was not restored")]
+    NotLoaded {
+        /// How that came.
+        #[source]
+        source: TransferError,
+    },
 }
 
 impl Cause {
@@ -150,7 +170,9 @@ impl Cause {
             | Cause::Unusable { .. }
             | Cause::BadSetup { .. }
             | Cause::Overtaken
-            | Cause::GivenUp => false,
+            | Cause::GivenUp
+            | Cause::NotAtRest { .. }
+            | Cause::BadState { .. } => false,
             Cause::NoListener { .. }
             | Cause::CannotConnect { .. }
             | Cause::Closed { .. }
@@ -159,6 +181,7 @@ impl Cause {
             | Cause::Violation { .. }
             | Cause::Io { .. }
             | Cause::Poisoned
+            | Cause::NotLoaded { .. }
             | Cause::Stopped => true,
         }
     }

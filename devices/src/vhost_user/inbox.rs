@@ -2,7 +2,7 @@
 //!
 //! Orders are carried out one at a time, in the order in which they came, whoever gave them. The inbox is bounded. The
 //! transport has at most one activation and one reset waiting, the owner one order to suspend and the one to resume that
-//! follows it. An order beyond its giver's contract is not taken. Of the guest's writes to the configuration space the oldest
+//! follows it, a job one order and what ends an attempt that it has given up. An order beyond its giver's contract is not taken. Of the guest's writes to the configuration space the oldest
 //! are dropped when there are too many.
 
 use std::collections::VecDeque;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::BackendSpec;
 use super::error::{Cause, Error};
+use super::moving::{Begin, Check, TransferError, VhostUserStateV1};
 use crate::virtio::{Activation, TransportEvents};
 
 /// Orders of the transport that may wait. Two are legal; the rest is for a transport
@@ -20,6 +21,9 @@ const MAX_FROM_TRANSPORT: usize = 16;
 /// Orders of the owner that may wait: a suspension that it has given up, and the resumption that says so. It gives no other
 /// before both are answered.
 const MAX_FROM_OWNER: usize = 2;
+
+/// Orders of jobs that may wait. A job has one at a time; the rest is for attempts that it has given up.
+const MAX_FROM_JOBS: usize = 4;
 
 /// Writes to the configuration space that may wait.
 const MAX_WRITES: usize = 16;
@@ -34,34 +38,71 @@ pub(super) enum Order {
     Suspend(Done),
     /// Start what was suspended.
     Resume(Done),
+    /// Let the back-end get its state ready to be saved.
+    Prepare(Done),
+    /// Let it be.
+    Unprepare(Done),
+    /// Ask the back-end to move its state.
+    BeginState(Begin),
+    /// Ask the back-end how that went.
+    CheckState(Check),
+    /// Give the back-end what was saved, but for its own state.
+    Restore(Box<Restoring>, Done),
+    /// The back-end's own state will not be there.
+    GiveUpLoad(TransferError),
+}
+
+/// Who gives orders.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Giver {
+    Transport,
+    Owner,
+    Job,
 }
 
 impl Order {
-    fn is_from_owner(&self) -> bool {
-        matches!(self, Order::Suspend(_) | Order::Resume(_))
+    fn giver(&self) -> Giver {
+        match self {
+            Order::Activate(..) | Order::Reset(_) => Giver::Transport,
+            Order::Suspend(_) | Order::Resume(_) => Giver::Owner,
+            Order::Prepare(_)
+            | Order::Unprepare(_)
+            | Order::BeginState(_)
+            | Order::CheckState(_)
+            | Order::Restore(..)
+            | Order::GiveUpLoad(_) => Giver::Job,
+        }
     }
 
     /// How many orders of the same giver may wait.
     fn room(&self) -> usize {
-        match self.is_from_owner() {
-            true => MAX_FROM_OWNER,
-            false => MAX_FROM_TRANSPORT,
+        match self.giver() {
+            Giver::Transport => MAX_FROM_TRANSPORT,
+            Giver::Owner => MAX_FROM_OWNER,
+            Giver::Job => MAX_FROM_JOBS,
         }
     }
 }
 
-type Tell = Box<dyn FnOnce(Result<(), Error>) + Send>;
+/// What a device is to be restored from.
+pub(super) struct Restoring {
+    /// How the driver has started it, if it has.
+    pub activation: Option<Activation>,
+    pub state: VhostUserStateV1,
+}
 
-/// Who waits for the end of a suspension or of its opposite. Told exactly once: when it is dropped untold, then that
+type Tell<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
+
+/// Who waits for what an order of the owner's or of a job brings. Told exactly once: when it is dropped untold, then that
 /// the device is gone.
-pub(super) struct Done {
-    tell: Option<Tell>,
+pub(super) struct Done<T = ()> {
+    tell: Option<Tell<T>>,
     device: String,
     socket: PathBuf,
 }
 
-impl Done {
-    pub fn new(spec: &BackendSpec, tell: impl FnOnce(Result<(), Error>) + Send + 'static) -> Self {
+impl<T> Done<T> {
+    pub fn new(spec: &BackendSpec, tell: impl FnOnce(Result<T, Error>) + Send + 'static) -> Self {
         Done {
             tell: Some(Box::new(tell)),
             device: spec.id.clone(),
@@ -69,18 +110,18 @@ impl Done {
         }
     }
 
-    pub fn tell(mut self, outcome: Result<(), Error>) {
+    pub fn tell(mut self, outcome: Result<T, Error>) {
         self.tell_once(outcome);
     }
 
-    fn tell_once(&mut self, outcome: Result<(), Error>) {
+    fn tell_once(&mut self, outcome: Result<T, Error>) {
         if let Some(tell) = self.tell.take() {
             tell(outcome);
         }
     }
 }
 
-impl Drop for Done {
+impl<T> Drop for Done<T> {
     fn drop(&mut self) {
         let error = Error {
             device: std::mem::take(&mut self.device),
@@ -116,11 +157,11 @@ impl Inbox {
         if self.closed {
             return Err(Refused::Closed(order));
         }
-        let from_owner = order.is_from_owner();
+        let giver = order.giver();
         let waiting = self
             .orders
             .iter()
-            .filter(|other| other.is_from_owner() == from_owner)
+            .filter(|other| other.giver() == giver)
             .count();
         if waiting >= order.room() {
             return Err(Refused::Full(order));

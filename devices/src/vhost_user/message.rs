@@ -162,6 +162,14 @@ impl ReplyShape {
         }
     }
 
+    /// Exactly `size` bytes, and a file descriptor or none.
+    pub const fn with_fd(size: u32) -> Self {
+        ReplyShape {
+            sizes: [size; 3],
+            most_fds: 1,
+        }
+    }
+
     /// Nothing, `second` or `third` bytes, and no file descriptor.
     pub const fn empty_or(second: u32, third: u32) -> Self {
         ReplyShape {

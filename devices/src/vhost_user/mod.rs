@@ -12,6 +12,8 @@
 //!   ready(Err): the worker ends                closed, violation, dead:   Failed
 //! ```
 //!
+//! A device that is restored comes from *Idle* to *Suspended*, by way of *Changing* if state has to be loaded into its back-end.
+//!
 //! A device that has failed stays failed: it answers activations with an error and resets at once, so that the guest
 //! can go on without it.
 //!
@@ -19,7 +21,8 @@
 //! |---|---|
 //! | `device` | the handle |
 //! | `shared`, `inbox`, `counters` | what the handle and the worker share; what is to be done; what can be counted |
-//! | `worker` | the thread: its loop; `orders`: one at a time; `session`: from activation to reset; `suspend`: stopping and going on in between; `drain`: requests in flight; `config`: the configuration space |
+//! | `worker` | the thread: its loop; `orders`: one at a time; `session`: from activation to reset; `suspend`: stopping and going on in between; `drain`: requests in flight; `config`: the configuration space; `moving`: asking for a move of state; `restore`: from a session's state back to it |
+//! | `moving` | the state inside the back-end on its way, and what is saved beside it |
 //! | `negotiation` | connecting, and agreeing on everything before the guest may see the device |
 //! | `profile` | what is particular to a device's type |
 //! | `frontend` | the messages, typed |
@@ -39,6 +42,7 @@ mod inbox;
 pub mod incoming;
 pub mod memory;
 pub mod message;
+mod moving;
 pub mod negotiated;
 mod negotiation;
 mod profile;
@@ -58,6 +62,10 @@ pub use device::{DeviceObserver, DeviceState, Starting, VhostUserDevice};
 pub use error::{Cause, During, Error, Violation};
 pub use memory::RamRegion;
 pub use message::RequestCode;
+pub use moving::{
+    BackEndStateV1, Loading, RingStateV1, StateCause, StateError, StateLimits, StateStep, Transfer,
+    TransferError, VhostUserStateV1,
+};
 pub use negotiated::Negotiated;
 pub use profile::{Access, BackendState, Blk, Fs, Generic, MAX_TAG, Profile};
 pub use socket::MAX_FDS;

@@ -35,4 +35,13 @@ impl Negotiated {
     pub fn offers_device_state(&self) -> bool {
         self.offered_protocol & VhostUserProtocolFeatures::DEVICE_STATE.bits() != 0
     }
+
+    /// Whether the back-end can be told that its state is going to be saved: by LOG_ALL, which may be accepted where
+    /// there is LOG_SHMFD.
+    pub fn offers_preparation(&self) -> bool {
+        let log_all = VhostUserVirtioFeatures::LOG_ALL.bits();
+        self.offers_device_state()
+            && self.backend_features & log_all != 0
+            && self.protocol.contains(VhostUserProtocolFeatures::LOG_SHMFD)
+    }
 }

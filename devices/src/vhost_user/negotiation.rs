@@ -123,10 +123,11 @@ fn check_features(features: u64) -> Result<(), Cause> {
 }
 
 /// The protocol features to use of those `offered`. The back-end channel serves for changes of
-/// the configuration space only, so it goes with that.
+/// the configuration space only, so it goes with that. LOG_SHMFD is what makes LOG_ALL a feature that may be accepted, from
+/// which on a back-end keeps its state ready to be saved.
 fn choose_protocol(offered: u64, wants_config: bool) -> VhostUserProtocolFeatures {
     use VhostUserProtocolFeatures as P;
-    let mut used = P::MQ | P::REPLY_ACK | P::RESET_DEVICE;
+    let mut used = P::MQ | P::REPLY_ACK | P::RESET_DEVICE | P::LOG_SHMFD | P::DEVICE_STATE;
     let offered = P::from_bits_truncate(offered);
     if wants_config && offered.contains(P::CONFIG) {
         used |= P::CONFIG | P::BACKEND_REQ;

@@ -62,6 +62,13 @@ pub fn indexes(ram: &[RamRegion], place: &Place) -> io::Result<Indexes> {
     Ok(Indexes { available, used })
 }
 
+/// Whether the back-end, which is to go on at `base`, has used all before that and nothing behind it. In a ring that makes no sense
+/// (the guest's doing) any place is as good.
+pub fn is_settled(ram: &[RamRegion], place: &Place, base: u16) -> bool {
+    indexes(ram, place)
+        .is_ok_and(|indexes| indexes.outstanding() > place.size || indexes.used == base)
+}
+
 /// Whether the size of `queue` is legal, and its parts are aligned (Virtual I/O Device 1.2, 2.7) and lie in `ram`.
 pub fn fits(ram: &[RamRegion], queue: &ActiveQueue) -> bool {
     let size = u64::from(queue.size);

@@ -13,6 +13,7 @@ use super::device::DeviceState;
 use super::error::{Cause, Error};
 use super::inbox::{ConfigWrite, Inbox, Order, Refused};
 use super::memory::RamRegion;
+use super::moving::RingStateV1;
 use crate::virtio::TransportEvents;
 
 /// The configuration space as the guest sees it now.
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub counters: Arc<Counters>,
     /// The rings of the running session.
     rings: Mutex<RunningRings>,
+    /// Where the rings of the session that is suspended are to go on.
+    stopped: Mutex<Vec<RingStateV1>>,
 }
 
 impl Shared {
@@ -55,6 +58,7 @@ impl Shared {
             error: Mutex::default(),
             counters: Arc::default(),
             rings: Mutex::default(),
+            stopped: Mutex::default(),
         })
     }
 
@@ -110,6 +114,14 @@ impl Shared {
 
     pub fn set_rings(&self, rings: RunningRings) {
         *lock(&self.rings) = rings;
+    }
+
+    pub fn stopped(&self) -> Vec<RingStateV1> {
+        lock(&self.stopped).clone()
+    }
+
+    pub fn set_stopped(&self, stopped: Vec<RingStateV1>) {
+        *lock(&self.stopped) = stopped;
     }
 
     /// Works on the configuration space.

@@ -52,6 +52,10 @@ pub enum Reaction {
     Close,
     /// Sends these bytes and as many file descriptors.
     Send(Vec<u8>, usize),
+    /// Sends these bytes and these file descriptors.
+    SendFds(Vec<u8>, Vec<OwnedFd>),
+    /// Sends these bytes later.
+    SendLate(Duration, Vec<u8>, Vec<OwnedFd>),
     /// Answers honestly, and sends these bytes after it.
     Extra(Vec<u8>),
 }
@@ -188,6 +192,11 @@ pub fn send(stream: &UnixStream, bytes: &[u8], fd_count: usize) {
     let _ = stream.send_with_fds(&[bytes], &fds);
 }
 
+fn give(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) {
+    let fds: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+    let _ = stream.send_with_fds(&[bytes], &fds);
+}
+
 fn serve(stream: &UnixStream, offer: &Offer, mut script: Script, sender: &Sender<Seen>) {
     let socket = Socket::from(OwnedFd::from(stream.try_clone().unwrap()));
     let mut incoming = Incoming::default();
@@ -197,6 +206,10 @@ fn serve(stream: &UnixStream, offer: &Offer, mut script: Script, sender: &Sender
         number += 1;
         let reaction = script(&seen);
         let honest = honest_answer(offer, &seen);
+        if seen.is(FrontendReq::SET_DEVICE_STATE_FD) {
+            // As long as they are open, a pipe has no end.
+            seen.fds.clear();
+        }
         let _ = sender.send(seen);
         let say = |bytes: Option<Vec<u8>>| {
             if let Some(bytes) = bytes {
@@ -212,6 +225,11 @@ fn serve(stream: &UnixStream, offer: &Offer, mut script: Script, sender: &Sender
             Reaction::Silence => {}
             Reaction::Close => return,
             Reaction::Send(bytes, fds) => send(stream, &bytes, fds),
+            Reaction::SendFds(bytes, fds) => give(stream, &bytes, &fds),
+            Reaction::SendLate(delay, bytes, fds) => {
+                thread::sleep(delay);
+                give(stream, &bytes, &fds);
+            }
             Reaction::Extra(bytes) => {
                 let mut both = honest.unwrap_or_default();
                 both.extend_from_slice(&bytes);
@@ -230,6 +248,8 @@ fn honest_answer(offer: &Offer, seen: &Seen) -> Option<Vec<u8>> {
         FrontendReq::GET_QUEUE_NUM => number(offer.queues),
         FrontendReq::GET_VRING_BASE => Some(answer(code, &seen.payload)),
         FrontendReq::GET_CONFIG => Some(answer(code, &config_answer(offer, &seen.payload))),
+        FrontendReq::SET_DEVICE_STATE_FD => number(0x100),
+        FrontendReq::CHECK_DEVICE_STATE => number(0),
         _ if seen.needs_reply => number(0),
         _ => None,
     }

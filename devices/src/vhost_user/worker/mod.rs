@@ -6,7 +6,9 @@
 
 mod config;
 mod drain;
+mod moving;
 mod orders;
+mod restore;
 mod session;
 mod suspend;
 
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::moving::Moving;
 use self::orders::Current;
 use self::session::Session;
 use super::connection::Connection;
@@ -41,6 +44,12 @@ pub(super) struct Worker {
     told_ram: Option<Arc<[RamRegion]>>,
     /// Since the guest's last reset: which rings the back-end has been given.
     session: Option<Session>,
+    /// Whether the back-end has been told to get its state ready to be saved, by LOG_ALL among the features.
+    prepared: bool,
+    /// The move of state that is under way.
+    moving: Option<Moving>,
+    /// How many moves have been begun.
+    moves: u64,
     /// The configuration space has to be fetched again.
     config_is_stale: bool,
     /// Who asked for what is being done, and is still to be answered.
@@ -131,6 +140,9 @@ impl Worker {
             negotiated,
             told_ram: None,
             session: None,
+            prepared: false,
+            moving: None,
+            moves: 0,
             config_is_stale: false,
             current: None,
             refusal_logged: false,

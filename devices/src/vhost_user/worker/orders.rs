@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Worker, clear};
+use super::{Worker, clear, moving};
 use crate::sys::poll::{self, Interest};
 use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::{Cause, Error};
 use crate::vhost_user::frontend::Patience;
 use crate::vhost_user::inbox::{Done, Order};
+use crate::vhost_user::moving::Begun;
 use crate::vhost_user::shared::Shared;
 use crate::virtio::{Activation, ActivationFailed, TransportEvents};
 
@@ -18,6 +19,7 @@ pub(super) enum Current {
     Activation(Arc<dyn TransportEvents>),
     Reset(Arc<dyn TransportEvents>),
     Owners(Done),
+    Moving(Done<Begun>),
 }
 
 impl Current {
@@ -27,6 +29,10 @@ impl Current {
             Current::Activation(transport) => transport.activated(Err(ActivationFailed)),
             Current::Reset(transport) => transport.reset_done(),
             Current::Owners(done) => {
+                done.tell(Err(error.clone()));
+                return false;
+            }
+            Current::Moving(done) => {
                 done.tell(Err(error.clone()));
                 return false;
             }
@@ -46,8 +52,14 @@ impl Current {
         }
     }
 
-    fn done(self, outcome: Result<(), Error>) {
+    pub fn done(self, outcome: Result<(), Error>) {
         if let Current::Owners(done) = self {
+            done.tell(outcome);
+        }
+    }
+
+    pub fn begun(self, outcome: Result<Begun, Error>) {
+        if let Current::Moving(done) = self {
             done.tell(outcome);
         }
     }
@@ -83,13 +95,14 @@ impl Worker {
                 self.resume()?;
                 self.answer(|current| current.done(Ok(())));
             }
+            of_a_job => self.carry_out_for_job(of_a_job)?,
         }
         let each = Patience::PerMessage(self.limits.request);
         self.frontend.set_patience(each);
         Ok(())
     }
 
-    fn answer(&mut self, say: impl FnOnce(Current)) {
+    pub(super) fn answer(&mut self, say: impl FnOnce(Current)) {
         if let Some(current) = self.current.take() {
             say(current);
         }
@@ -122,6 +135,8 @@ impl Worker {
                 return Err(cause.late_is_dead());
             }
         }
+        self.moving = None;
+        self.shared.set_stopped(Vec::new());
         self.shared.set_rings(Default::default());
         self.shared.counters.resets.add();
         self.shared.set_state(DeviceState::Idle);
@@ -138,6 +153,7 @@ pub(super) fn serve_failed(shared: &Shared) {
                 Order::Activate(_, transport) => transport.activated(Err(ActivationFailed)),
                 Order::Reset(transport) => transport.reset_done(),
                 Order::Suspend(done) | Order::Resume(done) => done.tell(Ok(())),
+                of_a_job => moving::refuse(of_a_job, &shared.error_from(Cause::Poisoned)),
             }
         }
         shared.clear_writes();

@@ -28,7 +28,9 @@ pub(super) struct Session {
 pub(super) enum Service {
     /// The activation has not ended, or not well: the guest has to reset the device.
     Incomplete,
-    /// The rings were all enabled.
+    /// It is being restored, and its back-end's state is not there yet: the rings must not be started.
+    Unloaded,
+    /// The rings were all enabled, or may be.
     Complete,
 }
 
@@ -54,21 +56,24 @@ impl Worker {
                 });
             }
         }
-        let session = self.session.insert(Session {
-            ram: Arc::clone(&ram),
+        let mut session = Session {
+            ram,
             rings: Vec::new(),
             service: Service::Incomplete,
-        });
+        };
+        let result = self.start_session(&mut session, &activation);
+        self.session = Some(session);
+        result
+    }
+
+    fn start_session(
+        &mut self,
+        session: &mut Session,
+        activation: &Activation,
+    ) -> Result<(), Cause> {
+        let ram = Arc::clone(&session.ram);
+        self.tell_features_and_ram(activation.features, &ram)?;
         let frontend = &mut self.frontend;
-        frontend.set_features(self.negotiated.acknowledge(activation.features))?;
-        let knows = |told: &Arc<[RamRegion]>| Arc::ptr_eq(told, &ram);
-        if !self.told_ram.as_ref().is_some_and(knows) {
-            // Should the answer be lost, the table is sent again.
-            self.told_ram = None;
-            // One table, which replaces whatever was told before: guest RAM has two regions at most.
-            frontend.set_mem_table(&ram)?;
-            self.told_ram = Some(Arc::clone(&ram));
-        }
         for queue in &activation.queues {
             let given_up = |order: &Order| matches!(order, Order::Reset(_));
             if self.shared.has_order(given_up) {
@@ -94,6 +99,26 @@ impl Worker {
         // the signal and leave the ring alone.
         for queue in &activation.queues {
             kick(queue);
+        }
+        Ok(())
+    }
+
+    /// The features that the driver has accepted, and guest RAM if the back-end does not know it.
+    pub(super) fn tell_features_and_ram(
+        &mut self,
+        features: u64,
+        ram: &Arc<[RamRegion]>,
+    ) -> Result<(), Cause> {
+        let frontend = &mut self.frontend;
+        frontend.set_features(self.negotiated.acknowledge(features))?;
+        self.prepared = false;
+        let knows = |told: &Arc<[RamRegion]>| Arc::ptr_eq(told, ram);
+        if !self.told_ram.as_ref().is_some_and(knows) {
+            // Should the answer be lost, the table is sent again.
+            self.told_ram = None;
+            // One table, which replaces whatever was told before: guest RAM has two regions at most.
+            frontend.set_mem_table(ram)?;
+            self.told_ram = Some(Arc::clone(ram));
         }
         Ok(())
     }

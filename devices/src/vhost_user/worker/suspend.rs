@@ -32,7 +32,8 @@ use crate::vhost_user::rings;
 impl Worker {
     /// Stops all rings, and keeps where they are to go on. The inner error leaves the device alive.
     pub(super) fn suspend(&mut self) -> Result<Result<(), Cause>, Cause> {
-        let Some(mut session) = self.session.take() else {
+        let stands = |session: &mut Session| session.service != Service::Unloaded;
+        let Some(mut session) = self.session.take_if(stands) else {
             return Ok(Ok(()));
         };
         self.shared.set_state(DeviceState::Changing);
@@ -45,6 +46,7 @@ impl Worker {
         match result {
             Ok(()) => {
                 self.shared.counters.suspends.add();
+                self.publish_stopped();
                 self.shared.set_state(DeviceState::Suspended);
                 Ok(Ok(()))
             }
@@ -121,8 +123,13 @@ impl Worker {
 
     /// Starts the rings that are stopped. There is no message for that: they are set up anew.
     pub(super) fn resume(&mut self) -> Result<(), Cause> {
+        self.moving = None;
+        self.refuse_unloaded()?;
         if let Some(mut session) = self.session.take() {
-            let result = self.restart_rings(&mut session);
+            self.shared.set_stopped(Vec::new());
+            let result = self
+                .unprepare(&session)
+                .and_then(|()| self.restart_rings(&mut session));
             let state = session.state();
             self.session = Some(session);
             result.map_err(Cause::late_is_dead)?;
@@ -170,6 +177,7 @@ impl Session {
     fn state(&self) -> DeviceState {
         let any_stopped = self.rings.iter().any(|ring| ring.stopped_at.is_some());
         match (self.service, any_stopped) {
+            (Service::Unloaded, _) => DeviceState::Changing,
             (Service::Incomplete, _) => DeviceState::Idle,
             (Service::Complete, false) => DeviceState::Active,
             (Service::Complete, true) => DeviceState::Changing,

@@ -1,0 +1,138 @@
+//! Writing state into a back-end.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_migration::Watch;
+
+use super::StateLimits;
+use super::error::{StateCause, StateError, StateStep, TransferError};
+use super::half::{Half, Open};
+use crate::sys::poll::Interest;
+use crate::vhost_user::frontend::Direction;
+use crate::vhost_user::inbox::Order;
+use crate::vhost_user::shared::Shared;
+
+/// State on its way into a back-end.
+///
+/// Dropping it before [`Loading::finish`] has succeeded is the device's end: its back-end has a part of a state and takes it
+/// for the whole, and must not be let start. The device fails then, with the reason.
+pub struct Loading {
+    half: Half,
+    progress: Progress,
+    written: u64,
+}
+
+enum Progress {
+    /// Nobody has asked yet whether the back-end is willing.
+    Waiting,
+    /// State goes into the back-end.
+    Open(Open),
+    /// All of it is there, and good.
+    Good,
+    /// It will not be there.
+    Failed(TransferError),
+}
+
+impl Loading {
+    pub(in crate::vhost_user) fn begin(shared: &Arc<Shared>, limits: &StateLimits) -> Self {
+        Loading {
+            half: Half::begin(shared, limits, Direction::Load),
+            progress: Progress::Waiting,
+            written: 0,
+        }
+    }
+
+    /// Writes the next part of the state; `watch` is told how much of it. This waits for the back-end, within the limits.
+    ///
+    /// # Errors
+    /// The load has failed, and nothing more can be written.
+    pub fn write(&mut self, data: &[u8], watch: &dyn Watch) -> Result<(), StateError> {
+        let result = self.try_write(data, watch);
+        self.note(result)
+    }
+
+    /// Ends the state, and asks the back-end whether it is good. Returns how many bytes it were.
+    ///
+    /// # Errors
+    /// The load has failed, and the device with it.
+    pub fn finish(mut self, watch: &dyn Watch) -> Result<u64, StateError> {
+        let result = self.try_finish(watch);
+        self.note(result)?;
+        Ok(self.written)
+    }
+
+    fn note<T>(&mut self, result: Result<T, StateError>) -> Result<T, StateError> {
+        if let Err(StateError::BackEnd(error)) = &result {
+            self.progress = Progress::Failed(error.clone());
+        }
+        if let Err(StateError::Cancelled) = &result {
+            self.progress = Progress::Failed(self.given_up());
+        }
+        result
+    }
+
+    fn given_up(&self) -> TransferError {
+        self.half.error(StateStep::Write, StateCause::GivenUp)
+    }
+
+    /// The way into the back-end, once that has said that it is willing.
+    fn open(&mut self, watch: &dyn Watch) -> Result<Open, StateError> {
+        match std::mem::replace(&mut self.progress, Progress::Waiting) {
+            Progress::Waiting => self.half.open(watch),
+            Progress::Open(open) => Ok(open),
+            Progress::Failed(error) => Err(error.into()),
+            Progress::Good => Err(self.given_up().into()),
+        }
+    }
+
+    fn try_write(&mut self, data: &[u8], watch: &dyn Watch) -> Result<(), StateError> {
+        let open = self.open(watch)?;
+        let most = self.half.limits.most;
+        let error = |cause| Err(self.half.error(StateStep::Write, cause).into());
+        let mut rest = data;
+        while !rest.is_empty() {
+            let after = self.written;
+            if watch.cancelled() {
+                return Err(StateError::Cancelled);
+            }
+            if rest.len() as u64 > most.saturating_sub(after) {
+                return error(StateCause::TooMuch { most });
+            }
+            match open.stream.try_write(rest) {
+                Ok(count) => {
+                    rest = &rest[count..];
+                    self.written += count as u64;
+                    watch.done(count as u64);
+                }
+                Err(source) if source.kind() == io::ErrorKind::WouldBlock => {
+                    let stream = &open.stream;
+                    self.half.wait(stream, Interest::Write, after, watch)?;
+                }
+                Err(source) => return error(StateCause::Broken { after, source }),
+            }
+        }
+        self.progress = Progress::Open(open);
+        Ok(())
+    }
+
+    fn try_finish(&mut self, watch: &dyn Watch) -> Result<(), StateError> {
+        let Open { stream, ticket } = self.open(watch)?;
+        // Its end is the state's end.
+        drop(stream);
+        self.half.check(ticket, watch)?;
+        self.progress = Progress::Good;
+        Ok(())
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        let reason = match &self.progress {
+            Progress::Good => return,
+            Progress::Failed(error) => error.clone(),
+            Progress::Waiting | Progress::Open(_) => self.given_up(),
+        };
+        self.half.shared.post_order(Order::GiveUpLoad(reason));
+    }
+}
