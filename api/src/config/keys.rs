@@ -84,6 +84,14 @@ pub const VHOST_USER: &[Key] = &[
     key("config", Kind::Bytes),
 ];
 
+/// `--restore`. The devices' sockets have a flag of their own.
+pub const RESTORE: &[Key] = &[
+    key("source_url", Kind::Path),
+    key("memory_restore_mode", Kind::Text),
+    key("resume", Kind::Switch),
+    key("prefault", Kind::Switch),
+];
+
 /// The names of the keys, in order.
 pub fn names(keys: &[Key]) -> Vec<&'static str> {
     keys.iter().map(|key| key.name).collect()
