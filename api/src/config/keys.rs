@@ -112,10 +112,14 @@ mod tests {
             ("Disk", DISK),
             ("Fs", FS),
             ("VhostUser", VHOST_USER),
+            ("Restore", RESTORE),
         ] {
             let properties = &api["components"]["schemas"][schema]["properties"];
             let properties = properties.as_object().unwrap().keys().map(String::as_str);
             let fields = keys.iter().map(|key| key.field);
+            // `--restore-socket`.
+            let elsewhere = (schema == "Restore").then_some("devices");
+            let fields = fields.chain(elsewhere);
             assert_eq!(
                 fields.collect::<BTreeSet<_>>(),
                 properties.collect(),
