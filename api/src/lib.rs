@@ -12,6 +12,7 @@ mod json;
 pub mod openapi;
 pub mod server;
 pub mod snapshot;
+pub mod url;
 pub mod wire;
 
 pub use chain::chain;

@@ -21,17 +21,32 @@ use crate::wire;
 /// The mark of what other monitors do not have.
 const ADDITION: &str = "x-ferry-addition";
 /// The types and fields that are Ferry's own, as paths into the schemas.
-const ADDED: [&str; 10] = [
+const ADDED: [&str; 25] = [
     "VhostUser",
     "State",
     "DeviceState",
     "EventReport",
+    "Progress",
+    "Operation",
+    "Status",
+    "Step",
+    "StepReport",
+    "RamProgress",
+    "DeviceProgress",
+    "After",
+    "RestoreDevice",
     "VmConfig/properties/vhost_user",
     "VmInfo/properties/transition",
     "DeviceNode/properties/device_type",
     "DeviceNode/properties/state",
     "DeviceNode/properties/error",
     "DeviceNode/properties/features",
+    "Snapshot/properties/pause",
+    "Snapshot/properties/after",
+    "Snapshot/properties/hold_s",
+    "Snapshot/properties/prepare_ms",
+    "Snapshot/properties/state_most",
+    "Restore/properties/devices",
 ];
 
 /// The description as pretty JSON, with a line break at its end.
@@ -39,6 +54,9 @@ pub fn document() -> String {
     let mut schemas = Vec::new();
     add::<wire::VmConfig>(&mut schemas);
     add::<wire::RemoveDevice>(&mut schemas);
+    add::<wire::Snapshot>(&mut schemas);
+    add::<wire::Restore>(&mut schemas);
+    add::<wire::Progress>(&mut schemas);
     add::<wire::Ping>(&mut schemas);
     add::<wire::VmInfo>(&mut schemas);
     add::<wire::EventReport>(&mut schemas);
@@ -133,6 +151,8 @@ fn request(route: Route) -> Option<RefOr<Schema>> {
         Route::AddDisk => wire::Disk::name(),
         Route::AddFs => wire::Fs::name(),
         Route::RemoveDevice => wire::RemoveDevice::name(),
+        Route::Snapshot => wire::Snapshot::name(),
+        Route::Restore => wire::Restore::name(),
         _ => return None,
     };
     Some(reference(&name))
@@ -143,6 +163,7 @@ fn answer(route: Route) -> Option<Content> {
         Route::Ping => reference(&wire::Ping::name()),
         Route::Info => reference(&wire::VmInfo::name()),
         Route::Counters => <crate::control::Counters as PartialSchema>::schema(),
+        Route::Progress => reference(&wire::Progress::name()),
         Route::Events => {
             let events = ArrayBuilder::new().items(reference(&wire::EventReport::name()));
             RefOr::T(Schema::Array(events.build()))

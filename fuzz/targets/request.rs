@@ -53,6 +53,22 @@ fn describes_itself(request: &Request) {
                 serde_json::to_vec(&wire::Fs::from(&**fs)),
             )
         }
+        Request::Snapshot(snapshot) => {
+            snapshot.check().expect("the snapshot was checked");
+            assert!(snapshot.destination.is_absolute());
+            (
+                "/api/v1/vm.snapshot",
+                serde_json::to_vec(&wire::Snapshot::from(&**snapshot)),
+            )
+        }
+        Request::Restore(restore) => {
+            restore.check().expect("the restore was checked");
+            assert!(restore.source.is_absolute());
+            (
+                "/api/v1/vm.restore",
+                serde_json::to_vec(&wire::Restore::from(&**restore)),
+            )
+        }
         _ => return,
     };
     let json = json.expect("it can be written");

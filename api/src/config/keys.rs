@@ -84,6 +84,14 @@ pub const VHOST_USER: &[Key] = &[
     key("config", Kind::Bytes),
 ];
 
+/// `--restore`. The devices' sockets have a flag of their own.
+pub const RESTORE: &[Key] = &[
+    key("source_url", Kind::Path),
+    key("memory_restore_mode", Kind::Text),
+    key("resume", Kind::Switch),
+    key("prefault", Kind::Switch),
+];
+
 /// The names of the keys, in order.
 pub fn names(keys: &[Key]) -> Vec<&'static str> {
     keys.iter().map(|key| key.name).collect()
@@ -104,10 +112,14 @@ mod tests {
             ("Disk", DISK),
             ("Fs", FS),
             ("VhostUser", VHOST_USER),
+            ("Restore", RESTORE),
         ] {
             let properties = &api["components"]["schemas"][schema]["properties"];
             let properties = properties.as_object().unwrap().keys().map(String::as_str);
             let fields = keys.iter().map(|key| key.field);
+            // `--restore-socket`.
+            let elsewhere = (schema == "Restore").then_some("devices");
+            let fields = fields.chain(elsewhere);
             assert_eq!(
                 fields.collect::<BTreeSet<_>>(),
                 properties.collect(),

@@ -3,7 +3,11 @@
 //! - Double quotes take commas and brackets into a value: `socket="/tmp/a,b"`. The quotes themselves go away.
 //! - Brackets make a list: `drain=[0,1]`.
 
+mod restore;
+
 use std::str::FromStr;
+
+pub use restore::WrongRestore;
 
 use super::SerialConfig;
 

@@ -4,6 +4,7 @@
 //! meets the outside world's refusals.
 
 mod machine;
+mod saved;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -62,7 +63,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    fn value(
+    pub(crate) fn value(
         field: &'static str,
         value: impl fmt::Display,
         reason: impl Into<Cow<'static, str>>,

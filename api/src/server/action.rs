@@ -130,6 +130,21 @@ pub fn read_action(
             let id = id.map_err(|fault| invalid("there is no device without a name", &fault))?;
             Request::RemoveDevice(id)
         }
+        Route::Snapshot => {
+            let snapshot = json::<wire::Snapshot>(body)?.check();
+            let snapshot =
+                snapshot.map_err(|fault| invalid("the snapshot cannot be as asked for", &fault))?;
+            Request::Snapshot(Box::new(snapshot))
+        }
+        Route::Restore => {
+            let restore = json::<wire::Restore>(body)?.check();
+            let restore =
+                restore.map_err(|fault| invalid("the restore cannot be as asked for", &fault))?;
+            Request::Restore(Box::new(restore))
+        }
+        Route::Progress => Request::Progress,
+        Route::Cancel => Request::Cancel,
+        Route::SnapshotRelease => Request::ReleaseHold,
     };
     Ok(Action::Ask(request))
 }

@@ -62,11 +62,16 @@ pub enum Route {
     AddDisk,
     AddFs,
     RemoveDevice,
+    Snapshot,
+    Restore,
+    Progress,
+    Cancel,
+    SnapshotRelease,
     Metrics,
 }
 
 /// The table.
-pub const ROUTES: [Entry; 17] = [
+pub const ROUTES: [Entry; 22] = [
     get(
         "/api/v1/vmm.ping",
         Route::Ping,
@@ -128,6 +133,7 @@ pub const ROUTES: [Entry; 17] = [
         "Report the counters, by device and name",
     ),
     ferry(
+        Method::Get,
         "/api/v1/vm.events",
         Route::Events,
         "Report events after the one of a number; wait for the next one if there are none",
@@ -147,7 +153,36 @@ pub const ROUTES: [Entry; 17] = [
         Route::RemoveDevice,
         "Remove a device from a machine that does not run",
     ),
+    put(
+        "/api/v1/vm.snapshot",
+        Route::Snapshot,
+        "Save the guest and what its back-ends hold; answered when the snapshot is on disk",
+    ),
+    put(
+        "/api/v1/vm.restore",
+        Route::Restore,
+        "Bring a saved guest back; there is no virtual machine yet",
+    ),
     ferry(
+        Method::Get,
+        "/api/v1/vm.progress",
+        Route::Progress,
+        "Report how a snapshot or restore stands, or how the last one has ended",
+    ),
+    ferry(
+        Method::Put,
+        "/api/v1/vm.cancel",
+        Route::Cancel,
+        "Give the snapshot or restore up that is under way; a guest that was saved goes on",
+    ),
+    ferry(
+        Method::Put,
+        "/api/v1/vm.snapshot-release",
+        Route::SnapshotRelease,
+        "Go on with a snapshot that holds the guest",
+    ),
+    ferry(
+        Method::Get,
         "/metrics",
         Route::Metrics,
         "Report all numbers in Prometheus' text format",
@@ -179,9 +214,9 @@ const fn put(path: &'static str, route: Route, summary: &'static str) -> Entry {
     }
 }
 
-const fn ferry(path: &'static str, route: Route, summary: &'static str) -> Entry {
+const fn ferry(method: Method, path: &'static str, route: Route, summary: &'static str) -> Entry {
     Entry {
-        method: Method::Get,
+        method,
         path,
         route,
         origin: Origin::Ferry,

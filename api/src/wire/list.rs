@@ -1,9 +1,10 @@
-//! Lists whose length is bounded before they take memory.
+//! Lists and maps whose length is bounded before they take memory.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// More than any list in the API may hold.
 const MOST: usize = 256;
@@ -15,6 +16,47 @@ where
     T: Deserialize<'de>,
 {
     deserializer.deserialize_option(Bounded(PhantomData))
+}
+
+/// The same of a map.
+pub fn bounded_map<'de, D, T>(deserializer: D) -> Result<Option<BTreeMap<String, T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let map: Option<Map<T>> = Option::deserialize(deserializer)?;
+    Ok(map.map(|map| map.0))
+}
+
+struct Map<T>(BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Map<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(BoundedMap(PhantomData))
+    }
+}
+
+struct BoundedMap<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for BoundedMap<T> {
+    type Value = Map<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object or null")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((key, value)) = entries.next_entry()? {
+            map.insert(key, value);
+            if map.len() > MOST {
+                return Err(A::Error::custom(format_args!(
+                    "the object has more than {MOST} entries"
+                )));
+            }
+        }
+        Ok(Map(map))
+    }
 }
 
 struct Bounded<T>(PhantomData<T>);

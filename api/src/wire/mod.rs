@@ -11,11 +11,17 @@ mod check;
 mod describe;
 mod info;
 mod list;
+mod progress;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
 pub use check::Wrong;
 pub use info::{DeviceNode, DeviceState, EventReport, Ping, Timestamp, VmInfo, VmState};
+pub use progress::{DeviceProgress, Operation, Progress, RamProgress, Status, Step, StepReport};
+pub use snapshot::{After, MemoryMode, Restore, RestoreDevice, Snapshot};
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -254,4 +260,9 @@ pub struct RemoveDevice {
     #[schema(required = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+}
+
+/// Whole milliseconds, as the API counts time.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
