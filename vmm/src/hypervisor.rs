@@ -147,7 +147,7 @@ pub struct Vm {
 }
 
 /// Pins of the I/O APIC, which have the first lines of the routing table.
-const IOAPIC_PINS: u32 = 24;
+pub const IOAPIC_PINS: u32 = 24;
 const FIRST_MSI: u32 = IOAPIC_PINS;
 /// KVM's limit to the routing table (`KVM_MAX_IRQ_ROUTES`), less the lines of the interrupt controllers.
 const MAX_MESSAGES: usize = 4096 - 16 - IOAPIC_PINS as usize;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0x0000_0000              conventional memory: boot structures (GDT, start info, page tables, command line)
-//! 0x000A_0000              no RAM as the guest sees it; ACPI tables from 0xE_0000
+//! 0x000A_0000              no RAM as the guest sees it; generation at 0xD_F000, ACPI tables from 0xE_0000
 //! 0x0010_0000              kernel, initramfs, all other RAM below the hole
 //! 0xC000_0000  PCI32       32-bit window for BARs
 //! 0xE000_0000  ECAM        configuration space of PCI bus 0
@@ -72,6 +72,10 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x1_0000);
 /// Bytes set aside for the command line, its NUL included.
 pub const CMDLINE_SPACE: u64 = 0x1_0000;
 
+/// The page that has nothing in it but the machine's generation: guests may map it as they like, and hand it to programs.
+pub const GENERATION_PAGE: Range<u64> = 0xD_F000..0xE_0000;
+/// The generation, 16 bytes. Not where a guest looks for ROMs, which begin at multiples of 2 KiB.
+pub const GENERATION: GuestAddress = GuestAddress(GENERATION_PAGE.start + 0x100);
 /// ACPI tables: RSDP first, so that a guest that scans for it finds it at once (ACPI 6.5, 5.2.5.1).
 pub const ACPI: Range<u64> = 0xE_0000..0xF_FFF0;
 /// Where real-mode code jumps to reset a PC, `F000:FFF0`: the last 16 bytes below 1 MiB.
@@ -87,6 +91,8 @@ pub const COM1_PORTS: u16 = 8;
 pub const COM1_IRQ: u32 = 4;
 /// The power button's interrupt: a pin of the I/O APIC that no ISA device has.
 pub const POWER_BUTTON_IRQ: u32 = 16;
+/// The interrupt that announces a new generation: another such pin.
+pub const GENERATION_IRQ: u32 = 17;
 /// i8042 command and status port.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// ACPI sleep control register, one byte (ACPI 6.5, 4.8.3.7). Ports from 0x600 are nobody's on a PC.
@@ -227,7 +233,8 @@ mod tests {
             ZERO_PAGE.0..ZERO_PAGE.0 + PAGE_SIZE,
             PAGE_TABLES.0..PAGE_TABLES.0 + 6 * PAGE_SIZE,
             CMDLINE.0..CMDLINE.0 + CMDLINE_SPACE,
-            LOW_MEMORY_END..ACPI.start,
+            LOW_MEMORY_END..GENERATION_PAGE.start,
+            GENERATION_PAGE,
             ACPI,
             RESET_VECTOR.0..HIGH_MEMORY,
         ];

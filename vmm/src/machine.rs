@@ -19,6 +19,7 @@ use ferry_devices::virtio::pci::{BAR_SIZE, SaveError, VirtioPci};
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
+use crate::acpi::event::EventLine;
 use crate::acpi::{self, AcpiInfo};
 use crate::boot::{self, EntryPoint};
 use crate::console::Console;
@@ -28,12 +29,12 @@ use crate::cpu::gate::NotParked;
 use crate::cpu::registers;
 use crate::cpu::state::{self, Host};
 use crate::cpu::vcpu::{self, ErrandError, GuestEnd, Vcpus};
+use crate::generation::{self, Generation};
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::payload::Payload;
-use crate::power_button::PowerButton;
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,8 @@ pub enum Error {
     Boot(#[from] boot::Error),
     #[error("cannot write the ACPI tables")]
     Acpi(#[from] acpi::Error),
+    #[error("cannot give the machine its generation")]
+    Generation(#[from] generation::Error),
     #[error("cannot set up the processors")]
     Cpu(#[from] registers::Error),
     #[error("cannot describe the processors to the guest")]
@@ -121,7 +124,8 @@ pub struct Machine {
     /// While it is parked, and until a machine with saved state is started.
     stopped_clock: Option<StoppedClock>,
     processors: Arc<Processors>,
-    button: PowerButton,
+    button: EventLine,
+    generation: Generation,
     /// Last, because it goes after everything that is wired to it.
     vm: Arc<Vm>,
 }
@@ -136,7 +140,8 @@ impl Machine {
         if let Some(console) = parts.console {
             vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
         }
-        let button = PowerButton::new(&vm)?;
+        let button = EventLine::new(&vm, layout::POWER_BUTTON_IRQ)?;
+        let generation = Generation::at_boot(&vm)?;
         let vcpus = parts.config.cpus.boot_vcpus;
         let cpuid = Cpuid::new(parts.hypervisor.kvm(), vcpus)?;
         let rsdp = acpi::build(
@@ -171,6 +176,7 @@ impl Machine {
                 cpuids,
             }),
             button,
+            generation,
             vm,
         })
     }
@@ -200,6 +206,9 @@ impl Machine {
                 .get_or_insert_with(|| StoppedClock::read(vm.fd()));
         }
         self.vcpus = Some(vcpus);
+        if begin != vcpu::Begin::Parked {
+            self.generation.announce();
+        }
         Ok(())
     }
 
@@ -224,6 +233,7 @@ impl Machine {
         let ticks = self.start_clock();
         if let Some(vcpus) = &self.vcpus {
             vcpus.release(ticks);
+            self.generation.announce();
         }
     }
 
@@ -244,9 +254,18 @@ impl Machine {
         }
     }
 
+    /// Makes the guest another one than all that have gone on or will go on from the same snapshot. It is told once it is
+    /// released.
+    ///
+    /// # Errors
+    /// There are no random numbers, or the guest's RAM is not where it was said to be.
+    pub fn new_generation(&self) -> Result<(), Error> {
+        Ok(self.generation.renew(self.vm.ram())?)
+    }
+
     /// Presses the power button.
     pub fn press_power_button(&self) {
-        self.button.press();
+        self.button.raise();
     }
 
     /// How often vCPUs have left KVM for Ferry.

@@ -11,6 +11,7 @@ mod cli;
 mod console;
 mod cpu;
 mod events;
+mod generation;
 mod hypervisor;
 mod io_space;
 mod layout;
@@ -19,7 +20,6 @@ mod logging;
 mod machine;
 mod memory;
 mod payload;
-mod power_button;
 mod snapshot;
 mod terminal;
 

@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
-    Name, Notify, Package, Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt,
+    Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -26,6 +26,8 @@ pub fn dsdt(info: &AcpiInfo) -> impl Aml + use<> {
         com1(&mut aml);
     }
     power_button(&mut aml);
+    generation(&mut aml);
+    events(&mut aml);
     soft_off(&mut aml);
     let mut table = Sdt::new(
         *b"DSDT",
@@ -129,42 +131,80 @@ fn com1(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
-/// `\_SB.PWRB`, the power button, and `\_SB.GED`, which tells the guest of its presses: hardware-reduced machines
-/// have no fixed button, and no GPEs (ACPI 6.5, 4.8.2.2.1.2 and 5.6.9).
+/// `\_SB.PWRB`, the power button: hardware-reduced machines have no fixed one (ACPI 6.5, 4.8.2.2.1.2).
 fn power_button(aml: &mut Vec<u8>) {
-    const PRESSED: u8 = 0x80;
     Scope::new(
         "\\_SB_".into(),
-        vec![
-            &Device::new(
-                "PWRB".into(),
-                vec![
-                    &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
-                    &Name::new("_UID".into(), &ZERO),
-                ],
-            ),
-            &Device::new(
-                "GED_".into(),
-                vec![
-                    &Name::new("_HID".into(), &"ACPI0013"),
-                    &Name::new("_UID".into(), &ZERO),
-                    &Name::new(
-                        "_CRS".into(),
-                        &ResourceTemplate::new(vec![
-                            // Consumer, edge, active high, exclusive.
-                            &Interrupt::new(true, true, false, false, layout::POWER_BUTTON_IRQ),
-                        ]),
-                    ),
-                    // The only interrupt has only one meaning, so its number, the argument, is not looked at.
-                    &Method::new(
-                        "_EVT".into(),
-                        1,
-                        true,
-                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &PRESSED)],
-                    ),
-                ],
-            ),
-        ],
+        vec![&Device::new(
+            "PWRB".into(),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
+                &Name::new("_UID".into(), &ZERO),
+            ],
+        )],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// `\_SB.VGEN`, the machine's generation. Windows knows it by its `_CID`, Linux by its `_HID` too; `ADDR` is where the number
+/// is, lower half first.
+fn generation(aml: &mut Vec<u8>) {
+    const COUNTER: &str = "VM_Gen_Counter";
+    let address = layout::GENERATION.0;
+    let halves = [address as u32, (address >> 32) as u32];
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "VGEN".into(),
+            vec![
+                &Name::new("_HID".into(), &"VMGENCTR"),
+                &Name::new("_CID".into(), &COUNTER),
+                &Name::new("_DDN".into(), &COUNTER),
+                &Name::new("_UID".into(), &ZERO),
+                &Name::new("ADDR".into(), &Package::new(vec![&halves[0], &halves[1]])),
+            ],
+        )],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// `\_SB.GED`, which tells the guest of events: hardware-reduced machines have no GPEs (ACPI 6.5, 5.6.9). `_EVT` is called
+/// with the number of the interrupt.
+fn events(aml: &mut Vec<u8>) {
+    // Both of a press and of a new generation.
+    const HAS_HAPPENED: u8 = 0x80;
+    // Consumer, edge, active high, exclusive.
+    let interrupt = |irq| Interrupt::new(true, true, false, false, irq);
+    let (button, generation) = (layout::POWER_BUTTON_IRQ, layout::GENERATION_IRQ);
+    let (button_path, generation_path) = (Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.VGEN"));
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "GED_".into(),
+            vec![
+                &Name::new("_HID".into(), &"ACPI0013"),
+                &Name::new("_UID".into(), &ZERO),
+                &Name::new(
+                    "_CRS".into(),
+                    &ResourceTemplate::new(vec![&interrupt(button), &interrupt(generation)]),
+                ),
+                &Method::new(
+                    "_EVT".into(),
+                    1,
+                    true,
+                    vec![
+                        &If::new(
+                            &Equal::new(&Arg(0), &button),
+                            vec![&Notify::new(&button_path, &HAS_HAPPENED)],
+                        ),
+                        &If::new(
+                            &Equal::new(&Arg(0), &generation),
+                            vec![&Notify::new(&generation_path, &HAS_HAPPENED)],
+                        ),
+                    ],
+                ),
+            ],
+        )],
     )
     .to_aml_bytes(aml);
 }

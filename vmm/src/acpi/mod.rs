@@ -13,6 +13,7 @@
 //! a triple fault.
 
 mod dsdt;
+pub mod event;
 
 use std::ops::Range;
 

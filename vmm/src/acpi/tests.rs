@@ -196,6 +196,53 @@ fn dsdt_depends_on_the_machine() {
     assert!(holds(&full, &[0x8A, 0x2B, 0]) && !holds(&small, &[0x8A, 0x2B, 0]));
 }
 
+/// Where `what` begins in `table`, once.
+fn find(table: &[u8], what: &[u8]) -> usize {
+    let mut found = table.windows(what.len()).enumerate();
+    let mut found = found.by_ref().filter(|(_, window)| *window == what);
+    let (at, _) = found.next().unwrap();
+    assert!(found.next().is_none());
+    at
+}
+
+#[test]
+fn the_generation_is_found_by_linux_and_windows_in_a_page_of_its_own() {
+    let guest = Guest::with(&info(1, Serial::Present));
+    let dsdt = guest.table_at(u64_at(&guest.table(b"FACP"), 140));
+    find(&dsdt, b"\x08_HID\x0dVMGENCTR\0");
+    find(&dsdt, b"\x08_CID\x0dVM_Gen_Counter\0");
+    find(&dsdt, b"\x08_DDN\x0dVM_Gen_Counter\0");
+    // A package of two integers: a double word, and zero.
+    let at = find(&dsdt, b"\x08ADDR\x12\x08\x02\x0c");
+    let address = u64::from(u32_at(&dsdt, at + 9));
+    assert_eq!(dsdt[at + 13], 0, "there is no upper half");
+    assert_eq!(address, layout::GENERATION.0);
+    assert!(address.is_multiple_of(8), "as its specification says");
+    let page = address & !(layout::PAGE_SIZE - 1);
+    let map = layout::memory_map(1 << 30);
+    let whole = map
+        .iter()
+        .find(|entry| entry.range.contains(&page))
+        .unwrap();
+    assert_eq!(whole.kind, layout::MapKind::Reserved);
+    assert!(whole.range.contains(&(page + layout::PAGE_SIZE - 1)));
+    assert!(!layout::ACPI.contains(&(page + layout::PAGE_SIZE - 1)));
+}
+
+#[test]
+fn each_interrupt_of_the_event_device_notifies_another_device() {
+    let guest = Guest::with(&info(1, Serial::Present));
+    let dsdt = guest.table_at(u64_at(&guest.table(b"FACP"), 140));
+    // If (Arg0 == irq) { Notify (path, 0x80) }, and an extended interrupt descriptor: consumer, edge, active high.
+    for (irq, device) in [(16u8, b"PWRB"), (17, b"VGEN")] {
+        let condition = [0x93, 0x68, 0x0a, irq, 0x86];
+        let at = find(&dsdt, &condition);
+        let path = [&b"\\\x2e_SB_"[..], device, &[0x0a, 0x80]].concat();
+        assert_eq!(dsdt[at + condition.len()..][..path.len()], path);
+        find(&dsdt, &[0x89, 6, 0, 3, 1, irq, 0, 0, 0]);
+    }
+}
+
 #[test]
 fn tables_are_deterministic_and_small() {
     let bytes = tables(&info(32, Serial::Present)).unwrap();

@@ -9,7 +9,7 @@ use vm_migration::stream::Saved;
 use super::{Error, Vm};
 use crate::cpu::state::Abi;
 
-/// Saved interrupt controllers and timer. The power button, as a line of the I/O APIC, has no state of its own.
+/// Saved interrupt controllers and timer. Lines of ACPI events, as pins of the I/O APIC, have no state of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChipsStateV1 {
     /// The first 8259.

@@ -13,16 +13,17 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_migration::stream::{self, Saved, StreamReader, StreamWriter};
 
 use super::{Error, Machine, PARK_LIMIT, Processors};
+use crate::acpi::event::EventLine;
 use crate::console::Console;
 use crate::cpu::clock::{ClockStateV1, StoppedClock};
 use crate::cpu::cpuid::Cpuid;
 use crate::cpu::state::{Host, VcpuStateV1, capture, features, load};
+use crate::generation::{Generation, GenerationStateV1};
 use crate::hypervisor::chips::ChipsStateV1;
 use crate::hypervisor::{Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
 use crate::memory::GuestRam;
-use crate::power_button::PowerButton;
 
 /// Everything of a machine but its RAM and what its back-ends hold. Each part is a section of its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,7 @@ pub struct MachineState {
     pub vcpus: Vec<VcpuStateV1>,
     pub chips: ChipsStateV1,
     pub clock: ClockStateV1,
+    pub generation: GenerationStateV1,
     pub pci: PciBusStateV1,
     /// If there is a serial port.
     pub serial: Option<SerialStateV1>,
@@ -66,6 +68,7 @@ impl MachineState {
             vcpus,
             chips,
             clock,
+            generation,
             pci,
             serial,
             functions,
@@ -75,6 +78,7 @@ impl MachineState {
         }
         stream.save("chips", chips)?;
         stream.save("clock", clock)?;
+        stream.save("generation", generation)?;
         stream.save("pci", pci)?;
         if let Some(serial) = serial {
             stream.save("serial", serial)?;
@@ -103,6 +107,7 @@ impl MachineState {
         }
         let chips = stream.load("chips")?;
         let clock = stream.load("clock")?;
+        let generation = stream.load("generation")?;
         let pci = stream.load("pci")?;
         let serial = match next_is(stream, SerialStateV1::SCHEMA)? {
             true => Some(stream.load("serial")?),
@@ -121,6 +126,7 @@ impl MachineState {
             vcpus,
             chips,
             clock,
+            generation,
             pci,
             serial,
             functions,
@@ -148,6 +154,7 @@ impl Machine {
             processors,
             // A press is an edge at the I/O APIC.
             button: _,
+            generation,
             vm,
         } = self
         else {
@@ -180,6 +187,7 @@ impl Machine {
             vcpus,
             chips: vm.save_chips()?,
             clock: stopped_clock.save(),
+            generation: generation.save(),
             pci: pci.save(),
             serial: serial.as_ref().map(|port| port.save()),
             functions,
@@ -211,7 +219,8 @@ impl Machine {
             (None, None) => {}
             _ => return Err(Error::Mismatch("serial port".into())),
         }
-        let button = PowerButton::new(&vm)?;
+        let button = EventLine::new(&vm, layout::POWER_BUTTON_IRQ)?;
+        let generation = Generation::from_state(&vm, &state.generation)?;
         let io = IoSpace {
             pci,
             serial: parts.console.map(|console| console.port().clone()),
@@ -225,6 +234,7 @@ impl Machine {
             stopped_clock: Some(clock),
             processors: Arc::new(Processors { host, cpuids }),
             button,
+            generation,
             vm,
         })
     }

@@ -2,6 +2,7 @@
 
 mod errands;
 mod exact;
+mod generation;
 mod going_on;
 mod guests;
 mod interrupts;
@@ -107,7 +108,8 @@ impl Bench {
                 host: Host::ask(self.hypervisor.kvm()).unwrap(),
                 cpuids,
             }),
-            button: PowerButton::new(&vm).unwrap(),
+            button: EventLine::new(&vm, layout::POWER_BUTTON_IRQ).unwrap(),
+            generation: Generation::at_boot(&vm).unwrap(),
             vm,
         }
     }

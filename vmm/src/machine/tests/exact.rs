@@ -48,6 +48,7 @@ fn saved_state_is_small_and_every_part_of_it_is_refused() {
     check(&state.vcpus[0], 64 << 10);
     check(&state.chips, 4 << 10);
     check(&state.clock, 16);
+    check(&state.generation, 16);
     check(&state.pci, 16);
 }
 
