@@ -33,6 +33,15 @@ impl Error {
     }
 }
 
+/// Whose output comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// That of a guest from its boot on.
+    Begins,
+    /// That of a guest which has said something already: a file is not emptied.
+    GoesOn,
+}
+
 /// A serial port and its far end. Both outlive a reboot of the guest.
 pub struct Console {
     port: Arc<SerialPort>,
@@ -44,13 +53,20 @@ pub struct Console {
 impl Console {
     /// Opens what `config` names; none if there is to be no serial port. `escape` is signalled when the operator
     /// types Ctrl-A x.
-    pub fn open(config: &SerialConfig, escape: EventFd) -> Result<Option<Console>, Error> {
+    pub fn open(
+        config: &SerialConfig,
+        output: Output,
+        escape: EventFd,
+    ) -> Result<Option<Console>, Error> {
         let sink = match config {
             SerialConfig::Off => return Ok(None),
             SerialConfig::Null => Sink::Null,
             SerialConfig::Tty => Sink::Tty,
             SerialConfig::Pty => Sink::Pty,
-            SerialConfig::File(path) => Sink::File(path.clone()),
+            SerialConfig::File(path) => match output {
+                Output::Begins => Sink::File(path.clone()),
+                Output::GoesOn => Sink::FileGoesOn(path.clone()),
+            },
             SerialConfig::Socket(path) => Sink::Socket(path.clone()),
         };
         let new = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);

@@ -95,6 +95,7 @@ fn run(arguments: Arguments) -> u8 {
     }
     let Arguments {
         vm,
+        restore,
         api_socket,
         event_monitor,
         timeouts,
@@ -102,7 +103,7 @@ fn run(arguments: Arguments) -> u8 {
         on_reset,
     } = arguments;
     let plan = Plan {
-        first: vm.map(First::Boot),
+        first: restore.map(First::Restore).or(vm.map(First::Boot)),
         api_socket,
         event_monitor,
         timeouts,

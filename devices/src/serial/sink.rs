@@ -22,6 +22,8 @@ pub enum Sink {
     Pty,
     /// A file, which is emptied first; or a FIFO, which need not have a reader yet.
     File(PathBuf),
+    /// The same, but what is in the file stays.
+    FileGoesOn(PathBuf),
     /// A unix socket, on which one client at a time is served.
     Socket(PathBuf),
 }
@@ -105,8 +107,13 @@ pub fn open(sink: &Sink) -> Result<Opened, SerialError> {
             opened.line = Some(pty.line);
             opened.pty = Some(pty.path);
         }
-        Sink::File(path) => {
-            opened.line = Some(file(path).map_err(|cause| SerialError::Open {
+        Sink::File(path) | Sink::FileGoesOn(path) => {
+            let mut options = OpenOptions::new();
+            match sink {
+                Sink::FileGoesOn(_) => options.append(true),
+                _ => options.truncate(true),
+            };
+            opened.line = Some(file(options, path).map_err(|cause| SerialError::Open {
                 path: path.clone(),
                 cause,
             })?);
@@ -122,16 +129,15 @@ pub fn open(sink: &Sink) -> Result<Opened, SerialError> {
     Ok(opened)
 }
 
-fn file(path: &Path) -> io::Result<Line> {
+fn file(mut options: OpenOptions, path: &Path) -> io::Result<Line> {
     let fifo = path
         .metadata()
         .is_ok_and(|metadata| metadata.file_type().is_fifo());
-    let file = OpenOptions::new()
+    let file = options
         .write(true)
         // Opened for reading as well, a FIFO keeps what is written before there is a reader.
         .read(fifo)
         .create(true)
-        .truncate(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)?;
     let mut line = Line::new(Failure::Loses);

@@ -36,6 +36,10 @@ pub struct Flags {
     pub api_socket: Option<String>,
     #[arg(long)]
     pub event_monitor: Option<String>,
+    #[arg(long)]
+    pub restore: Option<String>,
+    #[arg(long)]
+    pub restore_socket: Vec<String>,
     #[arg(long, allow_negative_numbers = true)]
     pub connect_timeout: Option<String>,
     #[arg(long, allow_negative_numbers = true)]

@@ -9,6 +9,7 @@ mod error;
 mod flags;
 mod machine;
 mod options;
+mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use ferry_api::config::validate::{Misfit, Part};
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::events::Monitor;
 use ferry_api::server::SocketPlace;
+use ferry_api::snapshot::RestoreRequest;
 
 pub use error::{Problem, UsageError};
 use flags::Flags;
@@ -43,6 +45,8 @@ pub enum Request {
 pub struct Arguments {
     /// The machine that is booted at once. Only with an API socket there may be none.
     pub vm: Option<VmConfig>,
+    /// The saved guest that is brought back instead.
+    pub restore: Option<RestoreRequest>,
     /// Where clients are served.
     pub api_socket: Option<SocketPlace>,
     /// Where events are written.
@@ -107,12 +111,15 @@ fn check(flags: Flags) -> Result<Arguments, UsageError> {
     };
     let api_socket = place("--api-socket", flags.api_socket.as_deref())?;
     let event_monitor = place("--event-monitor", flags.event_monitor.as_deref())?;
-    let vm = match api_socket {
-        Some(_) if !flags.describe_a_machine() => None,
+    let restore = restore::request(&flags)?;
+    let vm = match (&api_socket, &restore) {
+        (_, Some(_)) => None,
+        (Some(_), None) if !flags.describe_a_machine() => None,
         _ => Some(vm(flags)?),
     };
     Ok(Arguments {
         vm,
+        restore,
         api_socket,
         event_monitor,
         timeouts,

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::Ready;
 use super::{Error, system};
-use crate::console::Console;
+use crate::console::{Console, Output};
 use crate::events::{Event, EventSender};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Machine, Parts};
@@ -89,7 +89,11 @@ impl Job {
                     .escape
                     .try_clone()
                     .map_err(system("pass the escape key on"))?;
-                Console::open(&self.config.serial, escape)?.map(Arc::new)
+                let output = match self.content {
+                    Some(_) => Output::GoesOn,
+                    None => Output::Begins,
+                };
+                Console::open(&self.config.serial, output, escape)?.map(Arc::new)
             }
         };
         Ok(Outside { payload, console })

@@ -72,7 +72,8 @@ impl Bench {
         self.console = None;
         let path = self.dir.path().join(format!("{}", self.outputs.len()));
         let escape = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        self.console = Console::open(&SerialConfig::File(path.clone()), escape).unwrap();
+        self.console =
+            Console::open(&SerialConfig::File(path.clone()), Output::Begins, escape).unwrap();
         self.outputs.push(path);
     }
 
