@@ -339,6 +339,37 @@ fn a_save_that_nobody_reads_is_given_up() {
     recovers(&share, &state);
 }
 
+/// What a back-end is still busy with has to come to its end before it is asked for anything new.
+#[test]
+fn a_save_that_was_given_up_is_settled_before_the_next_one() {
+    let ram = TestRam::new();
+    let stateful = with_state(blob(3 * MIB), honestly());
+    let share = suspended(stateful.script, Limits::default(), &ram);
+    let give_up = || {
+        let transfer = share.device.begin_save(&PATIENT);
+        let nobody = |_: &[u8]| Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
+        transfer
+            .read(&mut { nobody }, &Counting::default())
+            .unwrap_err();
+        assert_eq!(share.codes(), ["SET_DEVICE_STATE_FD"], "not yet");
+    };
+    give_up();
+    save(&share.device, &PATIENT).unwrap();
+    let (begin, check) = ("SET_DEVICE_STATE_FD", "CHECK_DEVICE_STATE");
+    assert_eq!(share.codes(), [check, begin, check]);
+    give_up();
+    outcome(&resume(&share.device)).unwrap();
+    assert!(!share.codes().contains(&check.into()), "the guest goes on");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let tell = move |outcome| sender.send(outcome).unwrap();
+    share.device.prepare_save(tell);
+    outcome(&receiver).unwrap();
+    assert_eq!(share.codes(), [check, "SET_FEATURES", "SET_FEATURES"]);
+    outcome(&suspend(&share.device)).unwrap();
+    save(&share.device, &PATIENT).unwrap();
+    share.is_well();
+}
+
 #[test]
 fn the_owner_who_lets_the_device_go_on_ends_a_save() {
     let ram = TestRam::new();
