@@ -2,10 +2,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -65,9 +63,6 @@ pub fn blob(size: usize) -> Vec<u8> {
     bytes.truncate(size);
     bytes
 }
-
-/// What a back-end does with its end of the pipe.
-pub type Mover = Box<dyn FnMut(File) + Send>;
 
 /// A script for a back-end that has its end of the pipe moved by `save` or `load`, on threads of their own, and does what
 /// `exception` says where that is not [`Reaction::Honest`].

@@ -1,7 +1,7 @@
 //! With the real virtiofsd.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -21,7 +21,7 @@ use crate::vhost_user::{BackendSpec, Fs, Limits, Profile, VhostUserDevice};
 use crate::virtio::{Activation, VirtioDevice};
 
 /// A running virtiofsd, ended when dropped.
-struct Virtiofsd {
+pub struct Virtiofsd {
     child: RefCell<Child>,
     directory: TempDir,
 }
@@ -31,12 +31,18 @@ impl Virtiofsd {
         let directory = tempfile::tempdir().unwrap();
         let shared = directory.path().join("shared");
         std::fs::create_dir(&shared).unwrap();
+        Self::serving(directory, &shared, &[])
+    }
+
+    /// One that shares `shared`, with more options. `directory` is for its socket.
+    pub fn serving(directory: TempDir, shared: &Path, options: &[&str]) -> Self {
         let child = Command::new(program("FERRY_VIRTIOFSD", "virtiofsd"))
             .arg("--socket-path")
             .arg(directory.path().join("fs.sock"))
             .arg("--shared-dir")
-            .arg(&shared)
+            .arg(shared)
             .args(["--sandbox", "none", "--seccomp", "none"])
+            .args(options)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -68,7 +74,7 @@ impl Virtiofsd {
         super::harness::signal(self.child.borrow().id(), signal);
     }
 
-    fn has_exited(&self) -> bool {
+    pub fn has_exited(&self) -> bool {
         self.child.borrow_mut().try_wait().unwrap().is_some()
     }
 }
@@ -86,7 +92,7 @@ const ANSWER: u64 = HIGH + 0x10_0000;
 const ANSWER_LENGTH: usize = 256;
 
 /// Sends a FUSE request and returns the answer, whose header says success.
-fn fuse(ring: &mut Ring<'_>, ram: &TestRam, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+pub fn fuse(ring: &mut Ring<'_>, ram: &TestRam, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     let length = 40 + body.len();
     let mut request = Vec::new();
     request.extend_from_slice(&(length as u32).to_le_bytes());
@@ -120,14 +126,14 @@ fn fuse(ring: &mut Ring<'_>, ram: &TestRam, opcode: u32, node: u64, body: &[u8])
     answer
 }
 
-fn init(ring: &mut Ring<'_>, ram: &TestRam) {
+pub fn init(ring: &mut Ring<'_>, ram: &TestRam) {
     let mut body = [7u32, 38, 0, 0].map(u32::to_le_bytes).concat();
     body.resize(64, 0);
     let answer = fuse(ring, ram, 26, 0, &body);
     assert_eq!(answer[16..20], 7u32.to_le_bytes());
 }
 
-fn root_mode(ring: &mut Ring<'_>, ram: &TestRam) -> u32 {
+pub fn root_mode(ring: &mut Ring<'_>, ram: &TestRam) -> u32 {
     let answer = fuse(ring, ram, 3, 1, &[0; 16]);
     // Past the answer's header and the validity comes the attribute, whose mode is at 60.
     let at = 16 + 16 + 60;
@@ -135,14 +141,14 @@ fn root_mode(ring: &mut Ring<'_>, ram: &TestRam) -> u32 {
 }
 
 /// A device behind a virtiofsd.
-struct Share {
-    device: Arc<VhostUserDevice>,
-    events: Receiver<Event>,
-    reports: Receiver<Report>,
+pub struct Share {
+    pub device: Arc<VhostUserDevice>,
+    pub events: Receiver<Event>,
+    pub reports: Receiver<Report>,
 }
 
 impl Share {
-    fn new(daemon: &Virtiofsd, ram: &TestRam) -> Self {
+    pub fn new(daemon: &Virtiofsd, ram: &TestRam) -> Self {
         let (observer, reports) = Observer::new();
         VhostUserDevice::start(
             daemon.spec(),
@@ -168,7 +174,7 @@ impl Share {
         }
     }
 
-    fn activate(&self, rings: &[&Ring<'_>]) {
+    pub fn activate(&self, rings: &[&Ring<'_>]) {
         self.device.activate(Activation {
             features: self.device.features() & !(1 << 29),
             queues: rings.iter().map(|ring| ring.queue.clone()).collect(),

@@ -48,6 +48,8 @@ pub(super) struct Worker {
     prepared: bool,
     /// The move of state that is under way.
     moving: Option<Moving>,
+    /// Whether the back-end may still be busy with a move that nobody has asked it about.
+    unsettled: bool,
     /// How many moves have been begun.
     moves: u64,
     /// The configuration space has to be fetched again.
@@ -142,6 +144,7 @@ impl Worker {
             session: None,
             prepared: false,
             moving: None,
+            unsettled: false,
             moves: 0,
             config_is_stale: false,
             current: None,

@@ -3,9 +3,11 @@
 //! The back-end is asked here; the state itself passes by on the job's thread. A job that is not interested any more has its
 //! orders skipped. What a back-end answers after its time is over is thrown away when it comes, with any descriptor.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use vhost::vhost_user::VhostUserVirtioFeatures;
+use vhost::vhost_user::message::FrontendReq;
 
 use super::Worker;
 use super::orders::Current;
@@ -18,7 +20,6 @@ use crate::vhost_user::message::RequestCode;
 use crate::vhost_user::moving::{
     Begin, Begun, Check, RingStateV1, StateCause, StateStep, Stream, TransferError,
 };
-use vhost::vhost_user::message::FrontendReq;
 
 /// A move of state that is under way.
 #[derive(Clone, Copy)]
@@ -92,6 +93,7 @@ impl Worker {
         {
             return Ok(());
         }
+        self.settle()?;
         let features = self.accepted();
         self.frontend.set_features(features)?;
         // Whether it arrives may stay unknown.
@@ -127,10 +129,8 @@ impl Worker {
         self.moving = None;
         let begun = self
             .may_move(begin.direction)
-            .and_then(|()| {
-                self.frontend
-                    .set_device_state_fd(begin.direction, begin.theirs)
-            })
+            .and_then(|()| self.settle())
+            .and_then(|()| self.ask_to_move(begin.direction, begin.theirs))
             .and_then(|fd| self.note_move(begin.direction, fd));
         let begun = self.told(begun)?;
         self.answer(|current| current.begun(begun));
@@ -160,6 +160,38 @@ impl Worker {
         }
     }
 
+    fn ask_to_move(&mut self, direction: Direction, theirs: OwnedFd) -> Result<StateFd, Cause> {
+        let result = self.frontend.set_device_state_fd(direction, theirs);
+        self.unsettled = match &result {
+            Ok(_) => true,
+            Err(cause) => is_late(cause, FrontendReq::SET_DEVICE_STATE_FD),
+        };
+        result
+    }
+
+    fn ask_how_it_went(&mut self) -> Result<(), Cause> {
+        let result = self.frontend.check_device_state();
+        self.unsettled &= match &result {
+            Ok(()) | Err(Cause::Refused { .. }) => false,
+            // Once it has been asked, nothing else is asked before it has answered.
+            Err(cause) => !is_late(cause, FrontendReq::CHECK_DEVICE_STATE),
+        };
+        result
+    }
+
+    /// Waits for the end of a move that has been given up, by asking how it went. In virtiofsd, a save that still goes on while
+    /// the next one is prepared or begun takes from that what it has collected: the state lacks files then, and its check says nothing.
+    /// Not done when a move is given up, because a guest that goes on need not wait for that.
+    fn settle(&mut self) -> Result<(), Cause> {
+        if !self.unsettled {
+            return Ok(());
+        }
+        match self.ask_how_it_went() {
+            Err(Cause::Refused { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
     fn note_move(&mut self, direction: Direction, fd: StateFd) -> Result<Begun, Cause> {
         let returned = match fd {
             StateFd::Given => None,
@@ -184,8 +216,7 @@ impl Worker {
         let outcome = match self.moving.take_if(of_this) {
             None => Err(Cause::GivenUp),
             Some(moving) => self
-                .frontend
-                .check_device_state()
+                .ask_how_it_went()
                 .map(|()| self.note_success(moving.direction)),
         };
         self.answer_done(outcome)
@@ -228,6 +259,11 @@ impl Worker {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether it is the answer to this request that is owed.
+fn is_late(cause: &Cause, to: FrontendReq) -> bool {
+    matches!(cause, Cause::Late { request, .. } if *request == RequestCode::from(to))
 }
 
 /// Answers an order of a job when the device has failed.

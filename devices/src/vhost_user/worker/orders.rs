@@ -153,7 +153,11 @@ pub(super) fn serve_failed(shared: &Shared) {
                 Order::Activate(_, transport) => transport.activated(Err(ActivationFailed)),
                 Order::Reset(transport) => transport.reset_done(),
                 Order::Suspend(done) | Order::Resume(done) => done.tell(Ok(())),
-                of_a_job => moving::refuse(of_a_job, &shared.error_from(Cause::Poisoned)),
+                of_a_job => {
+                    let error = shared.error();
+                    let error = error.unwrap_or_else(|| shared.error_from(Cause::Poisoned));
+                    moving::refuse(of_a_job, &error);
+                }
             }
         }
         shared.clear_writes();
