@@ -152,6 +152,27 @@ fn errors_are_arrays_of_text_in_ascii() {
         ),
         (
             "PUT",
+            "/api/v1/vm.snapshot",
+            r#"{"destination_url": "/snap"}"#,
+            400,
+            "the snapshot cannot be as asked for",
+        ),
+        (
+            "PUT",
+            "/api/v1/vm.restore",
+            r#"{"source_url": "tcp:host:1"}"#,
+            400,
+            "the restore cannot be as asked for",
+        ),
+        (
+            "GET",
+            "/api/v1/vm.cancel",
+            "",
+            405,
+            "/api/v1/vm.cancel takes PUT only",
+        ),
+        (
+            "PUT",
             "/api/v1/vm.create",
             &longest,
             413,
@@ -218,6 +239,45 @@ fn info_holds_what_clients_look_for() {
         answer.json(),
         json!({"root": {"queue0_kicks": 7, "reconnects": 1}})
     );
+}
+
+#[test]
+fn progress_holds_steps_bytes_and_devices() {
+    let server = TestServer::start();
+    let answer = server.ask("GET", "/api/v1/vm.progress", "");
+    assert_eq!(answer.status(), 404);
+    assert_eq!(answer.chain(), ["nothing was saved yet"]);
+    let mut saving = server.connect();
+    let body = r#"{"destination_url": "file:///sn\u00e4p%20", "pause": true, "hold_s": 2}"#;
+    let snapshot = request("PUT", "/api/v1/vm.snapshot", body);
+    saving.write_all(&snapshot).unwrap();
+    server.wait_asked(2);
+    let mut expected = json!({
+        "operation": "snapshot",
+        "status": "under-way",
+        "step": "hold",
+        "steps": [{"step": "check", "ms": 3}, {"step": "hold", "ms": 180}],
+        "elapsed_ms": 1234,
+        "paused_ms": 213,
+        "directory": "/sn\u{e4}p ",
+        "ram": {"done_bytes": 536870912, "total_bytes": 1073741824, "bytes_per_second": 2147483648_u64},
+        "devices": {"home": {"bytes": 5000, "ms": 12, "checked": true}},
+    });
+    let answer = server.ask("GET", "/api/v1/vm.progress", "");
+    assert_eq!(answer.json(), expected);
+    let answer = server.ask("PUT", "/api/v1/vm.cancel", "");
+    assert_eq!(answer.head, "HTTP/1.1 204 \r\n\r\n");
+    assert_eq!(receive(&mut saving).chain(), ["it was cancelled"]);
+    expected["status"] = json!("failed");
+    expected["error"] = json!(["it was cancelled"]);
+    let answer = server.ask("GET", "/api/v1/vm.progress", "");
+    assert_eq!(answer.json(), expected);
+
+    saving.write_all(&snapshot).unwrap();
+    server.wait_asked(6);
+    let answer = server.ask("PUT", "/api/v1/vm.snapshot-release", "");
+    assert_eq!(answer.head, "HTTP/1.1 204 \r\n\r\n");
+    assert_eq!(receive(&mut saving).head, "HTTP/1.1 204 \r\n\r\n");
 }
 
 #[test]

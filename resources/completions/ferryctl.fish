@@ -25,7 +25,7 @@ function __fish_ferryctl_using_subcommand
 end
 
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_needs_command" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_needs_command" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -s V -l version -d 'Print version'
@@ -45,14 +45,18 @@ complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "remove-device" -d
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "counters" -d 'Show the counters of the VM and its devices'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "metrics" -d 'Print the metrics in Prometheus\' text format, with --json as well'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "events" -d 'Show what has happened to the VM'
+complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "snapshot" -d 'Save the guest and what its back-ends hold'
+complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "restore" -d 'Bring a saved guest back, and let it go on'
+complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "progress" -d 'Show how a snapshot or restore stands, or how the last one has ended'
+complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "cancel" -d 'Give up the snapshot or restore that is under way'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "vmm-shutdown" -d 'End the guest, if any, and then Ferry'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "completions" -d 'Print the completions for a shell'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand ping" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand info" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l config -d 'The whole VM as JSON, as the API takes it; - is standard input' -r -F
@@ -66,68 +70,108 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l fs -d 'A sh
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l vhost-user -d 'Any other device: socket=PATH,device_type=N,...; may be repeated' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l serial -d 'The serial port: off, null, tty, pty, file=PATH or socket=PATH' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand create" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand boot" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand pause" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand resume" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand shutdown" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand reboot" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand power-button" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand delete" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-disk" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand add-fs" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand remove-device" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand counters" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand metrics" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l after -d 'Only events after the one with this number' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -s f -l follow -d 'Go on with events as they happen, until Ctrl-C or until Ferry ends'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand events" -s h -l help -d 'Print help'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l after -d 'What becomes of the guest: resume, stop or pause; by default as before' -r -f -a "resume\t'It runs'
+stop\t'It is shut down'
+pause\t'It is paused'"
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l while-paused -d 'Run this with sh while the guest stands still and its disks rest' -r -f -a "(__fish_complete_command)"
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l hold-limit -d 'How long CMD may hold the guest; 60 by default' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l prepare -d 'How many ms back-ends may prepare before the pause; 500 by default' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l state-limit -d 'The most state that one back-end may have; 16G by default' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l api-socket -d 'The socket on which Ferry listens' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l pause -d 'Have Ferry pause the guest, as is the default'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l no-pause -d 'Save a guest that is paused already'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -s h -l help -d 'Print help'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -a "inspect" -d 'Show what is in a snapshot, without a Ferry'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and not __fish_seen_subcommand_from inspect verify" -a "verify" -d 'Check every byte of a snapshot, without a Ferry; status 1 if it is damaged'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from inspect" -l api-socket -d 'The socket on which Ferry listens' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from inspect" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from inspect" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from inspect" -s h -l help -d 'Print help'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from verify" -l api-socket -d 'The socket on which Ferry listens' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from verify" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from verify" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand snapshot; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l memory -d 'How RAM is made of its files: copy, as by default, ondemand or adopt' -r -f -a "copy\t'RAM is copied and checked'
+ondemand\t'A clone of the files becomes RAM'
+adopt\t'The files become RAM, and the snapshot is used up'"
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l socket -d 'The socket of a device whose back-end is elsewhere now; may be repeated' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l api-socket -d 'The socket on which Ferry listens' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l paused -d 'Leave the guest paused'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -s h -l help -d 'Print help'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand progress" -l api-socket -d 'The socket on which Ferry listens' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand progress" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand progress" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand progress" -s h -l help -d 'Print help'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand cancel" -l api-socket -d 'The socket on which Ferry listens' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand cancel" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand cancel" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand cancel" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand vmm-shutdown" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l api-socket -d 'The socket on which Ferry listens' -r -F
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l timeout -d 'How long to wait; by default 150 to change the VM\'s state, else 10' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -18,21 +18,24 @@ use ferry_api::config::{
     VmConfig,
 };
 use ferry_api::control::{
-    Control, DeviceInfo, DeviceState, Refusal, RefusalKind, Reply, Request, Response, VmInfo,
-    VmState,
+    Answer as Answered, Control, DeviceInfo, DeviceState, Refusal, RefusalKind, Reply, Request,
+    Response, VmInfo, VmState,
 };
 use ferry_api::events::EventLog;
 use ferry_api::server::{Limits, Server, ServerSocket, SocketPlace};
+use ferry_api::snapshot::{DeviceProgress, Operation, Progress, Status, Step};
 use tempfile::TempDir;
 
 /// Far above what anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An owner that notes what it is asked, and holds pauses back.
+/// An owner that notes what it is asked, and holds pauses, snapshots and restores back.
 #[derive(Debug, Default)]
 pub struct Script {
     pub asked: Mutex<Vec<Request>>,
     pub held: Mutex<Vec<Reply>>,
+    /// How a snapshot or restore stands.
+    pub progress: Mutex<Option<Progress>>,
 }
 
 impl Control for Script {
@@ -46,6 +49,29 @@ impl Control for Script {
                 reply.answer(Ok(Response::Counters(counters)));
             }
             Request::Pause => self.held.lock().unwrap().push(reply),
+            Request::Snapshot(request) => {
+                let step = request.hold.map_or(Step::Ram, |_| Step::Hold);
+                let progress = progress(Operation::Snapshot, request.destination, step);
+                *self.progress.lock().unwrap() = Some(progress);
+                self.held.lock().unwrap().push(reply);
+            }
+            Request::Restore(request) => {
+                let progress = progress(Operation::Restore, request.source, Step::Ram);
+                *self.progress.lock().unwrap() = Some(progress);
+                self.held.lock().unwrap().push(reply);
+            }
+            Request::Progress => reply.answer(match &*self.progress.lock().unwrap() {
+                Some(progress) => Ok(Response::Progress(Box::new(progress.clone()))),
+                None => Err(Refusal::new(RefusalKind::NotFound, "nothing was saved yet")),
+            }),
+            Request::ReleaseHold => {
+                self.end(Ok(Response::Done));
+                reply.answer(Ok(Response::Done));
+            }
+            Request::Cancel => {
+                self.end(Err(Refusal::new(RefusalKind::Failed, "it was cancelled")));
+                reply.answer(Ok(Response::Done));
+            }
             Request::Resume => reply.answer(Err(Refusal {
                 kind: RefusalKind::Failed,
                 chain: vec!["cannot resume".into(), "the guest l\u{e4}uft".into()],
@@ -59,6 +85,45 @@ impl Control for Script {
             Request::Reboot => {}
             _ => reply.answer(Ok(Response::Done)),
         }
+    }
+}
+
+impl Script {
+    /// Ends the snapshot or restore.
+    pub fn end(&self, answer: Answered) {
+        if let Some(progress) = &mut *self.progress.lock().unwrap() {
+            progress.status = match &answer {
+                Ok(_) => Status::Done,
+                Err(_) => Status::Failed,
+            };
+            progress.error = answer.clone().err().map_or(Vec::new(), |it| it.chain);
+        }
+        for reply in self.held.lock().unwrap().drain(..) {
+            reply.answer(answer.clone());
+        }
+    }
+}
+
+fn progress(operation: Operation, directory: PathBuf, step: Step) -> Progress {
+    let ms = Duration::from_millis;
+    Progress {
+        operation,
+        directory,
+        status: Status::UnderWay,
+        step,
+        steps: vec![(Step::Check, ms(3)), (step, Duration::from_micros(180_900))],
+        elapsed: ms(1234),
+        paused: ms(213),
+        ram_done: 512 << 20,
+        ram_total: 1 << 30,
+        ram_rate: 2 << 30,
+        devices: vec![DeviceProgress {
+            id: "home".into(),
+            bytes: 5000,
+            elapsed: ms(12),
+            checked: true,
+        }],
+        error: Vec::new(),
     }
 }
 

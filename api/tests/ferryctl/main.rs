@@ -5,9 +5,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod failures;
+mod held;
 mod real;
 mod requests;
+mod saving;
 mod script;
+mod snapshots;
 mod words;
 
 use std::io::Write;

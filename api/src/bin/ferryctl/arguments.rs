@@ -1,19 +1,24 @@
 //! The command line, from which the man page and the shells' completions are generated as well (`generated.rs`).
 
+mod saving;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+pub use saving::{Look, Restore, Snapshot};
+
 /// What `--help` and the man page say about exit statuses; the same table is in `docs/ferryctl.md`.
 pub const EXIT_STATUS: &str = "\
 Exit status:
   0    done; also if standard output was closed early, as by `head`
-  1    Ferry refused, and its reasons are on standard error
+  1    Ferry refused, or a snapshot is damaged; the reasons are on standard error
   2    wrong usage, or a configuration file that cannot be used
   3    Ferry cannot be reached, or ended before it answered
   4    the time is over (--timeout); what was asked for may still happen
-  5    an answer that is not Ferry's, or output that cannot be written";
+  5    an answer that is not Ferry's, or output that cannot be written
+  6    the command of --while-paused failed, and the snapshot was given up";
 
 /// Controls a running Ferry through its API socket.
 #[derive(Debug, Parser)]
@@ -37,7 +42,7 @@ pub struct Global {
     /// Print JSON: one line for an answer or an event, else nothing
     #[arg(long, global = true)]
     pub json: bool,
-    /// How long to wait; by default 150 to change the VM's state, else 10
+    /// Time to wait; by default 10, to change the VM 150, to save it a day
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
 }
@@ -90,6 +95,14 @@ pub enum Command {
     Metrics,
     /// Show what has happened to the VM
     Events(Events),
+    /// Save the guest and what its back-ends hold
+    Snapshot(Box<Snapshot>),
+    /// Bring a saved guest back, and let it go on
+    Restore(Restore),
+    /// Show how a snapshot or restore stands, or how the last one has ended
+    Progress,
+    /// Give up the snapshot or restore that is under way
+    Cancel,
     /// End the guest, if any, and then Ferry
     VmmShutdown,
     /// Print the completions for a shell
@@ -189,7 +202,13 @@ mod tests {
     fn help_is_read_on_any_terminal() {
         let mut whole = Arguments::command();
         whole.build();
-        for command in std::iter::once(&whole).chain(whole.get_subcommands()) {
+        let inner = whole
+            .get_subcommands()
+            .flat_map(clap::Command::get_subcommands);
+        for command in std::iter::once(&whole)
+            .chain(whole.get_subcommands())
+            .chain(inner)
+        {
             for line in command.clone().render_help().to_string().lines() {
                 assert!(line.chars().count() <= 100, "{line}");
             }

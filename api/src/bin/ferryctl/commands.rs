@@ -15,11 +15,13 @@ use super::failure::Failure;
 use super::output::{self, Form};
 use super::table::{Side, Table};
 use super::text::printable;
-use super::{create, events, info};
+use super::{create, events, info, saving};
 
 /// How long a change of the VM's state may take. By default, Ferry may wait for a back-end for 130 s in all: a guest that
 /// ends while it is being paused leaves twice `--dead-timeout` to its devices, and `--request-timeout` to the rest.
 const CHANGE: Duration = Duration::from_secs(150);
+/// How long it may take to save a guest or to bring it back: as long as there is progress, but not for ever.
+const SAVE: Duration = Duration::from_secs(86400);
 /// How long anything else may take, which Ferry answers at once.
 const QUESTION: Duration = Duration::from_secs(10);
 
@@ -42,6 +44,10 @@ pub fn goal(command: &Command) -> &'static str {
         Command::Counters => "show the counters",
         Command::Metrics => "show the metrics",
         Command::Events(_) => "show events",
+        Command::Snapshot(snapshot) => saving::snapshot_goal(snapshot),
+        Command::Restore(_) => "bring the guest back",
+        Command::Progress => "show the progress",
+        Command::Cancel => "cancel",
         Command::VmmShutdown => "end Ferry",
         Command::Completions { .. } => "print completions",
     }
@@ -84,6 +90,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             output::write(&String::from_utf8_lossy(&reply.body))
         }
         Command::Events(events) => events::show(events, &question()?),
+        Command::Snapshot(snapshot) => match &snapshot.look {
+            Some(look) => saving::look(look, form),
+            None => saving::save(snapshot, &Session::new(global, SAVE, form)?),
+        },
+        Command::Restore(restore) => saving::restore(restore, &Session::new(global, SAVE, form)?),
+        Command::Progress => {
+            question()?.show("vm.progress", |progress| saving::describe(&progress))
+        }
+        Command::Cancel => question()?.act("vm.cancel", b"", "cancelled"),
         Command::VmmShutdown => change("vmm.shutdown", "Ferry ends"),
         Command::Completions { shell } => output::write(completions(*shell)),
     }
@@ -115,6 +130,15 @@ impl<'a> Session<'a> {
     pub fn client(&self, longer: Duration) -> Client {
         let limits = Limits {
             total: self.total + longer,
+            ..Limits::default()
+        };
+        Client::new(self.socket, limits)
+    }
+
+    /// A client for what Ferry answers at once, whatever else goes on.
+    pub fn questions(&self) -> Client {
+        let limits = Limits {
+            total: self.total.min(QUESTION),
             ..Limits::default()
         };
         Client::new(self.socket, limits)

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use ferry_api::chain;
 use ferry_api::client::ClientError;
+use ferry_api::wire::Operation;
+use vm_migration::directory;
 
 use super::text::printable;
 
@@ -36,6 +38,35 @@ pub enum Failure {
         #[source]
         cause: serde_json::Error,
     },
+    /// A snapshot that cannot be looked at.
+    #[error(transparent)]
+    Snapshot(#[from] directory::Error),
+    /// A snapshot that is not as it was written. What is wrong stands on standard output.
+    #[error("{} is damaged in {places} {}", path.display(), if *places == 1 { "place" } else { "places" })]
+    Damaged {
+        /// The snapshot.
+        path: PathBuf,
+        /// In how many places.
+        places: usize,
+    },
+    /// The command that was to run while the guest was held.
+    #[error("`{command}` {how}")]
+    WhilePaused {
+        /// The command.
+        command: String,
+        /// How it has ended, as a clause.
+        how: String,
+        /// What has become of the snapshot.
+        end: End,
+    },
+    /// Ctrl-C or SIGTERM.
+    #[error("interrupted")]
+    Interrupted {
+        /// The signal.
+        signal: i32,
+        /// What was given up.
+        kind: Operation,
+    },
     /// Standard output.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -45,11 +76,16 @@ impl Failure {
     /// The exit status, as documented in [`super::arguments::EXIT_STATUS`].
     pub fn status(&self) -> ExitCode {
         ExitCode::from(match self {
-            Failure::Client(ClientError::Refused(_)) => 1,
+            Failure::Client(ClientError::Refused(_))
+            | Failure::Snapshot(_)
+            | Failure::Damaged { .. } => 1,
             Failure::Usage(_) | Failure::Read { .. } | Failure::Json { .. } => 2,
             Failure::Client(ClientError::Connect { .. } | ClientError::Closed { .. }) => 3,
             Failure::Client(ClientError::TimedOut { .. }) => 4,
             Failure::Client(ClientError::Wire { .. }) | Failure::Output(_) => 5,
+            Failure::WhilePaused { .. } => 6,
+            // As a shell would have it, if the signal itself does not end ferryctl.
+            Failure::Interrupted { signal, .. } => u8::try_from(128 + signal).unwrap_or(1),
         })
     }
 
@@ -86,7 +122,26 @@ impl Failure {
             Failure::Client(ClientError::TimedOut { .. }) => Some(
                 "it may still happen; ferryctl info tells, and --timeout gives it more time".into(),
             ),
+            Failure::WhilePaused { end, .. } => Some(match end {
+                End::GivenUp => "the snapshot was given up, and the guest goes on as before".into(),
+                End::Finished => "the snapshot was finished all the same".into(),
+            }),
+            Failure::Interrupted { kind, .. } => Some(match kind {
+                Operation::Snapshot => {
+                    "the snapshot was given up, and the guest goes on as before".into()
+                }
+                Operation::Restore => "the restore was given up".into(),
+            }),
             _ => None,
         }
     }
+}
+
+/// What has become of a snapshot whose command has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// There is none.
+    GivenUp,
+    /// It is there.
+    Finished,
 }

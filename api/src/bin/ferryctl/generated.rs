@@ -91,7 +91,10 @@ fn man() -> String {
     let mut rest = Roff::new();
     rest.control("SH", ["COMMANDS"]);
     for command in commands(&whole) {
-        describe(&mut rest, command);
+        describe(&mut rest, command, "");
+        for inner in commands(command) {
+            describe(&mut rest, inner, command.get_name());
+        }
     }
     rest.control("SH", ["EXIT STATUS"]);
     for (status, meaning) in exit_statuses() {
@@ -124,8 +127,10 @@ fn man() -> String {
     lines_without_trailing_spaces(&String::from_utf8(bytes).unwrap())
 }
 
-fn describe(page: &mut Roff, command: &Command) {
-    page.control("SS", [synopsis(command).as_str()]);
+/// `outer` is the command that it belongs to, if any.
+fn describe(page: &mut Roff, command: &Command, outer: &str) {
+    let synopsis = format!("{outer} {}", synopsis(command));
+    page.control("SS", [synopsis.trim_start()]);
     page.text([roman(sentence(command.get_about()))]);
     for argument in command.get_arguments() {
         // Global flags stand above, in a section of their own.

@@ -1,6 +1,7 @@
 //! ferryctl: what people and their scripts say to a running Ferry.
 //!
-//! Each command is one request (`events --follow`: one after the other), and its answer in words, or as JSON for
+//! Each command is one request (`events --follow`: one after the other; `snapshot` and `restore` ask meanwhile how they
+//! stand), and its answer in words, or as JSON for
 //! programs. `docs/ferryctl.md` is the user's page.
 
 mod arguments;
@@ -13,6 +14,7 @@ mod generated;
 mod info;
 mod output;
 mod pairs;
+mod saving;
 mod table;
 mod text;
 
@@ -22,6 +24,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use arguments::Arguments;
+use failure::Failure;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -33,6 +36,9 @@ fn main() -> ExitCode {
             let report = failure.report(commands::goal(&arguments.command));
             // Nobody is left to be told if this fails.
             let _ = std::io::stderr().write_all(report.as_bytes());
+            if let Failure::Interrupted { signal, .. } = failure {
+                saving::end_by(signal);
+            }
             failure.status()
         }
     }

@@ -38,6 +38,27 @@ pub fn size(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
+/// About `bytes`, for numbers that change.
+pub fn about(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    for (shift, unit) in units {
+        if bytes >> shift > 0 {
+            // Rounded down: what is not all there is not to look as if it were.
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+/// A time of so many milliseconds.
+pub fn time(ms: u64) -> String {
+    match ms {
+        ..10_000 => format!("{ms} ms"),
+        _ => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+    }
+}
+
 /// `text` in lines of at most `width` characters, broken at spaces where there are any.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
@@ -89,6 +110,17 @@ mod tests {
         assert_eq!(size(0), "0 bytes");
         assert_eq!(size(512 << 20), "512 MiB");
         assert_eq!(size((1 << 30) + 1), "1073741825 bytes");
+    }
+
+    #[test]
+    fn numbers_that_change_are_short() {
+        assert_eq!(about(1023), "1023 bytes");
+        assert_eq!(about(1536), "1.5 KiB");
+        assert_eq!(about((1 << 30) - 1), "1023.9 MiB");
+        assert_eq!(about(u64::MAX), "16777215.9 TiB");
+        assert_eq!(time(9999), "9999 ms");
+        assert_eq!(time(10_000), "10.0 s");
+        assert_eq!(time(u64::MAX), "18446744073709551.6 s");
     }
 
     #[test]

@@ -1,0 +1,124 @@
+//! `snapshot` and `restore`: from the command line to the request, and to what is said at the end.
+
+mod offline;
+mod operation;
+mod paused;
+mod report;
+mod signals;
+mod view;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ferry_api::{url, wire};
+
+use super::arguments::{Look, Restore, Snapshot};
+use super::commands::Session;
+use super::failure::Failure;
+use super::output::{self, Form};
+use super::pairs;
+pub use offline::look;
+use operation::{Operation, Outcome};
+use paused::WhilePaused;
+pub use report::describe;
+pub use signals::end_by;
+
+/// How long a command may hold the guest if nothing is said.
+const HOLD: Duration = Duration::from_secs(60);
+
+/// What cannot be done if `snapshot` fails, as a clause after "cannot".
+pub fn snapshot_goal(snapshot: &Snapshot) -> &'static str {
+    match snapshot.look {
+        None => "save the guest",
+        Some(Look::Inspect { .. }) => "inspect the snapshot",
+        Some(Look::Verify { .. }) => "verify the snapshot",
+    }
+}
+
+/// Saves the guest.
+pub fn save(snapshot: &Snapshot, session: &Session<'_>) -> Result<(), Failure> {
+    let given = snapshot.directory.as_deref().unwrap_or(Path::new(""));
+    let directory = absolute(given)?;
+    let hold = snapshot.hold_limit.unwrap_or(HOLD);
+    let request = wire::Snapshot {
+        destination_url: Some(url::of(&directory)),
+        pause: Some(!snapshot.no_pause),
+        after: snapshot.after.map(Into::into),
+        hold_s: snapshot
+            .while_paused
+            .is_some()
+            .then_some(hold.as_secs_f64()),
+        prepare_ms: snapshot.prepare,
+        state_most: snapshot.state_limit,
+    };
+    let command = snapshot.while_paused.as_deref();
+    let operation = Operation {
+        kind: wire::Operation::Snapshot,
+        body: to_bytes(&request)?,
+        while_paused: command.map(|command| WhilePaused::new(command, &directory, session.form)),
+        directory,
+        session,
+    };
+    finish(operation.run()?, session.form)
+}
+
+/// Brings a guest back.
+pub fn restore(restore: &Restore, session: &Session<'_>) -> Result<(), Failure> {
+    let directory = absolute(&restore.directory)?;
+    let mut devices = std::collections::BTreeMap::new();
+    for text in &restore.socket {
+        let wrong = |problem: &str| Failure::Usage(format!("--socket: {text} {problem}"));
+        let (id, path) = text
+            .split_once('=')
+            .filter(|(id, path)| !id.is_empty() && !path.is_empty())
+            .ok_or_else(|| wrong("is not of the form ID=PATH"))?;
+        // Ferry may run in another directory, so it is told the whole path.
+        let socket = pairs::absolute(Path::new(path)).map_err(|reason| wrong(&reason))?;
+        let device = wire::RestoreDevice {
+            socket: Some(socket),
+        };
+        if devices.insert(id.to_owned(), Some(device)).is_some() {
+            return Err(wrong("names a device for the second time"));
+        }
+    }
+    let request = wire::Restore {
+        source_url: Some(url::of(&directory)),
+        memory_restore_mode: restore.memory.map(Into::into),
+        resume: Some(!restore.paused),
+        prefault: None,
+        devices: (!devices.is_empty()).then_some(devices),
+    };
+    let operation = Operation {
+        kind: wire::Operation::Restore,
+        body: to_bytes(&request)?,
+        while_paused: None,
+        directory,
+        session,
+    };
+    finish(operation.run()?, session.form)
+}
+
+fn finish(outcome: Outcome, form: Form) -> Result<(), Failure> {
+    match (form, &outcome.progress) {
+        (Form::Json, Some(progress)) => {
+            let value = serde_json::to_value(progress)
+                .map_err(|error| Failure::Output(std::io::Error::other(error)))?;
+            output::write_json(&value)
+        }
+        (Form::Json, None) => Ok(()),
+        (Form::Words, Some(progress)) => output::write(&describe(progress)),
+        (Form::Words, None) => output::write("done\n"),
+    }
+}
+
+/// The path as Ferry finds it too.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|cause| Failure::Read {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
+fn to_bytes(request: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(request).map_err(|error| Failure::Usage(error.to_string()))
+}
