@@ -122,7 +122,7 @@ void mode_fuse(void)
 {
     struct setup setup = {0, 2, arg("poll", 0), 8, arg("patience", 0)};
     const char *name = arg_text("file", "tiny.bin"), *op = arg_text("op", "write+verify");
-    u32 count = arg("blocks", 16), seed = arg("seed", 1);
+    u32 count = arg("blocks", 16), seed = arg("seed", 1), report = arg("report", 0);
     virtio_open(&device, VIRTIO_FS, &setup);
     char tag[37];
     for (u32 i = 0; i < 36; i++)
@@ -135,8 +135,11 @@ void mode_fuse(void)
         CHECK(!node, "%s is there already", name);
         u64 handle = create(name);
         node = *(u64 *)reply.results;
-        for (u32 i = 0; i < count; i++)
+        for (u32 i = 0; i < count; i++) {
             transfer(WRITE, node, handle, i, seed);
+            if (report && (i + 1) % report == 0)
+                say("fuse at=%u", i + 1);
+        }
         release(node, handle);
         say("fuse written=%u", count);
         CHECK(lookup(name) == node, "%s has another inode now", name);

@@ -18,6 +18,7 @@ static const struct {
     {"dirty", mode_dirty},
     {"ticks", mode_ticks},
     {"msix", mode_msix},
+    {"msix-wait", mode_msix_wait},
     {"reset-cycle", mode_reset_cycle},
     {"reboot", mode_reboot},
     {"smp", mode_smp},

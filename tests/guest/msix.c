@@ -129,3 +129,67 @@ void mode_msix(void)
     CHECK(irq_count[vector] == before, "an interrupt without a vector");
     say("msix polled=%u", rounds);
 }
+
+/* Waits until the host gives the disk another size: the sign to go on, which takes no request and no interrupt. */
+static void wait_for_sign(void)
+{
+    for (u64 before = blk_capacity(); blk_capacity() == before;)
+        cpu_relax();
+}
+
+/* An interrupt is raised that does not get through, and waits; the host does what it wants (a snapshot); then it is let
+ * through, and has to arrive. how names what holds it back: vector, function (their mask bits),
+ * retarget (the vector's mask; meanwhile the vector is changed), cli (the processor). */
+static void wait_with(const char *how)
+{
+    volatile struct msix_entry *entry = &blk.device.table[queue->msix_entry];
+    int whole_function = streq(how, "function"), closed = streq(how, "cli"), retargets = streq(how, "retarget");
+    CHECK(whole_function || closed || retargets || streq(how, "vector"), "how=%s", how);
+    u32 old = entry->data, other = VECTOR_MSIX + 16;
+    u32 target = retargets ? other : old, before_old = irq_count[old], before = irq_count[target];
+    if (closed)
+        irq_off();
+    else
+        mask(whole_function, 1);
+    request_polled();
+    if (!closed) {
+        request_polled();
+        expect_pending(1, how);
+    }
+    say("msix-wait how=%s", how);
+    wait_for_sign();
+    if (!closed)
+        expect_pending(1, how);
+    CHECK(irq_count[old] == before_old, "%s: %u interrupts got through", how, irq_count[old] - before_old);
+    if (retargets)
+        entry->data = target;
+    if (closed)
+        irq_on();
+    else
+        mask(whole_function, 0);
+    for (u32 begin = now_ms(); irq_count[target] == before && now_ms() - begin < 5000;)
+        cpu_relax();
+    /* A device that begins anew may interrupt once more than needed. */
+    CHECK(irq_count[target] > before, "%s: the interrupt is lost", how);
+    CHECK(!retargets || irq_count[old] == before_old, "%s: the old vector was raised", how);
+    if (!closed)
+        expect_pending(0, how);
+    entry->data = old;
+    say("msix-waited how=%s", how);
+}
+
+void mode_msix_wait(void)
+{
+    static const char *const all[] = {"vector", "function", "retarget", "cli"};
+    struct setup setup = blk_setup();
+    virtio_open(&blk.device, VIRTIO_BLK, &setup);
+    queue = &blk.device.queues[0];
+    CHECK(blk_one(BLK_READ, 0, 0) == WORKS, "the first request failed");
+    sleep_ms(20);
+    for (u32 i = 0; i < ARRAY_LEN(all); i++)
+        wait_with(all[i]);
+    /* And ordinary ones arrive as before. */
+    for (u32 i = 0; i < 20; i++)
+        CHECK(blk_one(BLK_READ, 0, 0) == WORKS, "request %u failed", i);
+    say("msix-wait requests=20");
+}

@@ -126,6 +126,7 @@ void mode_fuse(void);
 void mode_dirty(void);
 void mode_ticks(void);
 void mode_msix(void);
+void mode_msix_wait(void);
 void mode_reset_cycle(void);
 void mode_reboot(void);
 void mode_smp(void);

@@ -30,7 +30,8 @@ pub mod units;
 
 pub use daemons::{Qsd, QsdOptions, Virtiofsd, VirtiofsdOptions};
 pub use ferry::{
-    Asked, Ended, Ferry, Guest, Kernel, Left, Listener, Restore, Snapshot, Successor, ferry_binary,
+    Answer, Asked, Ended, Ferry, Guest, Kernel, Left, Listener, Restore, Snapshot, Successor,
+    ferry_binary,
 };
 pub use lines::Line;
 pub use process::{Process, tool};

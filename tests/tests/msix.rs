@@ -35,3 +35,26 @@ fn a_writer_without_vectors_polls() {
         .succeeded();
     assert_eq!(ended.line("blk interrupts=").number("interrupts"), 0);
 }
+
+#[test]
+fn an_interrupt_that_waits_outlives_a_pause() {
+    let disk = Backend::blk("1M").start();
+    let mut guest = Ferry::tiny("mode=msix-wait")
+        .with_disk(&disk)
+        .with_api()
+        .start();
+    for (how, size) in [
+        ("vector", "2M"),
+        ("function", "3M"),
+        ("retarget", "4M"),
+        ("cli", "5M"),
+    ] {
+        guest.wait_for(&format!("msix-wait how={how}"));
+        guest.put("vm.pause");
+        guest.put("vm.resume");
+        disk.resize(size);
+        guest.wait_for(&format!("msix-waited how={how}"));
+    }
+    guest.end().succeeded().line("msix-wait requests=20");
+    assert_eq!(disk.complaints(), Vec::<String>::new());
+}

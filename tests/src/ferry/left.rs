@@ -96,7 +96,16 @@ impl Successor<'_> {
     }
 
     /// Starts it, and waits until its API answers.
-    pub fn start(mut self) -> Guest {
+    pub fn start(self) -> Guest {
+        let mut guest = self.spawn();
+        guest.wait_until("an answer to ping", |guest| {
+            guest.api().get("vmm.ping").ok()
+        });
+        guest
+    }
+
+    /// Starts it.
+    pub fn spawn(mut self) -> Guest {
         self.command.stdout(Stdio::null()).stderr(Stdio::piped());
         let Left {
             said,
@@ -105,17 +114,13 @@ impl Successor<'_> {
             directory,
         } = self.left;
         let process = Process::start(self.command, None);
-        let mut guest = Guest::new(
+        Guest::new(
             process,
             serial.clone(),
             *patience,
             Some(self.socket),
             Arc::clone(directory),
         )
-        .with_earlier(said.clone());
-        guest.wait_until("an answer to ping", |guest| {
-            guest.api().get("vmm.ping").ok()
-        });
-        guest
+        .with_earlier(said.clone())
     }
 }

@@ -23,7 +23,7 @@ pub use guest::Guest;
 pub use left::{Left, Successor};
 pub use linux::Kernel;
 use linux::Linux;
-pub use snapshot::{Asked, Restore, Snapshot};
+pub use snapshot::{Answer, Asked, Restore, Snapshot};
 
 /// Something that listens on a vhost-user socket.
 pub trait Listener {

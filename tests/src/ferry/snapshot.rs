@@ -39,7 +39,7 @@ impl Snapshot {
 
     /// Holds the guest until it is released, for so long at most.
     pub fn hold(self, limit: Duration) -> Self {
-        self.with("hold_ms", json!(limit.as_millis() as u64))
+        self.with("hold_s", json!(limit.as_secs_f64()))
     }
 
     /// How long back-ends have to get ready.
@@ -134,8 +134,8 @@ impl Restore {
             ),
         ];
         for (id, socket) in &self.sockets {
-            flags.push("--restore-device".to_owned());
-            flags.push(format!("id={id},socket={}", socket.display()));
+            flags.push("--restore-socket".to_owned());
+            flags.push(format!("{id}={}", socket.display()));
         }
         flags
     }
@@ -211,7 +211,7 @@ impl Guest {
 
     /// Lets a snapshot go on that holds the guest.
     pub fn release(&self) -> Answer {
-        self.ask("vm.release", vec![]).answer()
+        self.ask("vm.snapshot-release", vec![]).answer()
     }
 
     /// What the API shows.
