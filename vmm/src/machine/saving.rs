@@ -92,7 +92,7 @@ impl MachineState {
     /// The names of the sections that it is written to.
     pub fn section_names(&self) -> Vec<String> {
         let vcpus = (0..self.vcpus.len()).map(|index| format!("{VCPU}{index}"));
-        let fixed = ["chips", "clock", "pci"].map(str::to_owned);
+        let fixed = ["chips", "clock", "generation", "pci"].map(str::to_owned);
         let serial = self.serial.iter().map(|_| "serial".to_owned());
         let functions = self.functions.iter().map(|it| format!("{FUNCTION}{}", it.id));
         vcpus.chain(fixed).chain(serial).chain(functions).collect()
