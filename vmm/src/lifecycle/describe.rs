@@ -1,8 +1,6 @@
 //! What clients are told of the virtual machine.
 
-use ferry_api::control::{
-    Answer, DeviceInfo, DeviceState, Refusal, RefusalKind, Response, VmInfo,
-};
+use ferry_api::control::{Answer, DeviceInfo, DeviceState, Refusal, RefusalKind, Response, VmInfo};
 use ferry_devices::vhost_user;
 use ferry_devices::virtio::VirtioDevice;
 

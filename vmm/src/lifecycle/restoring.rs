@@ -83,7 +83,13 @@ impl Vmm {
         self.define(found.config.clone());
         let cause = Cause::Restored(request.start);
         let content = found.into_content(request.memory, meter);
-        self.boot_with(VmState::Created, cause, None, Some(Box::new(content)), waiters);
+        self.boot_with(
+            VmState::Created,
+            cause,
+            None,
+            Some(Box::new(content)),
+            waiters,
+        );
     }
 
     /// A restore has ended before there was a virtual machine.

@@ -10,10 +10,10 @@ use ferry_devices::power::PowerRequest;
 
 use super::boot::Cause;
 use super::devices::{Device, DeviceKey};
-use super::stop::After;
-use super::vm::{Phase, VirtualMachine, Waiters};
 use super::restoring::Restoring;
 use super::saving::Saving;
+use super::stop::After;
+use super::vm::{Phase, VirtualMachine, Waiters};
 use super::{Ending, Error, First, Plan, system};
 use crate::cli::OnReset;
 use crate::cpu::vcpu::{self, GuestEnd};

@@ -94,7 +94,10 @@ impl MachineState {
         let vcpus = (0..self.vcpus.len()).map(|index| format!("{VCPU}{index}"));
         let fixed = ["chips", "clock", "generation", "pci"].map(str::to_owned);
         let serial = self.serial.iter().map(|_| "serial".to_owned());
-        let functions = self.functions.iter().map(|it| format!("{FUNCTION}{}", it.id));
+        let functions = self
+            .functions
+            .iter()
+            .map(|it| format!("{FUNCTION}{}", it.id));
         vcpus.chain(fixed).chain(serial).chain(functions).collect()
     }
 

@@ -36,7 +36,11 @@ pub fn devices(
     machine: &MachineState,
     states: &[DeviceState],
 ) -> Vec<Device> {
-    let parts = devices.iter().zip(rests).zip(&machine.functions).zip(states);
+    let parts = devices
+        .iter()
+        .zip(rests)
+        .zip(&machine.functions)
+        .zip(states);
     parts
         .map(|(((device, rest), function), state)| {
             let registers = &function.state.registers;

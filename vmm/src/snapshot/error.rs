@@ -27,7 +27,9 @@ pub enum Error {
     Config(String),
     #[error("there is no device {0} in the snapshot, for which a socket was named")]
     NoSuchDevice(String),
-    #[error("{device}: the back-end has not taken the device's memory and features within {limit:?}")]
+    #[error(
+        "{device}: the back-end has not taken the device's memory and features within {limit:?}"
+    )]
     Late { device: String, limit: Duration },
     #[error("the devices are not those of the snapshot: {}", list(.0))]
     Differences(Vec<Difference>),

@@ -44,11 +44,9 @@ pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
     reader.check_sections()?;
     unless_cancelled(meter)?;
     let mut stream = reader.state()?;
-    let (saved, machine) = read_values(&mut stream).map_err(|source| {
-        directory::Error::State {
-            path: reader.path().join(&reader.manifest().state.file),
-            source,
-        }
+    let (saved, machine) = read_values(&mut stream).map_err(|source| directory::Error::State {
+        path: reader.path().join(&reader.manifest().state.file),
+        source,
     })?;
     let rests = machine
         .functions
@@ -252,13 +250,14 @@ fn fill_ram(
         MemoryMode::Adopt => {
             let adoption = reader.adopt()?;
             let files = adoption.files().iter().map(File::try_clone);
-            let files = files.collect::<Result<_, _>>().map_err(|source| {
-                directory::Error::Step {
-                    step: "share the RAM files of",
-                    path: adoption.reader().path().to_owned(),
-                    source,
-                }
-            })?;
+            let files =
+                files
+                    .collect::<Result<_, _>>()
+                    .map_err(|source| directory::Error::Step {
+                        step: "share the RAM files of",
+                        path: adoption.reader().path().to_owned(),
+                        source,
+                    })?;
             let ram = GuestRam::from_files(&config.memory, files)?;
             Ok((ram, Source::Adopted(adoption)))
         }

@@ -16,9 +16,9 @@ use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::snapshot::{SnapshotRequest, Step};
 use ferry_devices::vhost_user::{StateLimits, Transfer, VhostUserStateV1};
 use ferry_devices::virtio::VirtioDevice;
+use vm_migration::Watch;
 use vm_migration::directory::{StateWriter, Writer};
 use vm_migration::manifest::{self, DeviceState, rfc3339};
-use vm_migration::Watch;
 use vm_migration::stream::{Form, Label};
 
 use super::describe;
