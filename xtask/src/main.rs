@@ -29,6 +29,8 @@ cargo xtask COMMAND
                          measure start-up time and memory overhead
   bench api [--cloud-hypervisor PATH] [--runs N]
                          measure how soon the API answers
+  bench snapshot [--runs N]
+                         measure how soon guests are saved and restored (ondemand: as root, with mkfs.xfs)
   fuzz [--seconds N] [TARGET]
                          feed made-up input to all fuzz targets, or to one; each for a minute, or N seconds
   assets [NAME...]       provide what the others need from outside the clone, and print where it is

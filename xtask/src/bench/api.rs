@@ -1,17 +1,15 @@
 //! `cargo xtask bench api`: how soon the REST API answers.
 //!
-//! A tiny guest ticks meanwhile. Each request has a connection of its own, as `ch-remote` and `ferryctl` make it.
+//! A tiny guest ticks meanwhile.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Kind, Options, median, print_command, tiny_guest};
+use super::{Kind, Options, http, median, print_command, tiny_guest};
 use crate::cargo;
 
 const COMMAND_LINE: &str = "console=ttyS0 mode=ticks ticks=100000000 period=10";
@@ -108,34 +106,8 @@ impl Contestant {
         Ok(())
     }
 
-    /// Asks, and reads the answer to its last byte.
     fn ask(&self, method: &str, route: &str) -> Result<String> {
-        let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        let request = format!("{method} /api/v1/{route} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let count = stream.read(&mut buffer)?;
-            answer.extend_from_slice(&buffer[..count]);
-            let text = String::from_utf8_lossy(&answer);
-            if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                let length = head
-                    .lines()
-                    .find_map(|line| line.strip_prefix("Content-Length: "))
-                    .map_or(Ok(0), str::parse)?;
-                if body.len() >= length {
-                    if !head.starts_with("HTTP/1.1 2") {
-                        bail!("{route}: {text}");
-                    }
-                    return Ok(body.to_owned());
-                }
-            }
-            if count == 0 {
-                bail!("{route}: the answer ends early: {text}");
-            }
-        }
+        http::ask(&self.socket(), method, route, LIMIT)
     }
 }
 

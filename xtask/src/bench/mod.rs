@@ -1,8 +1,10 @@
-//! `cargo xtask bench`: what can be promised in figures. Each benchmark measures several VMMs in turns, so that a change
-//! of the machine's mood meets all of them, and prints ratios.
+//! `cargo xtask bench`: what can be promised in figures. Each benchmark measures several VMMs, or Ferry and the plain
+//! work beneath, in turns, so that a change of the machine's mood meets all of them, and prints ratios.
 
 mod api;
 mod boot;
+mod http;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,7 +23,8 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
     match arguments.split_first() {
         Some((what, rest)) if what == "boot" => boot::bench(rest),
         Some((what, rest)) if what == "api" => api::bench(rest),
-        _ => bail!("there are two benchmarks: bench boot, bench api"),
+        Some((what, rest)) if what == "snapshot" => snapshot::bench(rest),
+        _ => bail!("there are three benchmarks: bench boot, bench api, bench snapshot"),
     }
 }
 
@@ -67,7 +70,7 @@ impl Options {
                         .context("--runs needs a number")?;
                     continue;
                 }
-                Some("--cloud-hypervisor") => Kind::CloudHypervisor,
+                Some("--cloud-hypervisor") if benchmark != "snapshot" => Kind::CloudHypervisor,
                 Some("--firecracker") if benchmark == "boot" => Kind::Firecracker,
                 _ => bail!("bench {benchmark} does not know '{}'", name.display()),
             };
