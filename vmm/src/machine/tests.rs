@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::saving::{MachineState, RestoreParts};
 use super::*;
 use crate::boot::linux;
+use crate::console;
 use crate::cpu::vcpu::install_kick_handler;
 
 /// Nothing here takes long; this keeps a failure from hanging.
@@ -72,8 +73,12 @@ impl Bench {
         self.console = None;
         let path = self.dir.path().join(format!("{}", self.outputs.len()));
         let escape = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        self.console =
-            Console::open(&SerialConfig::File(path.clone()), Output::Begins, escape).unwrap();
+        self.console = Console::open(
+            &SerialConfig::File(path.clone()),
+            console::Output::Begins,
+            escape,
+        )
+        .unwrap();
         self.outputs.push(path);
     }
 
