@@ -223,3 +223,34 @@ fn a_state_that_was_damaged_does_not_start_a_guest() {
     let mut guest = guest;
     guest.is_well();
 }
+
+/// By its default the source saves what it cannot find, and the destination refuses that.
+#[test]
+fn a_file_that_cannot_be_found_again_is_refused_and_the_source_goes_on() {
+    let shared = shared_directory();
+    let ram = TestRam::new();
+    let first = daemon(shared.path());
+    let source = Share::new(&first, &ram);
+    let mut guest = Guest::start(&source, &ram);
+    std::fs::remove_file(shared.path().join(format!("file{}", FILES / 2))).unwrap();
+    for round in 0..2 {
+        if round == 0 {
+            prepare(&source.device);
+        }
+        outcome(&suspend(&source.device)).unwrap();
+        let rest = source.device.rest().unwrap();
+        let state = save(&source.device, &PATIENT).unwrap();
+        let next = daemon(shared.path());
+        let destination = Share::new(&next, &ram);
+        guest.restore(&destination, &rest);
+        let Err(StateError::BackEnd(error)) = load(&destination.device, &PATIENT, &state) else {
+            panic!("it was found");
+        };
+        assert_eq!(error.step, StateStep::Check);
+        let line = chain(&error);
+        assert!(line.contains("its own log has the reason"), "{line}");
+        outcome(&resume(&source.device)).unwrap();
+        guest.is_well();
+    }
+    assert!(source.reports.try_recv().is_err());
+}
