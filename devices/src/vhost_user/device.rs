@@ -3,18 +3,18 @@
 //! Nothing here waits: the transport calls from vCPU threads. What the back-end has to do is posted to the worker's
 //! [inbox](super::inbox), and what can be said at once is read from what the worker [shares](super::shared).
 
+mod moving;
+
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 
 use vm_migration::Saveability;
 
 use super::counters::{DeviceCounters, RingCounters};
-use super::error::{Cause, Error};
-use super::inbox::{ConfigWrite, Done, Order, Restoring};
+use super::error::Error;
+use super::inbox::{ConfigWrite, Done, Order};
 use super::memory::RamRegion;
-use super::moving::{BackEndStateV1, Loading, StateLimits, Transfer, VhostUserStateV1};
 use super::negotiated::Negotiated;
 use super::profile::StateTransfer;
 use super::shared::{Shared, signal};
@@ -49,7 +49,8 @@ pub enum DeviceState {
     Starting,
     /// The back-end is there; its rings are stopped.
     Idle,
-    /// An activation, a reset, a suspension or its opposite is under way.
+    /// An activation, a reset, a suspension or its opposite is under way; or the device is being restored, and the state inside
+    /// its back-end is not there yet.
     Changing,
     /// The rings are running.
     Active,
@@ -218,119 +219,6 @@ impl VhostUserDevice {
     pub fn resume(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         let done = Done::new(&self.shared.spec, done);
         self.shared.post_order(Order::Resume(done));
-    }
-}
-
-/// What it takes to save and restore the device.
-impl VhostUserDevice {
-    /// Lets the back-end get its state ready to be saved, while the guest runs: the sooner before a suspension, the shorter that
-    /// is. (LOG_ALL is cleared, then set; a back-end that notices LOG_ALL collects its state from then on.) Where there is
-    /// nothing to prepare, this is `Ok` at once.
-    ///
-    /// *Who calls, and when*: a job, once for each attempt. [`VhostUserDevice::resume`] puts it back;
-    /// so does [`VhostUserDevice::unprepare`], for an attempt that has not come to the suspension.
-    ///
-    /// *An error* that leaves the device alive means that saving it will take longer.
-    ///
-    /// `done` is called as for `suspend`.
-    pub fn prepare_save(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
-        let done = Done::new(&self.shared.spec, done);
-        self.shared.post_order(Order::Prepare(done));
-    }
-
-    /// Puts [`VhostUserDevice::prepare_save`] back. `done` is called as for `suspend`.
-    pub fn unprepare(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
-        let done = Done::new(&self.shared.spec, done);
-        self.shared.post_order(Order::Unprepare(done));
-    }
-
-    /// Whether there is state inside the back-end to be saved, now.
-    pub fn carries_state(&self) -> bool {
-        let has_session = !self.shared.rings().places.is_empty();
-        has_session
-            && self.negotiated.offers_device_state()
-            && self.saveability() == Saveability::Saved
-    }
-
-    /// The bytes of the configuration space that a driver may write.
-    pub fn writable_config(&self) -> Range<usize> {
-        let length = self.shared.with_config(|config| config.bytes.len());
-        let rules = self.shared.spec.profile.rules();
-        let writable = rules.writable(self.negotiated.guest_features, length);
-        writable.start.min(length)..writable.end.min(length)
-    }
-
-    /// What is to be saved of the device, apart from the state inside its back-end. It is [`DeviceState::Suspended`] or
-    /// [`DeviceState::Idle`], and nobody asks anything of it meanwhile.
-    ///
-    /// # Errors
-    /// It does not rest; has buffers in flight, which would be lost; or has failed.
-    pub fn rest(&self) -> Result<VhostUserStateV1, Error> {
-        if let Some(error) = self.error() {
-            return Err(error);
-        }
-        let not_at_rest = |reason| Err(self.shared.error_from(Cause::NotAtRest { reason }));
-        let rings = match self.state() {
-            DeviceState::Idle => Vec::new(),
-            DeviceState::Suspended => self.shared.stopped(),
-            _ => return not_at_rest("it is not suspended".into()),
-        };
-        let running = self.shared.rings();
-        if let Some(ring) = rings.iter().find(|ring| !running.is_settled(ring)) {
-            return not_at_rest(format!(
-                "its back-end holds buffers of queue {} that it has not used yet",
-                ring.index
-            ));
-        }
-        let back_end = match !rings.is_empty() && self.carries_state() {
-            true => BackEndStateV1::Carried,
-            false => BackEndStateV1::Absent,
-        };
-        Ok(VhostUserStateV1 {
-            features: match rings.is_empty() {
-                true => 0,
-                false => running.features,
-            },
-            config: self.shared.with_config(|config| config.bytes.clone()),
-            rings,
-            back_end,
-        })
-    }
-
-    /// Begins to save the state inside the back-end of a suspended device. Returns at once, so that several back-ends can
-    /// collect theirs at the same time; how it goes is said by [`Transfer::read`].
-    pub fn begin_save(&self, limits: &StateLimits) -> Transfer {
-        Transfer::begin(&self.shared, limits)
-    }
-
-    /// Gives the back-end of an idle device what was saved of another. The rings stand still until
-    /// [`VhostUserDevice::resume`].
-    ///
-    /// *Who calls, and when*: a job; guest RAM has its contents. `activation` is how the driver has started the
-    /// device, if it has.
-    ///
-    /// *Afterwards*, if `done` is told `Ok`: a device that was started is suspended. If `state` says that state is carried,
-    /// it has to be loaded first ([`VhostUserDevice::begin_load`]); until that has succeeded, `resume` is the device's end.
-    ///
-    /// *An error* that leaves the device alive leaves it idle.
-    ///
-    /// `done` is called as for `suspend`.
-    pub fn restore(
-        &self,
-        activation: Option<Activation>,
-        state: &VhostUserStateV1,
-        done: impl FnOnce(Result<(), Error>) + Send + 'static,
-    ) {
-        let state = state.clone();
-        let restoring = Box::new(Restoring { activation, state });
-        let done = Done::new(&self.shared.spec, done);
-        self.shared.post_order(Order::Restore(restoring, done));
-    }
-
-    /// Begins to load the state inside the back-end of a device that is being restored. Returns at once; how it goes is said
-    /// by the methods of [`Loading`].
-    pub fn begin_load(&self, limits: &StateLimits) -> Loading {
-        Loading::begin(&self.shared, limits)
     }
 }
 

@@ -81,7 +81,7 @@ impl Half {
         let given_up = Arc::new(AtomicBool::new(false));
         let begun = Stream::pipe(direction).map(|pipe| {
             let (teller, answer) = channel();
-            let due = Instant::now() + limits.reply;
+            let due = from_now(limits.reply);
             shared.post_order(Order::BeginState(Begin {
                 direction,
                 theirs: pipe.theirs,
@@ -124,7 +124,7 @@ impl Half {
     /// Asks the back-end how it went, and waits for the answer.
     pub fn check(&self, ticket: u64, watch: &dyn Watch) -> Result<(), StateError> {
         let (teller, answer) = channel();
-        let due = Instant::now() + self.limits.reply;
+        let due = from_now(self.limits.reply);
         self.shared.post_order(Order::CheckState(Check {
             ticket,
             until: due,
@@ -182,7 +182,7 @@ impl Half {
             _ => StateStep::Read,
         };
         let began = Instant::now();
-        let deadline = began + self.limits.silence;
+        let deadline = from_now(self.limits.silence);
         loop {
             let ready = stream
                 .wait(interest, deadline.min(Instant::now() + LOOK))
@@ -222,4 +222,9 @@ impl Drop for Half {
     fn drop(&mut self) {
         self.given_up.store(true, Ordering::Release);
     }
+}
+
+/// The time after `duration`; an absurd one is as good as a day.
+fn from_now(duration: Duration) -> Instant {
+    Instant::now() + duration.min(Duration::from_secs(86400))
 }

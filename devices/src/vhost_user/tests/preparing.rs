@@ -12,6 +12,7 @@ use super::ring::Ring;
 use super::suspend::{Disk, Outcome, RESTART, outcome, resume, suspend};
 use crate::chain;
 use crate::vhost_user::{Cause, DeviceState, Limits, VhostUserDevice};
+use crate::virtio::VirtioDevice;
 
 fn prepare(device: &VhostUserDevice) -> Outcome {
     let (sender, receiver) = channel();
@@ -70,6 +71,23 @@ fn log_all_is_cleared_and_set_for_every_attempt_and_cleared_after_it() {
     outcome(&resume(&share.device)).unwrap();
     assert_eq!(told(&share), RESTART);
     share.is_well();
+}
+
+#[test]
+fn what_it_takes_is_agreed_on_and_hidden_from_the_guest() {
+    let ram = TestRam::new();
+    let peer = Peer::start(super::moving::offer(), honestly());
+    let share = Disk::new(peer.disk(), peer, Limits::default(), &ram);
+    let seen: Vec<_> = share.peer.seen.try_iter().collect();
+    let agreed = seen
+        .iter()
+        .find(|seen| seen.is(FrontendReq::SET_PROTOCOL_FEATURES))
+        .unwrap();
+    let agreed = u64::from_ne_bytes(agreed.payload.as_slice().try_into().unwrap());
+    let needed = 1 << 19 | 1 << 1;
+    assert_eq!(agreed & needed, needed, "DEVICE_STATE and LOG_SHMFD");
+    assert_eq!(share.device.features() & LOG_ALL, 0);
+    share.activate(&[&Ring::new(&ram, 0, LOW)]);
 }
 
 #[test]
