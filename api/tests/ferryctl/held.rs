@@ -121,10 +121,12 @@ fn a_guest_that_somebody_else_lets_go_on_is_no_success() {
 
 #[test]
 fn ctrl_c_gives_the_snapshot_up() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let server = TestServer::start();
         let directory = tempfile::tempdir().unwrap();
         let (child, process) = held_for_ever(&server, directory.path());
+        // As `timeout` does it: to the process, and then to all of its group.
+        kill(&child, signal);
         kill(&child, signal);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.signal(), Some(signal), "{output:?}");

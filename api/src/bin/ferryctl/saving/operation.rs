@@ -19,7 +19,7 @@ use crate::failure::{End, Failure};
 
 /// How often Ferry is asked how it stands.
 const OFTEN: Duration = Duration::from_millis(200);
-/// How often where a guest is held until it has been noticed.
+/// How often where a guest is held, or is going to be: what is not noticed adds to its pause.
 const VERY_OFTEN: Duration = Duration::from_millis(10);
 /// How many questions in a row may get no answer.
 const UNANSWERED_MOST: u32 = 6;
@@ -101,10 +101,11 @@ impl<'o, 'a> Watch<'o, 'a> {
         }
     }
 
-    fn interval(&self) -> Duration {
-        match self.operation.while_paused {
-            Some(_) => VERY_OFTEN,
-            None => OFTEN,
+    fn interval(&mut self) -> Duration {
+        let command = self.operation.while_paused.as_mut();
+        match command.map(WhilePaused::stand) {
+            Some(Stand::Waiting | Stand::Running) => VERY_OFTEN,
+            _ => OFTEN,
         }
     }
 

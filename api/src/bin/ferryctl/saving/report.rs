@@ -69,7 +69,7 @@ pub fn describe(progress: &Progress) -> String {
         .iter()
         .map(|it| format!("{} {}", name(it.step), time(it.ms)))
         .collect();
-    text += &field("steps", &steps.join(", "));
+    text += &list("steps", &steps);
     if memory.total_bytes > 0 {
         text += &field("RAM", &ram(memory));
     }
@@ -110,6 +110,25 @@ fn ram(ram: &RamProgress) -> String {
         text += &format!(", {}/s", about(*bytes_per_second));
     }
     text
+}
+
+/// A line, or more of them, broken between the items.
+fn list(name: &str, items: &[String]) -> String {
+    let mut lines = vec![String::new()];
+    for (index, item) in items.iter().enumerate() {
+        let comma = if index + 1 < items.len() { "," } else { "" };
+        let last = lines.len() - 1;
+        let line = &mut lines[last];
+        if line.is_empty() {
+            *line = format!("{item}{comma}");
+        } else if INDENT + line.len() + 1 + item.len() + comma.len() <= WIDTH {
+            *line += &format!(" {item}{comma}");
+        } else {
+            lines.push(format!("{item}{comma}"));
+        }
+    }
+    let gap = "\n".to_owned() + &" ".repeat(INDENT);
+    format!("{name:INDENT$}{}\n", lines.join(&gap))
 }
 
 /// A line, or more of them if it is long.
@@ -173,6 +192,23 @@ mod tests {
         progress.step = Step::Prepare;
         progress.paused_ms = 0;
         assert_eq!(line(&progress), "prepare  12.3 s");
+    }
+
+    #[test]
+    fn steps_are_not_torn_from_their_times() {
+        let steps = [
+            "check 0 ms",
+            "pause 0 ms",
+            "machine 0 ms",
+            "ram 1 ms",
+            "devices 1 ms",
+        ];
+        let steps: Vec<_> = [&steps[..], &["publish 2 ms"]].concat();
+        let steps: Vec<_> = steps.into_iter().map(str::to_owned).collect();
+        assert_eq!(
+            list("steps", &steps),
+            "steps     check 0 ms, pause 0 ms, machine 0 ms, ram 1 ms, devices 1 ms,\n          publish 2 ms\n"
+        );
     }
 
     #[test]
