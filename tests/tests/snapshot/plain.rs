@@ -37,6 +37,7 @@ fn ticks_go_on(timer: &str, restored: impl Fn(&Left, &Restore) -> ferry_tests::G
         let left = saved(guest, &place.at(generation));
         std::thread::sleep(Duration::from_secs(3));
         guest = restored(&left, &Restore::from(&place.at(generation)));
+        goes_on(&mut guest, TICK);
         if guest.log().iter().any(|line| line.0.contains(NO_COUNTER)) {
             clock = Clock::TheHosts;
         }
