@@ -69,6 +69,8 @@ pub mod feature {
 pub mod protocol {
     /// Several queues.
     pub const MQ: u64 = 1;
+    /// What makes LOG_ALL a feature that may be accepted.
+    pub const LOG_SHMFD: u64 = 1 << 1;
     /// Acknowledgements.
     pub const REPLY_ACK: u64 = 1 << 3;
     /// The back-end channel.
@@ -204,14 +206,14 @@ impl Backend {
     pub fn with_state(self, state: DeviceState) -> Self {
         self.store.hold(state);
         self.offers(feature::LOG_ALL)
-            .offers_protocol(protocol::DEVICE_STATE)
+            .offers_protocol(protocol::DEVICE_STATE | protocol::LOG_SHMFD)
     }
 
     /// Has no state yet: this one has to be loaded before a ring starts. Once it is, it can be saved, too.
     pub fn awaits_state(self, state: DeviceState) -> Self {
         self.store.await_load(state);
         self.offers(feature::LOG_ALL)
-            .offers_protocol(protocol::DEVICE_STATE)
+            .offers_protocol(protocol::DEVICE_STATE | protocol::LOG_SHMFD)
     }
 
     /// Does this in the given attempt to save or load its state; the first one is number 1.

@@ -25,7 +25,10 @@ fn differences_are_named() {
     let same = || Backend::blk("32M").with_contents(disk.disk());
 
     for (other, texts) in [
-        (Backend::blk("31M"), ["capacity", "33554432"]),
+        (
+            Backend::blk("31M"),
+            ["disk0", "had 33554432 bytes, and has 32505856"],
+        ),
         (same().withholds(feature::BLK_FLUSH), ["feature", "disk0"]),
         (
             same().withholds(feature::BLK_MQ).claims_queues(1),

@@ -288,7 +288,7 @@ impl Vmm {
     }
 
     /// Undoes a pause: the guest goes on.
-    fn give_pause_up(&mut self, mut reason: Refusal) {
+    pub(super) fn give_pause_up(&mut self, mut reason: Refusal) {
         let Some(activity) = self.activity() else {
             return;
         };

@@ -349,7 +349,12 @@ impl Vmm {
                 "it is too late: everything is written, and on its way to disk",
             ));
         }
-        saving.fail(Refusal::new(RefusalKind::Failed, "vm.cancel came"));
+        let reason = Refusal::new(RefusalKind::Failed, "vm.cancel came");
+        let is_pausing = saving.stage == Stage::Pausing;
+        saving.fail(reason.clone());
+        if is_pausing {
+            self.give_pause_up(reason);
+        }
         Ok(Response::Done)
     }
 
