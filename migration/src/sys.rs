@@ -69,17 +69,29 @@ pub(crate) fn free_bytes(file: &File) -> io::Result<u64> {
     checked(|| unsafe { libc::fstatvfs(file.as_raw_fd(), status.as_mut_ptr()) })?;
     // SAFETY: the call has succeeded, and so has filled it.
     let status = unsafe { status.assume_init() };
-    Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    match status.f_blocks {
+        // A tmpfs without a limit.
+        0 => Ok(u64::MAX),
+        _ => Ok(status.f_bavail.saturating_mul(status.f_frsize)),
+    }
 }
 
 /// Whether the file is of huge pages, which can be mapped but not written to.
 pub(crate) fn is_hugetlb(file: &File) -> io::Result<bool> {
+    Ok(file_system(file)?.f_type == libc::HUGETLBFS_MAGIC)
+}
+
+/// Whether the file is in memory.
+pub(crate) fn is_tmpfs(file: &File) -> io::Result<bool> {
+    Ok(file_system(file)?.f_type == libc::TMPFS_MAGIC)
+}
+
+fn file_system(file: &File) -> io::Result<libc::statfs> {
     let mut status = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: `status` is large enough for what the call writes.
     checked(|| unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) })?;
     // SAFETY: the call has succeeded, and so has filled it.
-    let status = unsafe { status.assume_init() };
-    Ok(status.f_type == libc::HUGETLBFS_MAGIC)
+    Ok(unsafe { status.assume_init() })
 }
 
 /// Opens or makes a file in a directory, never through a symbolic link, and without waiting for the other end of a FIFO.

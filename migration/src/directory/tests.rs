@@ -255,7 +255,8 @@ fn adopting_uses_the_snapshot_up_at_the_last_moment() {
         .unwrap();
     assert_eq!(files.len(), 2);
     assert!(
-        files[0].metadata().unwrap().blocks() * 512 >= 2 * BLOCK,
+        files[0].metadata().unwrap().blocks() * 512 >= 2 * BLOCK
+            || crate::sys::is_tmpfs(&files[0]).unwrap(),
         "holes are not reserved"
     );
     files[0].write_all_at(b"the guest runs", 0).unwrap();

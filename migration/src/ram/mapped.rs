@@ -100,13 +100,29 @@ pub fn clone_for_guest(source: &File, directory: &Path, bytes: u64) -> Result<Fi
 
 /// Sets space aside for the holes of a RAM file of `bytes` bytes, so that it can be guest RAM.
 ///
+/// Not on a tmpfs. There this would fill memory with zeros that the guest may never ask for, and even to find the holes
+/// means to walk through all pages, which takes longer than all the rest of a restore. So there has to be room for all of
+/// them now, but others may use it up, as for any RAM.
+///
 /// # Errors
 /// There is too little, or the file is of another size.
 pub fn reserve(file: &File, bytes: u64) -> Result<(), MappedError> {
     check_size(file, bytes)?;
-    // Without holes there is nothing to do, and no walk through all pages, which takes time on a tmpfs.
-    if allocated(file)? >= bytes {
+    // Without holes there is nothing to do.
+    let missing = bytes.saturating_sub(allocated(file)?);
+    if missing == 0 {
         return Ok(());
+    }
+    let io = |step| move |source| MappedError::Io { step, source };
+    if sys::is_tmpfs(file).map_err(io("ask for the file system"))? {
+        let free = sys::free_bytes(file).map_err(io("ask for free space"))?;
+        return match free < missing {
+            true => Err(MappedError::NoSpace {
+                needed: missing,
+                free,
+            }),
+            false => Ok(()),
+        };
     }
     reserve_holes(file, bytes).map_err(|source| {
         let free = sys::free_bytes(file);

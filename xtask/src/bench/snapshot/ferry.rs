@@ -57,29 +57,44 @@ impl Ferry {
         Ok(ferry)
     }
 
+    /// Starts one whose guest has this command line, by which it comes to tick, and `mib` MiB of RAM.
+    ///
+    /// # Errors
+    /// It does not tick.
+    pub fn with_guest(
+        program: &Path,
+        kernel: &Path,
+        mib: u64,
+        command_line: &str,
+        more: &[&str],
+    ) -> Result<Self> {
+        let memory = format!("size={mib}M");
+        let kernel = kernel.to_str().context("the kernel's path is not UTF-8")?;
+        let mut arguments = vec![
+            "--kernel",
+            kernel,
+            "--cmdline",
+            command_line,
+            "--cpus",
+            "boot=1",
+            "--memory",
+            &memory,
+            "--serial",
+            "tty",
+        ];
+        arguments.extend(more);
+        let mut ferry = Self::start(program, &arguments)?;
+        let first = ferry.first_tick()?.recv_timeout(LIMIT);
+        first.context("the guest does not tick")?;
+        Ok(ferry)
+    }
+
     /// Starts one whose guest ticks, in `mib` MiB of RAM, all of which hold data.
     ///
     /// # Errors
     /// It does not tick, or its RAM is not to be found.
     pub fn with_full_guest(program: &Path, kernel: &Path, mib: u64) -> Result<Self> {
-        let memory = format!("size={mib}M");
-        let kernel = kernel.to_str().context("the kernel's path is not UTF-8")?;
-        let mut ferry = Self::start(
-            program,
-            &[
-                "--kernel",
-                kernel,
-                "--cmdline",
-                TICKS,
-                "--cpus",
-                "boot=1",
-                "--memory",
-                &memory,
-                "--serial",
-                "tty",
-            ],
-        )?;
-        ferry.first_tick()?.recv_timeout(LIMIT)?;
+        let ferry = Self::with_guest(program, kernel, mib, TICKS, &[])?;
         ferry.fill_ram(mib)?;
         Ok(ferry)
     }
@@ -101,6 +116,7 @@ impl Ferry {
             "destination_url": format!("file://{}", directory.display()),
             "pause": true,
             "after": "resume",
+            "prepare_ms": 0,
         });
         let begun = Instant::now();
         self.put("vm.snapshot", &request)?;

@@ -2,8 +2,10 @@
 //!
 //! All of the guest's RAM holds data, and it ticks each millisecond. Snapshots are on a tmpfs, but for `ondemand`, which
 //! needs a file system with clones: an XFS on a loop device. Beside each copy of RAM stands a plain one of as many bytes.
+//! And how fast the state inside a back-end is saved, see [`state`].
 
 mod ferry;
+mod state;
 mod xfs;
 
 use std::ffi::OsString;
@@ -56,6 +58,7 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
             "\nNothing is said of ondemand, because this machine has no XFS to try it on: {reason}"
         );
     }
+    state::bench(&ferry, &kernel, runs)?;
     print_command();
     Ok(ExitCode::SUCCESS)
 }
