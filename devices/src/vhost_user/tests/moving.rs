@@ -24,7 +24,7 @@ pub const CHECK: FrontendReq = FrontendReq::CHECK_DEVICE_STATE;
 pub const LOG_ALL: u64 = 1 << 26;
 
 /// Long for a test, and short for a back-end that hangs.
-pub const SHORT: Duration = Duration::from_millis(400);
+pub const SHORT: Duration = Duration::from_millis(800);
 
 /// Patient with what is honest.
 pub const PATIENT: StateLimits = StateLimits {

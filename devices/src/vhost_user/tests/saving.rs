@@ -254,7 +254,7 @@ fn slow_is_not_silent() {
     let source = state.clone();
     let slow = move |mut end: File| {
         for byte in &source {
-            thread::sleep(SHORT / 3);
+            thread::sleep(SHORT / 5);
             end.write_all(&[*byte]).unwrap();
         }
     };

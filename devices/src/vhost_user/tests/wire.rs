@@ -159,7 +159,7 @@ fn an_answer_owed_for_too_long_is_the_end() {
 #[test]
 fn while_idle_the_owed_answer_is_taken_or_missed() {
     let limits = Limits {
-        dead: 2 * SHORT,
+        dead: 20 * SHORT,
         ..LIMITS
     };
     let mut first = wire(limits);
