@@ -259,4 +259,9 @@ fn only_what_is_being_restored_can_be_loaded() {
         other => panic!("{other:?}"),
     }
     assert_eq!(share.codes(), Vec::<String>::new());
+    // Nothing has happened to what it holds.
+    drop(loading);
+    outcome(&resume(&share.device)).unwrap();
+    assert_eq!(share.device.state(), DeviceState::Active);
+    share.is_well();
 }

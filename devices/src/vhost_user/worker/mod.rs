@@ -50,6 +50,8 @@ pub(super) struct Worker {
     moving: Option<Moving>,
     /// Whether the back-end may still be busy with a move that nobody has asked it about.
     unsettled: bool,
+    /// Whether state has been on its way into the back-end since the device last went on.
+    loads: bool,
     /// How many moves have been begun.
     moves: u64,
     /// The configuration space has to be fetched again.
@@ -145,6 +147,7 @@ impl Worker {
             prepared: false,
             moving: None,
             unsettled: false,
+            loads: false,
             moves: 0,
             config_is_stale: false,
             current: None,

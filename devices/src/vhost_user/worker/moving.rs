@@ -60,9 +60,17 @@ impl Worker {
             Order::BeginState(begin) => self.begin_state(begin),
             Order::CheckState(check) if check.given_up.load(Ordering::Acquire) => Ok(()),
             Order::CheckState(check) => self.check_state(check),
-            Order::GiveUpLoad(source) => Err(Cause::NotLoaded { source }),
+            Order::GiveUpLoad(source) => self.give_up_load(source),
             // The owner's and the transport's are carried out elsewhere.
             Order::Activate(..) | Order::Reset(_) | Order::Suspend(_) | Order::Resume(_) => Ok(()),
+        }
+    }
+
+    /// It does not matter how far it had come. What was never to be loaded lacks nothing.
+    fn give_up_load(&self, source: TransferError) -> Result<(), Cause> {
+        match self.loads || self.refuse_unloaded().is_err() {
+            true => Err(Cause::NotLoaded { source }),
+            false => Ok(()),
         }
     }
 
@@ -161,6 +169,7 @@ impl Worker {
     }
 
     fn ask_to_move(&mut self, direction: Direction, theirs: OwnedFd) -> Result<StateFd, Cause> {
+        self.loads |= direction == Direction::Load;
         let result = self.frontend.set_device_state_fd(direction, theirs);
         self.unsettled = match &result {
             Ok(_) => true,

@@ -125,6 +125,7 @@ impl Worker {
     pub(super) fn resume(&mut self) -> Result<(), Cause> {
         self.moving = None;
         self.refuse_unloaded()?;
+        self.loads = false;
         if let Some(mut session) = self.session.take() {
             self.shared.set_stopped(Vec::new());
             let result = self
