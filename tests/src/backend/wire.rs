@@ -81,15 +81,7 @@ impl Message {
 /// Receives one message; `None` when the other side has closed.
 pub fn receive(socket: &mut UnixStream) -> io::Result<Option<Message>> {
     let mut header = [0; HEADER];
-    let mut raw_fds: [RawFd; 32] = [-1; 32];
-    let mut part = [libc::iovec {
-        iov_base: header.as_mut_ptr().cast(),
-        iov_len: HEADER,
-    }];
-    // SAFETY: the only element of `part` covers `header` exactly, which lives until after the call.
-    let (bytes, count) = unsafe { socket.recv_with_fds(&mut part, &mut raw_fds) }
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-    let fds = raw_fds[..count].iter().map(|fd| own(*fd)).collect();
+    let (bytes, fds) = receive_first(socket, &mut header)?;
     if bytes == 0 {
         return Ok(None);
     }
@@ -122,6 +114,62 @@ pub fn send(socket: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()
         true => Ok(()),
         false => Err(io::ErrorKind::WriteZero.into()),
     }
+}
+
+/// As many descriptors as come with one message at most.
+const FDS_MOST: usize = 32;
+
+/// Room for [`FDS_MOST`] descriptors and their header, as aligned as the header wants it.
+#[repr(C, align(8))]
+struct Control([u8; 256]);
+
+/// The first bytes of a message, and the descriptors that come with them. These are closed on exec from the beginning:
+/// a test starts other processes meanwhile, and a pipe's end in one of them would keep the pipe open.
+fn receive_first(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut control = Control([0; 256]);
+    let mut part = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: all zeros is a valid value: no name, no parts, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>();
+    // SAFETY: `message` points to `part`, which covers `bytes`, and to `control`, with their sizes; all live until after
+    // the call.
+    let count =
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    Ok((count, descriptors(&message)))
+}
+
+/// The descriptors in what the kernel has just filled in.
+fn descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled in the control data and its length, which is that of a buffer that still lives.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: the macros give aligned headers inside of the control data only.
+        let entry = unsafe { *header };
+        if (entry.cmsg_level, entry.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: this only computes with sizes.
+            let before = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = (entry.cmsg_len - before) / size_of::<RawFd>();
+            for index in 0..count.min(FDS_MOST) {
+                // SAFETY: the data that belongs to the header holds `count` descriptors, not necessarily aligned.
+                let fd = unsafe {
+                    let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                    data.add(index).read_unaligned()
+                };
+                fds.push(own(fd));
+            }
+        }
+        // SAFETY: as with the first one.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    fds
 }
 
 fn own(fd: RawFd) -> OwnedFd {

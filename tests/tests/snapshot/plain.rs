@@ -30,7 +30,7 @@ enum Clock {
 
 fn ticks_go_on(timer: &str, restored: impl Fn(&Left, &Restore) -> ferry_tests::Guest) {
     let place = Place::new();
-    let mut guest = tiny(&format!("mode=ticks ticks=90 period=20 timer={timer}")).start();
+    let mut guest = tiny(&format!("mode=ticks ticks=1500 period=10 timer={timer}")).start();
     let mut clock = Clock::Own;
     for generation in ["1", "2", "3"] {
         goes_on(&mut guest, TICK);
@@ -42,7 +42,7 @@ fn ticks_go_on(timer: &str, restored: impl Fn(&Left, &Restore) -> ferry_tests::G
             clock = Clock::TheHosts;
         }
     }
-    check(&guest.end().succeeded().serial, 90, clock);
+    check(&guest.end().succeeded().serial, 1500, clock);
 }
 
 #[test]
