@@ -173,3 +173,21 @@ pub enum Step {
     /// Files are brought to disk, and the manifest gets its name.
     Publish,
 }
+
+impl Step {
+    /// As clients see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Check => "check",
+            Step::Prepare => "prepare",
+            Step::Pause => "pause",
+            Step::Machine => "machine",
+            Step::Ram => "ram",
+            Step::Devices => "devices",
+            Step::Hold => "hold",
+            Step::Connect => "connect",
+            Step::Resume => "resume",
+            Step::Publish => "publish",
+        }
+    }
+}

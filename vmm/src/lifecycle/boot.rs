@@ -16,7 +16,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use ferry_api::control::{Reply, Response, VmState};
-use ferry_api::snapshot::Start;
+use ferry_api::snapshot::{Start, Step};
 use ferry_devices::vhost_user;
 
 use super::boot_job::{Built, Job, Outside};
@@ -352,12 +352,15 @@ impl Vmm {
                 self.publish("vm", "booted", []);
                 waiters.answer(&Ok(Response::Done));
             }
-            Cause::Restored(start) => {
+            Cause::Restored(Start::Paused) => {
                 self.restored();
-                match start {
-                    Start::Paused => waiters.answer(&Ok(Response::Done)),
-                    Start::Running => self.resume(Asker::Clients(waiters)),
+                waiters.answer(&Ok(Response::Done));
+            }
+            Cause::Restored(Start::Running) => {
+                if let Some(meter) = &self.meter {
+                    meter.enter(Step::Resume);
                 }
+                self.resume(Asker::Restore(waiters));
             }
         }
     }

@@ -23,6 +23,8 @@ pub enum Asker {
     Clients(Waiters),
     /// The snapshot under way, on its own behalf.
     Snapshot,
+    /// A restore, for those who wait for it.
+    Restore(Waiters),
 }
 
 /// A pause or a resume under way.
@@ -217,7 +219,9 @@ impl Vmm {
 
     fn tell_paused(&mut self, asker: Asker, outcome: Result<(), Refusal>) {
         match asker {
-            Asker::Clients(waiters) => waiters.answer(&outcome.map(|()| Response::Done)),
+            Asker::Clients(waiters) | Asker::Restore(waiters) => {
+                waiters.answer(&outcome.map(|()| Response::Done));
+            }
             Asker::Snapshot => self.on_paused_for_snapshot(outcome),
         }
     }
@@ -225,6 +229,10 @@ impl Vmm {
     fn tell_resumed(&mut self, asker: Asker, outcome: Result<(), Refusal>) {
         match asker {
             Asker::Clients(waiters) => waiters.answer(&outcome.map(|()| Response::Done)),
+            Asker::Restore(waiters) => {
+                self.restored();
+                waiters.answer(&outcome.map(|()| Response::Done));
+            }
             // The guest runs, which is what counts; of a late device there is an event.
             Asker::Snapshot => self.settle_snapshot(),
         }

@@ -170,13 +170,15 @@ impl Vmm {
             return;
         };
         match word {
+            Word::Step(step) => {
+                self.publish("snapshot", "step", [("step", step.name().to_owned())]);
+            }
             // The job finds out by itself.
             Word::Ready if saving.failure.is_some() => {}
             Word::Ready if saving.before == Before::Paused => self.write_state(),
             Word::Ready => {
                 saving.stage = Stage::Pausing;
                 saving.meter.guest_stops();
-                self.publish("snapshot", "step", [("step", "pause".to_owned())]);
                 self.pause(Asker::Snapshot);
             }
             Word::Taken => self.on_taken(),
@@ -232,10 +234,9 @@ impl Vmm {
         }
         saving.stage = Stage::Publishing;
         saving.orders = None;
-        if saving.fate() == manifest::After::Resume {
+        if saving.before == Before::Running && saving.fate() == manifest::After::Resume {
             self.let_guest_go_on();
         }
-        self.publish("snapshot", "step", [("step", "publish".to_owned())]);
     }
 
     /// Resumes a guest that a snapshot has paused.
@@ -263,11 +264,17 @@ impl Vmm {
             // Of two reasons the first one is the cause.
             saving.failure.get_or_insert(reason);
         }
-        if saving.failure.is_some() && saving.before == Before::Running {
-            self.let_guest_go_on();
-            if never_stopped {
-                self.unprepare();
+        match (&saving.failure, saving.before) {
+            (Some(_), Before::Running) => {
+                self.let_guest_go_on();
+                if never_stopped {
+                    self.unprepare();
+                }
             }
+            (Some(_), Before::Paused) => {}
+            // One that was paused has waited for the snapshot to be complete.
+            (None, _) if saving.fate() == manifest::After::Resume => self.let_guest_go_on(),
+            (None, _) => {}
         }
         self.settle_snapshot();
     }

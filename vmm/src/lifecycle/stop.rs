@@ -85,7 +85,7 @@ impl Vmm {
             return;
         };
         if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = live.activity
-            && let Asker::Clients(waiters) = attempt.asker
+            && let Asker::Clients(waiters) | Asker::Restore(waiters) = attempt.asker
         {
             waiters.answer(&Err(Refusal::new(
                 RefusalKind::Failed,

@@ -120,6 +120,12 @@ impl Meter {
         table.ram.begin();
     }
 
+    /// So many bytes of RAM are there without being moved.
+    pub fn ram_is_mapped(&self, total: u64) {
+        self.table().ram_total = total;
+        self.ram_done.store(total, Ordering::Relaxed);
+    }
+
     /// All RAM is moved.
     pub fn ram_ends(&self) {
         self.table().ram.end();
@@ -149,6 +155,9 @@ impl Meter {
             return;
         }
         table.ended = Some(Instant::now());
+        if table.paused.begun.is_some() {
+            table.paused.end();
+        }
         table.status = match error {
             Some(_) => Status::Failed,
             None => Status::Done,

@@ -234,9 +234,10 @@ fn fill_ram(
     meter: &Meter,
 ) -> Result<(GuestRam, Source), Error> {
     let regions = &reader.manifest().memory;
+    let total = regions.iter().map(|region| region.bytes).sum();
     match memory {
         MemoryMode::Copy => {
-            meter.ram_begins(regions.iter().map(|region| region.bytes).sum());
+            meter.ram_begins(total);
             let ram = GuestRam::new(&config.memory)?;
             for (region, part) in regions.iter().zip(ram.parts()) {
                 reader.load_ram(region, part.ram, meter)?;
@@ -247,6 +248,7 @@ fn fill_ram(
         MemoryMode::OnDemand => {
             let clones = regions.iter().map(|region| reader.clone_ram(region, None));
             let ram = GuestRam::from_files(&config.memory, clones.collect::<Result<_, _>>()?)?;
+            meter.ram_is_mapped(total);
             Ok((ram, Source::Kept(reader)))
         }
         MemoryMode::Adopt => {
@@ -261,6 +263,7 @@ fn fill_ram(
                         source,
                     })?;
             let ram = GuestRam::from_files(&config.memory, files)?;
+            meter.ram_is_mapped(total);
             Ok((ram, Source::Adopted(adoption)))
         }
     }

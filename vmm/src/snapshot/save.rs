@@ -49,6 +49,8 @@ pub struct Still {
 
 /// What the job says to the vmm thread.
 pub enum Word {
+    /// Another step begins.
+    Step(Step),
     /// Back-ends are prepared: the guest is to be paused, if it is not.
     Ready,
     /// Everything is saved: the guest may go on.
@@ -85,19 +87,19 @@ impl<S: Fn(Word)> Job<S> {
         if self.prepare {
             self.prepare()?;
         }
-        self.meter.enter(Step::Pause);
+        self.step(Step::Pause);
         (self.say)(Word::Ready);
         let still = match self.orders.recv() {
             Ok(Go::Paused(still)) => still,
             Ok(Go::Released) | Err(_) => return Err(Error::Cancelled),
         };
         let mut state = writer.begin_state()?;
-        self.meter.enter(Step::Machine);
+        self.step(Step::Machine);
         let rests = self.save_values(&mut state, &still.machine)?;
         // From now on all back-ends collect their state, while RAM is saved.
         let transfers = self.begin_transfers();
         self.save_ram(&mut writer, &still.ram)?;
-        self.meter.enter(Step::Devices);
+        self.step(Step::Devices);
         let states = self.save_back_ends(&mut state, transfers)?;
         writer.finish_state(state)?;
         if let Some(limit) = self.request.hold {
@@ -106,7 +108,7 @@ impl<S: Fn(Word)> Job<S> {
         self.unless_cancelled()?;
         // Whether the guest goes on now is up to the owner.
         (self.say)(Word::Taken);
-        self.meter.enter(Step::Publish);
+        self.step(Step::Publish);
         let devices = describe::devices(&self.devices, &rests, &still.machine, &states);
         writer.publish(manifest::Description {
             ferry: env!("CARGO_PKG_VERSION").into(),
@@ -117,6 +119,11 @@ impl<S: Fn(Word)> Job<S> {
             devices,
         })?;
         Ok(())
+    }
+
+    fn step(&self, step: Step) {
+        self.meter.enter(step);
+        (self.say)(Word::Step(step));
     }
 
     /// Has back-ends get their state ready while the guest runs, and gives them time for it.
@@ -132,7 +139,7 @@ impl<S: Fn(Word)> Job<S> {
         if waiting.is_empty() {
             return Ok(());
         }
-        self.meter.enter(Step::Prepare);
+        self.step(Step::Prepare);
         let begun = Instant::now();
         for (device, receiver) in waiting {
             match self.wait(&receiver, begun + self.timeouts.request)? {
@@ -170,7 +177,7 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     fn save_ram(&self, writer: &mut Writer, ram: &GuestRam) -> Result<(), Error> {
-        self.meter.enter(Step::Ram);
+        self.step(Step::Ram);
         let parts = ram.parts();
         self.meter
             .ram_begins(parts.iter().map(|part| part.ram.bytes).sum());
@@ -226,7 +233,7 @@ impl<S: Fn(Word)> Job<S> {
 
     /// Waits until the guest may go on.
     fn hold(&self, limit: Duration) -> Result<(), Error> {
-        self.meter.enter(Step::Hold);
+        self.step(Step::Hold);
         let deadline = Instant::now() + limit;
         loop {
             match self.wait(&self.orders, deadline)? {
