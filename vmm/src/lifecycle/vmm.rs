@@ -195,7 +195,6 @@ impl Vmm {
     /// Takes everything apart. Back-ends see their connections closed; who waits for an answer is told that Ferry ends.
     fn close(&mut self) {
         self.wait_for_terminal();
-        self.wait_for_snapshot();
         if let Some(VirtualMachine {
             phase: Phase::Live(live),
             ..
@@ -203,6 +202,7 @@ impl Vmm {
         {
             live.machine.stop();
         }
+        self.wait_for_snapshot();
         self.publish("vmm", "shutdown", []);
     }
 

@@ -79,7 +79,7 @@ impl fmt::Display for StateStep {
             StateStep::Begin => "cannot begin to move the state inside",
             StateStep::Read => "cannot read the state inside",
             StateStep::Write => "cannot write the state inside",
-            StateStep::Check => "CHECK_DEVICE_STATE says no of the state inside",
+            StateStep::Check => "cannot check (CHECK_DEVICE_STATE) the state inside",
         })
     }
 }

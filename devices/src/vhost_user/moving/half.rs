@@ -199,8 +199,8 @@ impl Half {
             if ready {
                 return Ok(());
             }
-            let waited = began.elapsed();
-            if waited >= self.limits.silence {
+            if began.elapsed() >= self.limits.silence {
+                let waited = self.limits.silence;
                 let cause = StateCause::Silent { waited, after };
                 return Err(self.error(step, cause).into());
             }
