@@ -3,7 +3,9 @@
 //! It is read by the rules that hold for every configuration, and fields that are not known are passed over: a later
 //! Ferry may have more.
 
-use super::VmConfig;
+use std::path::PathBuf;
+
+use super::{SerialConfig, VmConfig};
 use crate::wire;
 
 /// A kept configuration that cannot be used.
@@ -18,6 +20,29 @@ pub enum SavedError {
 }
 
 impl VmConfig {
+    /// The same, with all paths absolute: whoever reads it may work in another directory.
+    pub fn with_absolute_paths(mut self) -> Self {
+        let absolute = |path: &mut PathBuf| {
+            // It fails for an empty path only, and where there is no working directory.
+            if let Ok(whole) = std::path::absolute(&path) {
+                *path = whole;
+            }
+        };
+        absolute(&mut self.payload.kernel);
+        self.payload.initramfs.iter_mut().for_each(absolute);
+        let disks = self.disks.iter_mut().map(|disk| &mut disk.backend);
+        let shares = self.fs.iter_mut().map(|share| &mut share.backend);
+        let others = self.vhost_user.iter_mut().map(|other| &mut other.backend);
+        disks
+            .chain(shares)
+            .chain(others)
+            .for_each(|backend| absolute(&mut backend.socket));
+        if let SerialConfig::File(path) | SerialConfig::Socket(path) = &mut self.serial {
+            absolute(path);
+        }
+        self
+    }
+
     /// The configuration as JSON, which [`VmConfig::from_json`] reads as the same one. Of a path that is not UTF-8, for
     /// which JSON has no form, what is not is replaced.
     pub fn to_json(&self) -> String {
@@ -39,7 +64,7 @@ impl VmConfig {
 mod tests {
     use crate::config::{
         BackendConfig, CpusConfig, DiskConfig, FsConfig, GenericConfig, MemoryConfig,
-        PayloadConfig, SerialConfig, StateConfig,
+        PayloadConfig, StateConfig,
     };
 
     use super::*;

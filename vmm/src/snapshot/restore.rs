@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -38,11 +39,20 @@ pub struct Found {
     rests: Vec<VhostUserStateV1>,
 }
 
-/// Reads a snapshot, all but its RAM, and compares it with this host.
+/// Reads a snapshot, all but its RAM, and compares it with what is asked for and with this host.
 pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
-    let reader = Reader::open(&request.source)?;
-    reader.check_sections()?;
+    let mut found = read(&request.source)?;
     unless_cancelled(meter)?;
+    rename_sockets(&mut found.config, request)?;
+    let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
+    check_host(hypervisor.kvm(), &found.machine)?;
+    Ok(found)
+}
+
+/// Reads and checks a snapshot, all but its RAM.
+fn read(directory: &Path) -> Result<Found, Error> {
+    let reader = Reader::open(directory)?;
+    reader.check_sections()?;
     let mut stream = reader.state()?;
     let (saved, machine) = read_values(&mut stream).map_err(|source| directory::Error::State {
         path: reader.path().join(&reader.manifest().state.file),
@@ -54,12 +64,9 @@ pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
         .map(|function| reader.load(&device_section(&function.id)))
         .collect::<Result<Vec<VhostUserStateV1>, _>>()?;
     must_have_all(&reader, &machine, &rests)?;
-    let mut config = VmConfig::from_json(&saved.json)
+    let config = VmConfig::from_json(&saved.json)
         .map_err(|error| Error::Config(ferry_api::chain(&error).join(": ")))?;
-    rename_sockets(&mut config, request)?;
     check_layout(reader.manifest(), &config)?;
-    let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
-    check_host(hypervisor.kvm(), &machine)?;
     Ok(Found {
         reader,
         config,
@@ -374,5 +381,84 @@ fn unless_cancelled(meter: &Meter) -> Result<(), Error> {
     match meter.cancelled() {
         true => Err(Error::Cancelled),
         false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+    use vm_migration::stream::encode;
+
+    use super::*;
+
+    /// A guest that Ferry 0.1 has saved: two vCPUs, a disk on qemu-storage-daemon, a share on virtiofsd 1.14 with an open
+    /// file. Its RAM is left out.
+    fn golden() -> (TempDir, Found) {
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
+        let directory = TempDir::new().unwrap();
+        for name in ["manifest.json", "state"] {
+            std::fs::copy(kept.join(name), directory.path().join(name)).unwrap();
+        }
+        let ram = File::create(directory.path().join("ram0")).unwrap();
+        ram.set_len(64 << 20).unwrap();
+        let found = read(directory.path()).unwrap();
+        (directory, found)
+    }
+
+    #[test]
+    fn a_snapshot_of_every_version_is_read() {
+        let (_directory, found) = golden();
+        let ids: Vec<&str> = found
+            .machine
+            .functions
+            .iter()
+            .map(|it| it.id.as_str())
+            .collect();
+        assert_eq!(ids, ["disk0", "fs0"]);
+        assert_eq!(found.machine.vcpus.len(), 2);
+        assert!(found.machine.serial.is_some());
+        assert_eq!(found.config.disks[0].backend.id, "disk0");
+        assert_eq!(found.config.fs[0].tag, "home");
+        let carried: Vec<bool> = found
+            .rests
+            .iter()
+            .map(|rest| rest.back_end == BackEndStateV1::Carried)
+            .collect();
+        assert_eq!(carried, [false, true]);
+        assert!(found.rests.iter().all(|rest| !rest.rings.is_empty()));
+    }
+
+    /// Whoever changes a struct that is saved has to give it a new version, and keep the old one for reading.
+    #[test]
+    fn what_is_read_would_be_written_as_it_was() {
+        let (_directory, found) = golden();
+        let Found {
+            reader,
+            config: _,
+            machine,
+            rests,
+        } = found;
+        let mut stream = reader.state().unwrap();
+        let mut section = |name: &str| {
+            let mut section = stream.section(name).unwrap();
+            let bytes = section.read_all(1 << 20).unwrap();
+            section.finish().unwrap();
+            bytes
+        };
+        section(CONFIG);
+        for (index, vcpu) in machine.vcpus.iter().enumerate() {
+            assert!(section(&format!("vcpu/{index}")) == encode(vcpu).unwrap());
+        }
+        assert!(section("chips") == encode(&machine.chips).unwrap());
+        assert!(section("clock") == encode(&machine.clock).unwrap());
+        assert!(section("generation") == encode(&machine.generation).unwrap());
+        assert!(section("pci") == encode(&machine.pci).unwrap());
+        assert!(section("serial") == encode(machine.serial.as_ref().unwrap()).unwrap());
+        for function in &machine.functions {
+            assert!(section(&format!("pci/{}", function.id)) == encode(&function.state).unwrap());
+        }
+        for (function, rest) in machine.functions.iter().zip(&rests) {
+            assert!(section(&device_section(&function.id)) == encode(rest).unwrap());
+        }
     }
 }

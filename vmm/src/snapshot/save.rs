@@ -164,7 +164,7 @@ impl<S: Fn(Word)> Job<S> {
         state: &mut StateWriter,
         machine: &MachineState,
     ) -> Result<Vec<VhostUserStateV1>, Error> {
-        let json = self.config.to_json();
+        let json = self.config.clone().with_absolute_paths().to_json();
         state.save(CONFIG, &ConfigStateV1 { json })?;
         machine.write(state)?;
         let mut rests = Vec::with_capacity(self.devices.len());
