@@ -149,14 +149,14 @@ fn an_open_file_on_a_real_virtiofsd_goes_on() {
     let shared = shares.at("shared");
     std::fs::create_dir(&shared).unwrap();
     let share = Virtiofsd::options().sharing(&shared).start();
-    let guest = tiny("mode=fuse file=open blocks=2000 seed=4 report=20")
+    let guest = tiny("mode=fuse file=open blocks=600 seed=4 report=10")
         .with_fs(&share, "home")
         .start();
     let (guest, _share) = three_times(guest, share, ("fs0", "fuse at="), |mut old| {
         old.process().kill();
         Virtiofsd::options().sharing(&shared).start()
     });
-    guest.end().succeeded().line("fuse verified=2000");
+    guest.end().succeeded().line("fuse verified=600");
     let written = std::fs::read(shared.join("open")).unwrap();
-    assert!(written == pattern::blocks(BLOCK, 4, 2000));
+    assert!(written == pattern::blocks(BLOCK, 4, 600));
 }
