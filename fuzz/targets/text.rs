@@ -4,6 +4,7 @@
 use ferry_api::config::text;
 use ferry_api::events::Monitor;
 use ferry_api::server::SocketPlace;
+use ferry_api::snapshot::RestoreRequest;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &str| {
@@ -23,4 +24,8 @@ fuzz_target!(|input: &str| {
         assert!((1..=107).contains(&path.as_os_str().len()));
     }
     let _ = input.parse::<Monitor>();
+    if let Ok(mut request) = input.parse::<RestoreRequest>() {
+        assert!(request.source.is_absolute());
+        let _ = request.add_socket(input);
+    }
 });

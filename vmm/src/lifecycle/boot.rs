@@ -371,25 +371,23 @@ impl Vmm {
         cause: Cause,
         error: Error,
         waiters: Waiters,
-        mut instead: Option<(After, Waiters)>,
+        instead: Option<(After, Waiters)>,
     ) {
+        let asked_by_client = waiters.asked_by_client();
         if let Cause::Restored(_) = cause {
             self.restore_failed(&error);
-            // There is nothing that a client has defined.
-            instead.get_or_insert((After::Delete, Waiters::default()));
+            // Nobody has defined anything, so nothing stays; and who hears of it may try again at once.
+            let (_, mut deleters) = instead.unwrap_or((After::Delete, Waiters::default()));
+            waiters.fail_behind(&error.refusal(), &mut deleters);
+            self.clean_up(left, After::Delete, None, deleters);
         } else {
             self.publish("vm", "boot-failed", [("reason", chain(&error))]);
-        }
-        let asked_by_client = waiters.asked_by_client();
-        waiters.answer(&Err(error.refusal()));
-        let kept = match instead {
-            Some((after, waiters)) => {
-                self.clean_up(left, after, None, waiters);
-                matches!(cause, Cause::Restored(_))
+            waiters.answer(&Err(error.refusal()));
+            if let Some((after, waiters)) = instead {
+                return self.clean_up(left, after, None, waiters);
             }
-            None => true,
-        };
-        if kept && !asked_by_client {
+        }
+        if !asked_by_client {
             self.end(Err(error));
         }
     }

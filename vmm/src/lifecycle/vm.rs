@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ferry_api::config::VmConfig;
-use ferry_api::control::{Answer, Reply, VmState};
+use ferry_api::control::{Answer, Refusal, Reply, VmState};
 
 use super::boot::Booting;
 use super::boot_job::Outside;
@@ -60,14 +60,32 @@ pub enum Activity {
 /// Clients that wait for the same thing; or none, when the guest or the command line wants it.
 #[derive(Debug, Default)]
 pub struct Waiters {
-    replies: Vec<Reply>,
+    waiting: Vec<Waiting>,
     asked_by_client: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    reply: Reply,
+    /// What it is told in the end, whatever becomes of what the others want.
+    refusal: Option<Refusal>,
 }
 
 impl Waiters {
     pub fn add(&mut self, reply: Reply) {
-        self.replies.push(reply);
+        self.waiting.push(Waiting {
+            reply,
+            refusal: None,
+        });
         self.asked_by_client = true;
+    }
+
+    /// What those that wait so far want has failed; they are told when `others` have what they want.
+    pub fn fail_behind(mut self, refusal: &Refusal, others: &mut Waiters) {
+        for waiting in &mut self.waiting {
+            waiting.refusal.get_or_insert_with(|| refusal.clone());
+        }
+        others.waiting.append(&mut self.waiting);
     }
 
     /// Whether a client has asked, though it may have been answered already.
@@ -81,8 +99,11 @@ impl Waiters {
 
     /// Answers those that wait so far, while what they want goes on.
     pub fn answer_early(&mut self, answer: &Answer) {
-        for reply in self.replies.drain(..) {
-            reply.answer(answer.clone());
+        for Waiting { reply, refusal } in self.waiting.drain(..) {
+            reply.answer(match refusal {
+                Some(refusal) => Err(refusal),
+                None => answer.clone(),
+            });
         }
     }
 }

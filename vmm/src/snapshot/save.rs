@@ -129,7 +129,7 @@ impl<S: Fn(Word)> Job<S> {
     /// Has back-ends get their state ready while the guest runs, and gives them time for it.
     fn prepare(&self) -> Result<(), Error> {
         let mut waiting = Vec::new();
-        for device in self.devices.iter().filter(|device| can_prepare(device)) {
+        for device in self.devices.iter().filter(|device| prepares(device)) {
             let (sender, receiver) = std::sync::mpsc::channel();
             device.prepare_save(move |outcome| {
                 let _ = sender.send(outcome);
@@ -267,8 +267,6 @@ impl<S: Fn(Word)> Job<S> {
 }
 
 /// Whether a back-end collects its state once it has to log what it writes, as virtiofsd does.
-fn can_prepare(device: &Ready) -> bool {
-    /// VHOST_F_LOG_ALL.
-    const LOG_ALL: u64 = 1 << 26;
-    device.carries_state() && device.negotiated().backend_features & LOG_ALL != 0
+fn prepares(device: &Ready) -> bool {
+    device.carries_state() && device.negotiated().offers_preparation()
 }
