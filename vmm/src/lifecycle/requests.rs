@@ -56,9 +56,9 @@ impl Vmm {
             Request::Snapshot(request) => self.save(*request, reply),
             Request::Restore(request) => self.restore(*request, reply.into()),
             Request::Progress => reply.answer(self.progress()),
-            Request::Cancel => match self.saving {
-                Some(_) => reply.answer(self.cancel_snapshot()),
-                None => {
+            Request::Cancel => match self.situation() {
+                Situation::Saving => reply.answer(self.cancel_snapshot()),
+                _ => {
                     self.cancel_restore("vm.cancel came");
                     reply.answer(Ok(Response::Done));
                 }

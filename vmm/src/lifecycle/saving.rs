@@ -90,6 +90,10 @@ impl Saving {
 impl Vmm {
     /// Begins a snapshot of a guest that runs or is paused.
     pub(super) fn save(&mut self, request: SnapshotRequest, reply: Reply) {
+        if self.saving.is_some() {
+            let reason = "a snapshot of the guest before this one is still on its way to disk";
+            return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
+        }
         let devices = match self.saveable_devices() {
             Ok(devices) => devices,
             Err(error) => return reply.answer(Err(Refusal::failed(&error))),
@@ -182,6 +186,7 @@ impl Vmm {
                 self.pause(Asker::Snapshot);
             }
             Word::Taken => self.on_taken(),
+            Word::Failed(reason) => self.fail_snapshot(reason),
             Word::Ended(outcome) => self.on_saved(outcome.map_err(|error| Refusal::failed(&error))),
         }
     }
@@ -194,6 +199,7 @@ impl Vmm {
                 if let Some(saving) = &mut self.saving {
                     saving.meter.guest_goes_on();
                     saving.fail(reason);
+                    saving.stage = Stage::Preparing;
                 }
             }
         }
@@ -220,7 +226,22 @@ impl Vmm {
                     let _ = orders.send(Go::Paused(Box::new(still)));
                 }
             }
-            Err(error) => saving.fail(Refusal::failed(&error)),
+            Err(error) => self.fail_snapshot(Refusal::failed(&error)),
+        }
+    }
+
+    /// Gives the snapshot up, unless it is too late for that. The guest goes on at once, and does not wait for the job's
+    /// end: what it reads of RAM from then on is thrown away.
+    fn fail_snapshot(&mut self, reason: Refusal) {
+        let Some(saving) = &mut self.saving else {
+            return;
+        };
+        let (stage, before) = (saving.stage, saving.before);
+        saving.fail(reason.clone());
+        match stage {
+            Stage::Pausing => self.give_pause_up(reason),
+            Stage::Writing if before == Before::Running => self.let_guest_go_on(),
+            _ => {}
         }
     }
 
@@ -233,7 +254,10 @@ impl Vmm {
             return;
         }
         saving.stage = Stage::Publishing;
-        saving.orders = None;
+        if let Some(orders) = saving.orders.take() {
+            // A job that has failed has said so.
+            let _ = orders.send(Go::Publish);
+        }
         if saving.before == Before::Running && saving.fate() == manifest::After::Resume {
             self.let_guest_go_on();
         }
@@ -293,44 +317,56 @@ impl Vmm {
     pub(super) fn settle_snapshot(&mut self) {
         if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
             && matches!(live.activity, Activity::Resuming(_))
+            && self.saving.as_ref().is_some_and(|it| it.is_of(live.boot))
         {
             return;
         }
         let Some(saving) = self.saving.take_if(|it| it.stage == Stage::Settling) else {
             return;
         };
-        let paused_ms = saving.meter.paused().as_millis().to_string();
         match saving.failure {
-            None => {
-                saving.meter.end(None);
-                let directory = saving.meter.directory().display().to_string();
-                let properties = [("directory", directory), ("paused_ms", paused_ms)];
-                self.publish("snapshot", "finished", properties);
-                let there = matches!(self.vm.as_ref().map(|vm| &vm.phase),
-                    Some(Phase::Live(live)) if live.boot == saving.boot);
-                match saving.after {
-                    After::Stop if there => {
-                        self.stop_guest(stop::After::Shutdown, Waiters::from(saving.reply));
-                    }
-                    _ => saving.reply.answer(Ok(Response::Done)),
-                }
-            }
-            Some(mut reason) => {
-                tracing::warn!("the snapshot has failed: {}", reason.chain.join(": "));
-                saving.meter.end(Some(reason.chain.clone()));
-                let properties = [
-                    ("reason", reason.chain.join(": ")),
-                    ("paused_ms", paused_ms),
-                ];
-                self.publish("snapshot", "failed", properties);
-                let outermost = match saving.before {
-                    Before::Running => "the guest could not be saved, and goes on",
-                    Before::Paused => "the guest could not be saved, and stays paused",
-                };
-                reason.chain.insert(0, outermost.to_owned());
-                saving.reply.answer(Err(reason));
+            None => self.snapshot_succeeded(saving),
+            Some(reason) => {
+                self.snapshot_failed(saving.reply, saving.before, &saving.meter, reason)
             }
         }
+    }
+
+    fn snapshot_succeeded(&mut self, saving: Saving) {
+        saving.meter.end(None);
+        let directory = saving.meter.directory().display().to_string();
+        let paused_ms = saving.meter.paused().as_millis().to_string();
+        let properties = [("directory", directory), ("paused_ms", paused_ms)];
+        self.publish("snapshot", "finished", properties);
+        let there = matches!(self.vm.as_ref().map(|vm| &vm.phase),
+            Some(Phase::Live(live)) if live.boot == saving.boot);
+        match saving.after {
+            After::Stop if there => {
+                self.stop_guest(stop::After::Shutdown, Waiters::from(saving.reply));
+            }
+            _ => saving.reply.answer(Ok(Response::Done)),
+        }
+    }
+
+    fn snapshot_failed(
+        &mut self,
+        reply: Reply,
+        before: Before,
+        meter: &Meter,
+        mut reason: Refusal,
+    ) {
+        let text = reason.chain.join(": ");
+        tracing::warn!("the snapshot has failed: {text}");
+        meter.end(Some(reason.chain.clone()));
+        let paused_ms = meter.paused().as_millis().to_string();
+        let properties = [("reason", text), ("paused_ms", paused_ms)];
+        self.publish("snapshot", "failed", properties);
+        let outermost = match before {
+            Before::Running => "the guest could not be saved, and goes on",
+            Before::Paused => "the guest could not be saved, and stays paused",
+        };
+        reason.chain.insert(0, outermost.to_owned());
+        reply.answer(Err(reason));
     }
 
     /// The guest that is being saved has ended.
@@ -356,12 +392,7 @@ impl Vmm {
                 "it is too late: everything is written, and on its way to disk",
             ));
         }
-        let reason = Refusal::new(RefusalKind::Failed, "vm.cancel came");
-        let is_pausing = saving.stage == Stage::Pausing;
-        saving.fail(reason.clone());
-        if is_pausing {
-            self.give_pause_up(reason);
-        }
+        self.fail_snapshot(Refusal::new(RefusalKind::Failed, "vm.cancel came"));
         Ok(Response::Done)
     }
 

@@ -218,6 +218,7 @@ impl Vmm {
                     self.give_boot_up(Error::Cancelled("Ferry ends"));
                     self.on_checked(boot, outcome);
                 }
+                Ok(Some(Event::Saving { number, word })) => self.on_saving(number, word),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return,
             }

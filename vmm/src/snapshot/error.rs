@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ferry_devices::vhost_user;
 use vm_migration::manifest::Difference;
-use vm_migration::{directory, stream};
+use vm_migration::{directory, ram, stream};
 
 use crate::{machine, memory};
 
@@ -39,8 +39,24 @@ pub enum Error {
     Memory(#[from] memory::Error),
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
     #[error("it was given up")]
     Cancelled,
+}
+
+impl Error {
+    /// Whether it says no more than that the work was given up.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Error::Cancelled
+                | Error::Directory(directory::Error::Ram {
+                    source: ram::Error::Cancelled,
+                    ..
+                })
+        )
+    }
 }
 
 fn list(differences: &[Difference]) -> String {

@@ -1,24 +1,24 @@
 //! The job that saves a guest.
 //!
 //! ```text
-//!  job thread   make the directory, LOG_ALL │        │ state, RAM, back-ends, hold │          │ to disk, manifest
-//!                                    Ready  ▼        ▲ Go::Paused           Taken  ▼          │           ▼ Ended
-//!  vmm thread                               pause ───┘                             resume     │
+//!  job thread   make the directory, LOG_ALL │        │ state, RAM and back-ends, hold │   │ to disk, manifest
+//!                                     Ready ▼        ▲ Go::Paused               Taken ▼   ▲ Go::Publish    ▼ Ended
+//!  vmm thread                               pause ───┘                                resume
 //! ```
 //!
 //! A writer that is dropped removes what it has written, so that every way out but the last leaves no snapshot.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
 
 use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::control::Refusal;
 use ferry_api::snapshot::{SnapshotRequest, Step};
 use ferry_devices::vhost_user::{StateLimits, Transfer, VhostUserStateV1};
 use ferry_devices::virtio::VirtioDevice;
-use vm_migration::Watch;
 use vm_migration::directory::{StateWriter, Writer};
-use vm_migration::manifest::{self, DeviceState, rfc3339};
+use vm_migration::manifest::{self, Cpu, Description, Device, DeviceState, rfc3339};
 use vm_migration::stream::{Form, Label};
 
 use super::describe;
@@ -39,6 +39,8 @@ pub enum Go {
     Paused(Box<Still>),
     /// Whoever wanted to do something while the guest is held is done.
     Released,
+    /// What is written is to become a snapshot.
+    Publish,
 }
 
 /// A guest that stands still.
@@ -53,8 +55,10 @@ pub enum Word {
     Step(Step),
     /// Back-ends are prepared: the guest is to be paused, if it is not.
     Ready,
-    /// Everything is saved: the guest may go on.
+    /// Everything is saved: the guest may go on, once the snapshot is not to be given up any more.
     Taken,
+    /// It has failed, for this reason. What was written is still to be removed.
+    Failed(Refusal),
     /// The end.
     Ended(Result<(), Error>),
 }
@@ -75,15 +79,39 @@ pub struct Job<S> {
     pub say: S,
 }
 
-impl<S: Fn(Word)> Job<S> {
+/// A snapshot that lacks nothing but its manifest.
+struct Written {
+    writer: Writer,
+    cpu: Cpu,
+    devices: Vec<Device>,
+}
+
+impl<S: Fn(Word) + Sync> Job<S> {
     /// Saves the guest.
     pub fn run(self) {
-        let outcome = self.save();
-        (self.say)(Word::Ended(outcome));
+        let mut writer = None;
+        let written = self.write(&mut writer);
+        if let Err(error) = &written {
+            // The guest does not wait for what was written to be removed.
+            (self.say)(Word::Failed(Refusal::failed(error)));
+        }
+        drop(writer);
+        let Job {
+            after,
+            meter,
+            orders,
+            say,
+            // Their connections may be closed from now on.
+            devices: _,
+            ..
+        } = self;
+        let outcome = written.and_then(|written| publish(written, after, &meter, &orders, &say));
+        say(Word::Ended(outcome));
     }
 
-    fn save(&self) -> Result<(), Error> {
-        let mut writer = Writer::create(&self.request.destination)?;
+    /// Writes all but the manifest. Until that is done, `kept` has what was written.
+    fn write(&self, kept: &mut Option<Writer>) -> Result<Written, Error> {
+        let writer = kept.insert(Writer::create(&self.request.destination)?);
         if self.prepare {
             self.prepare()?;
         }
@@ -91,39 +119,69 @@ impl<S: Fn(Word)> Job<S> {
         (self.say)(Word::Ready);
         let still = match self.orders.recv() {
             Ok(Go::Paused(still)) => still,
-            Ok(Go::Released) | Err(_) => return Err(Error::Cancelled),
+            Ok(Go::Released | Go::Publish) | Err(_) => return Err(Error::Cancelled),
         };
         let mut state = writer.begin_state()?;
         self.step(Step::Machine);
         let rests = self.save_values(&mut state, &still.machine)?;
-        // From now on all back-ends collect their state, while RAM is saved.
-        let transfers = self.begin_transfers();
-        self.save_ram(&mut writer, &still.ram)?;
-        self.step(Step::Devices);
-        let states = self.save_back_ends(&mut state, transfers)?;
+        let states = self.save_bulk(writer, &mut state, &still.ram)?;
         writer.finish_state(state)?;
         if let Some(limit) = self.request.hold {
             self.hold(limit)?;
         }
-        self.unless_cancelled()?;
-        // Whether the guest goes on now is up to the owner.
-        (self.say)(Word::Taken);
-        self.step(Step::Publish);
-        let devices = describe::devices(&self.devices, &rests, &still.machine, &states);
-        writer.publish(manifest::Description {
-            ferry: env!("CARGO_PKG_VERSION").into(),
-            created: rfc3339(SystemTime::now()),
-            after: self.after,
-            paused_ms: u64::try_from(self.meter.paused().as_millis()).unwrap_or(u64::MAX),
-            cpu: describe::cpu(&still.machine),
-            devices,
-        })?;
-        Ok(())
+        self.meter.unless_cancelled()?;
+        match kept.take() {
+            Some(writer) => Ok(Written {
+                writer,
+                cpu: describe::cpu(&still.machine),
+                devices: describe::devices(&self.devices, &rests, &still.machine, &states),
+            }),
+            None => Err(Error::Cancelled),
+        }
+    }
+
+    /// Saves RAM, and at the same time what back-ends hold.
+    fn save_bulk(
+        &self,
+        writer: &mut Writer,
+        state: &mut StateWriter,
+        ram: &GuestRam,
+    ) -> Result<Vec<DeviceState>, Error> {
+        let transfers = self.begin_transfers();
+        self.step(Step::Ram);
+        let (meter, say) = (&*self.meter, &self.say);
+        let mut save_ram = move || {
+            let saved = save_ram(writer, ram, meter);
+            enter(Step::Devices, meter, say);
+            saved.inspect_err(|_| meter.cancel())
+        };
+        if transfers.iter().all(Option::is_none) {
+            save_ram()?;
+            return self.save_back_ends(state, transfers);
+        }
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("snapshot-ram".into())
+                .spawn_scoped(scope, save_ram)
+                .map_err(Error::Thread)?;
+            let states = self.save_back_ends(state, transfers);
+            let states = states.inspect_err(|_| self.meter.cancel());
+            let saved = match thread.join() {
+                Ok(saved) => saved,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            // When one fails, the other one is cancelled.
+            match (saved, states) {
+                (Ok(()), states) => states,
+                (Err(error), Ok(_)) => Err(error),
+                (Err(error), Err(other)) if error.is_cancelled() => Err(other),
+                (Err(error), Err(_)) => Err(error),
+            }
+        })
     }
 
     fn step(&self, step: Step) {
-        self.meter.enter(step);
-        (self.say)(Word::Step(step));
+        enter(step, &self.meter, &self.say);
     }
 
     /// Has back-ends get their state ready while the guest runs, and gives them time for it.
@@ -142,7 +200,7 @@ impl<S: Fn(Word)> Job<S> {
         self.step(Step::Prepare);
         let begun = Instant::now();
         for (device, receiver) in waiting {
-            match self.wait(&receiver, begun + self.timeouts.request)? {
+            match self.meter.wait(&receiver, begun + self.timeouts.request)? {
                 Some(outcome) => outcome?,
                 // Its state takes longer then, which is no reason to give up.
                 None => tracing::warn!(
@@ -152,7 +210,7 @@ impl<S: Fn(Word)> Job<S> {
             }
         }
         while begun.elapsed() < self.request.prepare {
-            self.unless_cancelled()?;
+            self.meter.unless_cancelled()?;
             let left = self.request.prepare.saturating_sub(begun.elapsed());
             std::thread::sleep(left.min(LOOK));
         }
@@ -174,18 +232,6 @@ impl<S: Fn(Word)> Job<S> {
             rests.push(rest);
         }
         Ok(rests)
-    }
-
-    fn save_ram(&self, writer: &mut Writer, ram: &GuestRam) -> Result<(), Error> {
-        self.step(Step::Ram);
-        let parts = ram.parts();
-        self.meter
-            .ram_begins(parts.iter().map(|part| part.ram.bytes).sum());
-        for part in parts {
-            writer.save_ram(part.guest.0, part.ram, &*self.meter)?;
-        }
-        self.meter.ram_ends();
-        Ok(())
     }
 
     fn begin_transfers(&self) -> Vec<Option<Transfer>> {
@@ -236,32 +282,11 @@ impl<S: Fn(Word)> Job<S> {
         self.step(Step::Hold);
         let deadline = Instant::now() + limit;
         loop {
-            match self.wait(&self.orders, deadline)? {
+            match self.meter.wait(&self.orders, deadline)? {
                 Some(Go::Released) => return Ok(()),
-                Some(Go::Paused(_)) => {}
+                Some(Go::Paused(_) | Go::Publish) => {}
                 None => return Err(Error::HeldTooLong(limit)),
             }
-        }
-    }
-
-    /// Waits for something to arrive; none at the deadline.
-    fn wait<T>(&self, receiver: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Error> {
-        loop {
-            self.unless_cancelled()?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            match receiver.recv_timeout(left.min(LOOK)) {
-                Ok(item) => return Ok(Some(item)),
-                Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled),
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-        }
-    }
-
-    fn unless_cancelled(&self) -> Result<(), Error> {
-        match self.meter.cancelled() {
-            true => Err(Error::Cancelled),
-            false => Ok(()),
         }
     }
 }
@@ -269,4 +294,48 @@ impl<S: Fn(Word)> Job<S> {
 /// Whether a back-end collects its state once it has to log what it writes, as virtiofsd does.
 fn prepares(device: &Ready) -> bool {
     device.carries_state() && device.negotiated().offers_preparation()
+}
+
+/// Makes what is written a snapshot, if nobody has given it up meanwhile.
+fn publish(
+    written: Written,
+    after: manifest::After,
+    meter: &Meter,
+    orders: &Receiver<Go>,
+    say: &impl Fn(Word),
+) -> Result<(), Error> {
+    let Written {
+        writer,
+        cpu,
+        devices,
+    } = written;
+    say(Word::Taken);
+    // The owner answers at once, or has given the job up.
+    while !matches!(orders.recv().map_err(|_| Error::Cancelled)?, Go::Publish) {}
+    enter(Step::Publish, meter, say);
+    writer.publish(Description {
+        ferry: env!("CARGO_PKG_VERSION").into(),
+        created: rfc3339(SystemTime::now()),
+        after,
+        paused_ms: u64::try_from(meter.paused().as_millis()).unwrap_or(u64::MAX),
+        cpu,
+        devices,
+    })?;
+    Ok(())
+}
+
+fn save_ram(writer: &mut Writer, ram: &GuestRam, meter: &Meter) -> Result<(), Error> {
+    let parts = ram.parts();
+    meter.ram_begins(parts.iter().map(|part| part.ram.bytes).sum());
+    for part in parts {
+        writer.save_ram(part.guest.0, part.ram, meter)?;
+    }
+    meter.ram_ends();
+    Ok(())
+}
+
+/// Begins a step.
+fn enter(step: Step, meter: &Meter, say: &impl Fn(Word)) {
+    meter.enter(step);
+    say(Word::Step(step));
 }
