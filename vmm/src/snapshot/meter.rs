@@ -2,11 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ferry_api::snapshot::{DeviceProgress, Operation, Progress, Status, Step};
 use vm_migration::Watch;
+
+use super::Error;
+
+/// How often a job that waits looks whether it has been given up.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How far an operation is.
 pub struct Meter {
@@ -91,6 +97,34 @@ impl Meter {
     /// Makes the operation end soon.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
+    }
+
+    /// That the operation has not been given up.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn unless_cancelled(&self) -> Result<(), Error> {
+        match self.cancelled() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits for something to arrive; nothing at the deadline.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], soon after the operation was given up, or once nobody is left who could send anything.
+    pub fn wait<T>(&self, receiver: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Error> {
+        loop {
+            self.unless_cancelled()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            match receiver.recv_timeout(left.min(LOOK)) {
+                Ok(item) => return Ok(Some(item)),
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
     }
 
     /// A step begins, and the one before has ended.
@@ -258,5 +292,31 @@ impl Watch for DeviceWatch<'_> {
 
     fn cancelled(&self) -> bool {
         self.meter.cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_gets_what_arrives_or_hears_that_it_is_late_or_over() {
+        const LONG: Duration = Duration::from_secs(60);
+        let meter = Meter::new(Operation::Restore, Path::new("/snapshot"));
+        let (sender, receiver) = channel();
+        sender.send(7).unwrap();
+        let begun = Instant::now();
+        assert_eq!(meter.wait(&receiver, begun + LONG).unwrap(), Some(7));
+        assert_eq!(meter.wait(&receiver, begun).unwrap(), None);
+        meter.cancel();
+        let given_up = meter.wait(&receiver, begun + LONG);
+        assert!(matches!(given_up, Err(Error::Cancelled)), "{given_up:?}");
+        assert!(matches!(meter.unless_cancelled(), Err(Error::Cancelled)));
+        drop(sender);
+        let meter = Meter::new(Operation::Restore, Path::new("/snapshot"));
+        let alone = meter.wait(&receiver, begun + LONG);
+        assert!(matches!(alone, Err(Error::Cancelled)), "{alone:?}");
     }
 }

@@ -4,15 +4,14 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use ferry_api::config::{BackendConfig, Timeouts, VmConfig};
 use ferry_api::snapshot::{MemoryMode, RestoreRequest, Step};
 use ferry_devices::vhost_user::{BackEndStateV1, StateLimits, VhostUserStateV1};
 use ferry_devices::virtio::VirtioDevice;
 use ferry_devices::virtio::pci::VirtioPci;
-use vm_migration::Watch;
 use vm_migration::directory::{self, Adoption, Reader};
 use vm_migration::manifest::{Manifest, differences};
 use vm_migration::stream::{self, StreamReader};
@@ -42,7 +41,7 @@ pub struct Found {
 /// Reads a snapshot, all but its RAM, and compares it with what is asked for and with this host.
 pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
     let mut found = read(&request.source)?;
-    unless_cancelled(meter)?;
+    meter.unless_cancelled()?;
     rename_sockets(&mut found.config, request)?;
     let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
     check_host(hypervisor.kvm(), &found.machine)?;
@@ -206,7 +205,7 @@ impl Content {
         )?;
         meter.enter(Step::Devices);
         fill_devices(&machine, place, &rests, source.reader(), &meter)?;
-        unless_cancelled(&meter)?;
+        meter.unless_cancelled()?;
         if let Source::Adopted(adoption) = source {
             // From here on RAM may be written to.
             adoption.consume()?;
@@ -324,7 +323,13 @@ fn fill_device(
     device.restore(activation, rest, move |outcome| {
         let _ = sender.send(outcome);
     });
-    wait(&receiver, limit, device, meter)??;
+    let late = || Error::Late {
+        device: device.id().to_owned(),
+        limit,
+    };
+    meter
+        .wait(&receiver, Instant::now() + limit)?
+        .ok_or_else(late)??;
     if rest.back_end == BackEndStateV1::Absent {
         return Ok(());
     }
@@ -350,38 +355,6 @@ fn fill_device(
     loading.finish(&watch)?;
     watch.checked();
     Ok(())
-}
-
-/// Waits for a device's answer.
-fn wait<T>(
-    receiver: &Receiver<T>,
-    limit: Duration,
-    device: &Ready,
-    meter: &Meter,
-) -> Result<T, Error> {
-    const LOOK: Duration = Duration::from_millis(20);
-    let deadline = Instant::now() + limit;
-    loop {
-        unless_cancelled(meter)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        match receiver.recv_timeout(left.min(LOOK)) {
-            Ok(item) => return Ok(item),
-            Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
-            Err(_) => {
-                return Err(Error::Late {
-                    device: device.id().to_owned(),
-                    limit,
-                });
-            }
-        }
-    }
-}
-
-fn unless_cancelled(meter: &Meter) -> Result<(), Error> {
-    match meter.cancelled() {
-        true => Err(Error::Cancelled),
-        false => Ok(()),
-    }
 }
 
 #[cfg(test)]
