@@ -63,8 +63,8 @@ pub use error::{Cause, During, Error, Violation};
 pub use memory::RamRegion;
 pub use message::RequestCode;
 pub use moving::{
-    BackEndStateV1, Loading, RingStateV1, StateCause, StateError, StateLimits, StateStep, Transfer,
-    TransferError, VhostUserStateV1,
+    BackEndStateV1, LEAST_MOVED, Loading, RingStateV1, StateCause, StateError, StateLimits,
+    StateStep, Transfer, TransferError, VhostUserStateV1,
 };
 pub use negotiated::Negotiated;
 pub use profile::{Access, BackendState, Blk, Fs, Generic, MAX_TAG, Profile};

@@ -103,6 +103,20 @@ pub enum StateCause {
         /// Bytes moved before.
         after: u64,
     },
+    /// The back-end does hardly anything.
+    #[error(
+        "only {moved} bytes have moved in {waited:?} of waiting, after {after} bytes; the back-end is too slow for this limit, in \
+         which {} bytes are to move",
+        super::LEAST_MOVED
+    )]
+    Slow {
+        /// How long it was waited for.
+        waited: Duration,
+        /// Bytes moved in this time.
+        moved: u64,
+        /// Bytes moved before.
+        after: u64,
+    },
     /// There is more than may be.
     #[error(
         "the state has more than the {most} bytes that are allowed; allow more if the back-end is to be trusted with them"

@@ -11,6 +11,7 @@ use vhost::vhost_user::message::FrontendReq;
 use vm_migration::Watch;
 
 use super::error::{StateCause, StateError, StateStep, TransferError};
+use super::pace::{Pace, TooSlow};
 use super::{StateLimits, Stream};
 use crate::sys::poll::Interest;
 use crate::vhost_user::error::{Cause, Error};
@@ -58,6 +59,8 @@ pub struct Check {
 pub struct Half {
     pub shared: Arc<Shared>,
     pub limits: StateLimits,
+    /// How fast the state goes by.
+    pub pace: Pace,
     /// Ferry's end of the pipe, and who says whether it is used.
     begun: io::Result<Waiting>,
     given_up: Arc<AtomicBool>,
@@ -101,6 +104,7 @@ impl Half {
         Half {
             shared: Arc::clone(shared),
             limits: *limits,
+            pace: Pace::default(),
             begun,
             given_up,
         }
@@ -169,9 +173,10 @@ impl Half {
         }
     }
 
-    /// Waits until the stream may be ready, not for longer than a back-end may be silent.
+    /// Waits until the stream may be ready, not for longer than a back-end may be silent, nor for one that is too slow.
+    /// `after` is how many bytes have moved.
     pub fn wait(
-        &self,
+        &mut self,
         stream: &Stream,
         interest: Interest,
         after: u64,
@@ -181,11 +186,19 @@ impl Half {
             Interest::Write => StateStep::Write,
             _ => StateStep::Read,
         };
+        let silence = self.limits.silence;
+        if let Err(TooSlow { waited, moved }) = self.pace.check(silence) {
+            let cause = StateCause::Slow {
+                waited,
+                moved,
+                after: after - moved,
+            };
+            return Err(self.error(step, cause).into());
+        }
         let began = Instant::now();
-        let deadline = from_now(self.limits.silence);
         loop {
             let ready = stream
-                .wait(interest, deadline.min(Instant::now() + LOOK))
+                .wait(interest, Instant::now() + LOOK.min(silence))
                 .map_err(|source| {
                     let cause = StateCause::Io {
                         step: "wait for the back-end's state",
@@ -197,10 +210,11 @@ impl Half {
                 return Err(StateError::Cancelled);
             }
             if ready {
+                self.pace.note_waited(began.elapsed());
                 return Ok(());
             }
-            if began.elapsed() >= self.limits.silence {
-                let waited = self.limits.silence;
+            if began.elapsed() >= silence {
+                let waited = silence;
                 let cause = StateCause::Silent { waited, after };
                 return Err(self.error(step, cause).into());
             }

@@ -89,7 +89,6 @@ impl Loading {
     fn try_write(&mut self, data: &[u8], watch: &dyn Watch) -> Result<(), StateError> {
         let open = self.open(watch)?;
         let most = self.half.limits.most;
-        let error = |cause| Err(self.half.error(StateStep::Write, cause).into());
         let mut rest = data;
         while !rest.is_empty() {
             let after = self.written;
@@ -97,23 +96,28 @@ impl Loading {
                 return Err(StateError::Cancelled);
             }
             if rest.len() as u64 > most.saturating_sub(after) {
-                return error(StateCause::TooMuch { most });
+                return self.fails(StateCause::TooMuch { most });
             }
             match open.stream.try_write(rest) {
                 Ok(count) => {
                     rest = &rest[count..];
                     self.written += count as u64;
+                    self.half.pace.note_moved(count);
                     watch.done(count as u64);
                 }
                 Err(source) if source.kind() == io::ErrorKind::WouldBlock => {
                     let stream = &open.stream;
                     self.half.wait(stream, Interest::Write, after, watch)?;
                 }
-                Err(source) => return error(StateCause::Broken { after, source }),
+                Err(source) => return self.fails(StateCause::Broken { after, source }),
             }
         }
         self.progress = Progress::Open(open);
         Ok(())
+    }
+
+    fn fails(&self, cause: StateCause) -> Result<(), StateError> {
+        Err(self.half.error(StateStep::Write, cause).into())
     }
 
     fn try_finish(&mut self, watch: &dyn Watch) -> Result<(), StateError> {

@@ -15,13 +15,14 @@
 //! The end of the pipe proves nothing, the back-end may have died: only the check's answer does. So a [`Transfer`] ends with it, and a
 //! device being restored stays unable to start until the check of its [`Loading`] has gone well.
 //!
-//! Every wait is bounded: answers by [`StateLimits::reply`], the pipe by [`StateLimits::silence`]; and ends soon after the
-//! job has been cancelled. What fails or is given up while saving leaves the device suspended, as it was. An answer that is
+//! Every wait is bounded: answers by [`StateLimits::reply`], the pipe by [`StateLimits::silence`] and a lowest pace
+//! ([`LEAST_MOVED`]); and ends soon after the job has been cancelled. What fails or is given up while saving leaves the device suspended, as it was. An answer that is
 //! owed by then stays owed, and nobody waits for it but who asks the back-end next.
 
 mod error;
 mod half;
 mod load;
+mod pace;
 mod save;
 mod state;
 mod stream;
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub use error::{StateCause, StateError, StateStep, TransferError};
 pub(super) use half::{Begin, Begun, Check};
 pub use load::Loading;
+pub use pace::LEAST_MOVED;
 pub use save::Transfer;
 pub use state::{BackEndStateV1, RingStateV1, VhostUserStateV1};
 pub(super) use stream::Stream;
@@ -40,7 +42,8 @@ pub(super) use stream::Stream;
 pub struct StateLimits {
     /// How long each of the two answers may take: whether the back-end is willing, and how it went.
     pub reply: Duration,
-    /// How long no byte may move while there should be some.
+    /// How long no byte may move while there should be some; and for how long a back-end may be waited for until
+    /// [`LEAST_MOVED`] bytes have moved, or the end has come.
     pub silence: Duration,
     /// The largest state, in bytes.
     pub most: u64,

@@ -61,22 +61,24 @@ impl Transfer {
 
     /// Fills `buffer`, unless the state ends before.
     fn fill(
-        &self,
+        &mut self,
         stream: &super::Stream,
         buffer: &mut [u8],
         before: u64,
         watch: &dyn Watch,
     ) -> Result<usize, StateError> {
         let most = self.half.limits.most;
-        let error = |cause| Err(self.half.error(StateStep::Read, cause).into());
         let mut filled = 0;
         while filled < buffer.len() {
             let after = before + filled as u64;
             match stream.try_read(&mut buffer[filled..]) {
                 Ok(0) => break,
-                Ok(got) if after + got as u64 > most => return error(StateCause::TooMuch { most }),
+                Ok(got) if after + got as u64 > most => {
+                    return self.fails(StateCause::TooMuch { most });
+                }
                 Ok(got) => {
                     filled += got;
+                    self.half.pace.note_moved(got);
                     watch.done(got as u64);
                     if watch.cancelled() {
                         return Err(StateError::Cancelled);
@@ -85,10 +87,14 @@ impl Transfer {
                 Err(source) if source.kind() == io::ErrorKind::WouldBlock => {
                     self.half.wait(stream, Interest::Read, after, watch)?;
                 }
-                Err(source) => return error(StateCause::Broken { after, source }),
+                Err(source) => return self.fails(StateCause::Broken { after, source }),
             }
         }
         Ok(filled)
+    }
+
+    fn fails<T>(&self, cause: StateCause) -> Result<T, StateError> {
+        Err(self.half.error(StateStep::Read, cause).into())
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::harness::{HANG, LOW, TestRam, eventually, failure};
 use super::moving::{
-    BEGIN, CHECK, Counting, IMPATIENT, PATIENT, begin_answer, blob, check_answer, honestly, load,
-    moved_by, save, share, suspended, with_state,
+    BEGIN, CHECK, Counting, IMPATIENT, PATIENT, SHORT, begin_answer, blob, check_answer, honestly,
+    load, moved_by, save, share, suspended, with_state,
 };
 use super::peer::{Reaction, Script, once};
 use super::restoring::{of_a_session, restore};
@@ -129,7 +129,7 @@ fn a_check_that_fails_is_the_end() {
 }
 
 #[test]
-fn silence_is_the_end_wherever_it_comes() {
+fn silence_or_hardly_a_word_is_the_end_wherever_it_comes() {
     let reason = "has not answered SET_DEVICE_STATE_FD";
     let silent = once(BEGIN, Reaction::Silence);
     fails(silent, &IMPATIENT, StateStep::Begin, reason);
@@ -145,6 +145,19 @@ fn silence_is_the_end_wherever_it_comes() {
     );
     let reason = "not a byte has moved";
     fails(hangs, &IMPATIENT, StateStep::Write, reason);
+
+    // It reads a page now and then.
+    let dribbles = moved_by(
+        |_| {},
+        |mut end| {
+            while std::io::Read::read_exact(&mut end, &mut [0; 4096]).is_ok() {
+                thread::sleep(SHORT / 5);
+            }
+        },
+        honestly(),
+    );
+    let reason = "of waiting, after ";
+    fails(dribbles, &IMPATIENT, StateStep::Write, reason);
 
     let reason = "has not answered CHECK_DEVICE_STATE";
     let script = with_state(Vec::new(), once(CHECK, Reaction::Silence)).script;

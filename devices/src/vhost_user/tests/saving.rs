@@ -18,7 +18,8 @@ use super::ring::Ring;
 use super::suspend::{Disk, outcome, resume, suspend};
 use crate::chain;
 use crate::vhost_user::{
-    Cause, DeviceState, Limits, StateCause, StateError, StateLimits, StateStep, TransferError,
+    Cause, DeviceState, LEAST_MOVED, Limits, StateCause, StateError, StateLimits, StateStep,
+    TransferError,
 };
 
 const MIB: usize = 1 << 20;
@@ -247,19 +248,54 @@ fn a_back_end_that_hangs_is_given_up() {
     }
 }
 
+/// A back-end that writes its state in `pieces`, with pauses that are short for what is allowed.
+fn dribbles(pieces: Vec<Vec<u8>>) -> Script {
+    let slow = move |mut end: File| {
+        for piece in &pieces {
+            thread::sleep(SHORT / 5);
+            if end.write_all(piece).is_err() {
+                return;
+            }
+        }
+    };
+    moved_by(slow, |_| {}, honestly())
+}
+
 #[test]
 fn slow_is_not_silent() {
     let ram = TestRam::new();
-    let state = blob(5);
-    let source = state.clone();
-    let slow = move |mut end: File| {
-        for byte in &source {
-            thread::sleep(SHORT / 5);
-            end.write_all(&[*byte]).unwrap();
+    let state = blob(8 * LEAST_MOVED as usize);
+    let pieces = state.chunks(LEAST_MOVED as usize).map(<[u8]>::to_vec);
+    let script = dribbles(pieces.collect());
+    let share = suspended(script, Limits::default(), &ram);
+    assert!(save(&share.device, &IMPATIENT).unwrap() == state);
+}
+
+#[test]
+fn a_byte_now_and_then_does_not_hold_the_guest() {
+    let ram = TestRam::new();
+    // Would go on for minutes.
+    let pieces = std::iter::once(blob(MIB)).chain(std::iter::repeat_n(vec![1], 1000));
+    let share = suspended(dribbles(pieces.collect()), Limits::default(), &ram);
+    let error = of_back_end(save(&share.device, &IMPATIENT));
+    assert_eq!(error.step, StateStep::Read);
+    match &*error.cause {
+        StateCause::Slow {
+            waited,
+            moved,
+            after,
+        } => {
+            assert!(*waited >= SHORT);
+            assert!(*moved < LEAST_MOVED);
+            assert!(*after >= MIB as u64 - LEAST_MOVED);
         }
-    };
-    let share = suspended(moved_by(slow, |_| {}, honestly()), Limits::default(), &ram);
-    assert_eq!(save(&share.device, &IMPATIENT).unwrap(), state);
+        other => panic!("{other:?}"),
+    }
+    let line = chain(&error);
+    assert!(line.contains("only ") && line.contains("65536"), "{line}");
+    assert_eq!(share.device.state(), DeviceState::Suspended);
+    outcome(&resume(&share.device)).unwrap();
+    share.is_well();
 }
 
 #[test]
