@@ -129,8 +129,11 @@ pub enum Cause {
     /// The guest asked for a reset before its activation had ended.
     #[error("a reset was asked for before the activation had ended")]
     Overtaken,
-    /// The owner let the device go on, or reset it, before it had come to rest, or before its state had been moved.
-    #[error("it was given up, because the device was to go on or to be reset")]
+    /// The owner let the device go on, or reset it, before it had come to rest, or before its state had been moved; or another attempt
+    /// to move that has begun.
+    #[error(
+        "it was given up, because the device was to go on or to be reset, or by another attempt"
+    )]
     GivenUp,
     /// The device cannot be saved at this moment.
     #[error("the device cannot be saved now: {reason}")]

@@ -2,12 +2,20 @@
 //!
 //! Orders are carried out one at a time, in the order in which they came, whoever gave them. The inbox is bounded. The
 //! transport has at most one activation and one reset waiting, the owner one order to suspend and the one to resume that
-//! follows it, a job one order and what ends an attempt that it has given up. An order beyond its giver's contract is not taken. Of the guest's writes to the configuration space the oldest
+//! follows it. An order beyond its giver's contract is not taken. Of the guest's writes to the configuration space the oldest
 //! are dropped when there are too many.
+//!
+//! Jobs may be given up one after the other while the worker waits for a back-end that is slow. What they leave behind does not add up,
+//! because a newer order clears away what nobody waits for any more ([`Order::is_moot_before`]):
+//!
+//! - Preparing and its opposite: only the last word counts, so that one of them waits at most. An attempt is never left
+//!   prepared because there was no room to say so.
+//! - A move of state that has been given up is not begun, nor asked about.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::BackendSpec;
 use super::error::{Cause, Error};
@@ -22,7 +30,8 @@ const MAX_FROM_TRANSPORT: usize = 16;
 /// before both are answered.
 const MAX_FROM_OWNER: usize = 2;
 
-/// Orders of jobs that may wait. A job has one at a time; the rest is for attempts that it has given up.
+/// Orders of jobs that may wait, as one job goes on at a time: one to prepare or the opposite, whoever gave it; one to move state and
+/// the one that gives that up; and a restoration, which comes before any move and is given up with its machine.
 const MAX_FROM_JOBS: usize = 4;
 
 /// Writes to the configuration space that may wait.
@@ -71,6 +80,35 @@ impl Order {
             | Order::CheckState(_)
             | Order::Restore(..)
             | Order::GiveUpLoad(_) => Giver::Job,
+        }
+    }
+
+    /// Whether this order, which waits, need not be carried out if `newer` is to be.
+    fn is_moot_before(&self, newer: &Order) -> bool {
+        match self {
+            // Preparing begins with its opposite.
+            Order::Prepare(_) | Order::Unprepare(_) => {
+                matches!(newer, Order::Prepare(_) | Order::Unprepare(_))
+            }
+            Order::BeginState(begin) => begin.given_up.load(Ordering::Acquire),
+            Order::CheckState(check) => check.given_up.load(Ordering::Acquire),
+            _ => false,
+        }
+    }
+
+    /// Answers an order of a job that is not carried out.
+    pub fn refuse_job(self, error: &Error) {
+        match self {
+            Order::Prepare(done) | Order::Unprepare(done) | Order::Restore(_, done) => {
+                done.tell(Err(error.clone()));
+            }
+            Order::BeginState(begin) => begin.done.tell(Err(error.clone())),
+            Order::CheckState(check) => check.done.tell(Err(error.clone())),
+            Order::Activate(..)
+            | Order::Reset(_)
+            | Order::Suspend(_)
+            | Order::Resume(_)
+            | Order::GiveUpLoad(_) => {}
         }
     }
 
@@ -151,23 +189,24 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// Takes an order, or gives it back when there is no room or nobody left to carry it out. An order that is given
-    /// back must be dropped or answered only when the inbox is not locked any more.
-    pub fn post(&mut self, order: Order) -> Result<(), Refused> {
+    /// Takes an order, and returns those that need not be carried out because of it; or gives it back when there is no room or
+    /// nobody left to carry it out. What comes back must be dropped or answered only when the inbox is not locked any more.
+    pub fn post(&mut self, order: Order) -> Result<VecDeque<Order>, Refused> {
         if self.closed {
             return Err(Refused::Closed(order));
         }
         let giver = order.giver();
-        let waiting = self
-            .orders
-            .iter()
-            .filter(|other| other.giver() == giver)
-            .count();
-        if waiting >= order.room() {
+        let is_moot = |other: &Order| other.is_moot_before(&order);
+        let of_giver = |other: &&Order| other.giver() == giver && !is_moot(other);
+        if self.orders.iter().filter(of_giver).count() >= order.room() {
             return Err(Refused::Full(order));
         }
-        self.orders.push_back(order);
-        Ok(())
+        let (moot, mut waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.orders)
+            .into_iter()
+            .partition(is_moot);
+        waiting.push_back(order);
+        self.orders = waiting;
+        Ok(moot)
     }
 
     pub fn next_order(&mut self) -> Option<Order> {

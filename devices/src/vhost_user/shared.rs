@@ -163,11 +163,15 @@ impl Shared {
         self.post_order(order(transport));
     }
 
-    /// Hands an order to the worker. One that is not taken is dropped, and answered by that if it is the owner's.
+    /// Hands an order to the worker. One that is not taken is dropped, and answered by that if it is the owner's or a job's.
     pub fn post_order(&self, order: Order) {
         let posted = lock(&self.inbox).post(order);
         let refused = match posted {
-            Ok(()) => return signal(&self.wake),
+            Ok(moot) => {
+                signal(&self.wake);
+                let given_up = self.error_from(Cause::GivenUp);
+                return moot.into_iter().for_each(|it| it.refuse_job(&given_up));
+            }
             Err(Refused::Closed(order)) => order,
             Err(Refused::Full(order)) => {
                 tracing::error!(

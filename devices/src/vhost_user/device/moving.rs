@@ -18,7 +18,8 @@ impl VhostUserDevice {
     /// *Who calls, and when*: a job, once for each attempt. [`VhostUserDevice::resume`] puts it back;
     /// so does [`VhostUserDevice::unprepare`], for an attempt that has not come to the suspension.
     ///
-    /// *An error* that leaves the device alive means that saving it will take longer.
+    /// *An error* that leaves the device alive means that saving it will take longer; or that this or its opposite was asked for
+    /// again before the worker came to it ([`Cause::GivenUp`]).
     ///
     /// `done` is called as for `suspend`.
     pub fn prepare_save(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
@@ -26,7 +27,8 @@ impl VhostUserDevice {
         self.shared.post_order(Order::Prepare(done));
     }
 
-    /// Puts [`VhostUserDevice::prepare_save`] back. `done` is called as for `suspend`.
+    /// Puts [`VhostUserDevice::prepare_save`] back, or takes it back if the worker has not come to it yet. `done` is called as for
+    /// `suspend`.
     pub fn unprepare(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         let done = Done::new(&self.shared.spec, done);
         self.shared.post_order(Order::Unprepare(done));

@@ -2,6 +2,7 @@
 
 mod apart;
 mod channel;
+mod giving_up;
 mod harness;
 mod hostile;
 mod loading;

@@ -14,20 +14,20 @@ use crate::chain;
 use crate::vhost_user::{Cause, DeviceState, Limits, VhostUserDevice};
 use crate::virtio::VirtioDevice;
 
-fn prepare(device: &VhostUserDevice) -> Outcome {
+pub fn prepare(device: &VhostUserDevice) -> Outcome {
     let (sender, receiver) = channel();
     device.prepare_save(move |outcome| sender.send(outcome).unwrap());
     receiver
 }
 
-fn unprepare(device: &VhostUserDevice) -> Outcome {
+pub fn unprepare(device: &VhostUserDevice) -> Outcome {
     let (sender, receiver) = channel();
     device.unprepare(move |outcome| sender.send(outcome).unwrap());
     receiver
 }
 
 /// Of the features that the peer was told since the last call, whether LOG_ALL was among them; all other messages by name.
-fn told(share: &Disk) -> Vec<String> {
+pub fn told(share: &Disk) -> Vec<String> {
     let seen = share.peer.seen.try_iter();
     seen.map(|seen| {
         if !seen.is(FrontendReq::SET_FEATURES) {

@@ -274,19 +274,3 @@ impl Worker {
 fn is_late(cause: &Cause, to: FrontendReq) -> bool {
     matches!(cause, Cause::Late { request, .. } if *request == RequestCode::from(to))
 }
-
-/// Answers an order of a job when the device has failed.
-pub(super) fn refuse(order: Order, error: &Error) {
-    match order {
-        Order::Prepare(done) | Order::Unprepare(done) | Order::Restore(_, done) => {
-            done.tell(Err(error.clone()));
-        }
-        Order::BeginState(begin) => begin.done.tell(Err(error.clone())),
-        Order::CheckState(check) => check.done.tell(Err(error.clone())),
-        Order::Activate(..)
-        | Order::Reset(_)
-        | Order::Suspend(_)
-        | Order::Resume(_)
-        | Order::GiveUpLoad(_) => {}
-    }
-}

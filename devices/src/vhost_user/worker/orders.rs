@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Worker, clear, moving};
+use super::{Worker, clear};
 use crate::sys::poll::{self, Interest};
 use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::{Cause, Error};
@@ -156,7 +156,7 @@ pub(super) fn serve_failed(shared: &Shared) {
                 of_a_job => {
                     let error = shared.error();
                     let error = error.unwrap_or_else(|| shared.error_from(Cause::Poisoned));
-                    moving::refuse(of_a_job, &error);
+                    of_a_job.refuse_job(&error);
                 }
             }
         }
