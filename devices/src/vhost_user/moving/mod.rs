@@ -48,13 +48,3 @@ pub struct StateLimits {
     /// The largest state, in bytes.
     pub most: u64,
 }
-
-impl Default for StateLimits {
-    fn default() -> Self {
-        StateLimits {
-            reply: Duration::from_secs(30),
-            silence: Duration::from_secs(10),
-            most: 64 << 30,
-        }
-    }
-}
