@@ -32,23 +32,23 @@
 //! | `negotiated` | what was agreed on, apart from the socket |
 //! | `memory`, `rings` | guest RAM and the rings in it |
 
-pub mod backend_channel;
-pub mod connection;
+mod backend_channel;
+mod connection;
 mod counters;
 mod device;
 mod error;
-pub mod frontend;
+mod frontend;
 mod inbox;
-pub mod incoming;
-pub mod memory;
-pub mod message;
+mod incoming;
+mod memory;
+mod message;
 mod moving;
-pub mod negotiated;
+mod negotiated;
 mod negotiation;
 mod profile;
 mod rings;
 mod shared;
-pub mod socket;
+mod socket;
 mod worker;
 
 #[cfg(test)]
@@ -68,7 +68,6 @@ pub use moving::{
 };
 pub use negotiated::Negotiated;
 pub use profile::{Access, BackendState, Blk, Fs, Generic, MAX_TAG, Profile};
-pub use socket::MAX_FDS;
 
 /// A device that a back-end is to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
