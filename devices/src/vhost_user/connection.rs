@@ -16,6 +16,7 @@
 //! Anything that is not what the protocol allows poisons the connection: the error says what it was, and
 //! every later request fails.
 
+mod idle;
 mod waiting;
 
 use std::io;
@@ -26,9 +27,9 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Limits;
-use super::backend_channel::{BackendChannel, ChannelState};
+use super::backend_channel::BackendChannel;
 use super::counters::Counters;
-use super::error::{Cause, During, Violation};
+use super::error::{Cause, During};
 use super::incoming::{Incoming, Progress, ReadError};
 use super::message::{Acknowledge, Header, ReplyShape, RequestCode};
 use super::socket::Socket;
@@ -136,21 +137,6 @@ impl Connection {
         self.channel.as_ref()
     }
 
-    /// What to poll the main socket for while nothing is being asked.
-    pub fn interest(&self) -> Interest {
-        match self.unsent {
-            Some(_) => Interest::ReadOrWrite,
-            None => Interest::Read,
-        }
-    }
-
-    /// Whether an earlier request is still to be finished, and when that becomes fatal.
-    pub fn dead_at(&self) -> Option<Instant> {
-        let unsent = self.unsent.as_ref().map(|unsent| unsent.since);
-        let since = unsent.or(self.owed.map(|owed| owed.since))?;
-        Some(since + self.limits.dead)
-    }
-
     /// Sends a request that has no answer.
     pub fn tell(&mut self, request: Request<'_>, patience: Duration) -> Result<(), Cause> {
         let deadline = Instant::now() + patience;
@@ -190,19 +176,6 @@ impl Connection {
         let sent = self.begin(request, Acknowledge::Natural, Some(shape), deadline);
         drop(gift);
         let result = sent.and_then(|()| self.receive_owed(deadline));
-        self.poison_if_fatal(result)
-    }
-
-    /// To be called when the main socket is ready for [`Connection::interest`], or [`Connection::dead_at`] has come,
-    /// while nothing is being asked: takes an owed answer, or finds that the back-end has gone or misbehaves.
-    pub fn idle(&mut self) -> Result<(), Cause> {
-        let result = self.idle_inner();
-        self.poison_if_fatal(result)
-    }
-
-    /// To be called when the back-end channel has become readable.
-    pub fn serve_channel(&mut self) -> Result<(), Cause> {
-        let result = self.serve_channel_inner();
         self.poison_if_fatal(result)
     }
 
@@ -347,62 +320,6 @@ impl Connection {
                 }))
             }
         }
-    }
-
-    fn idle_inner(&mut self) -> Result<(), Cause> {
-        if self.poisoned {
-            return Err(Cause::Poisoned);
-        }
-        if let Some(unsent) = &self.unsent {
-            let (request, since) = (unsent.request, unsent.since);
-            // Nothing may come before the request has gone out as a whole.
-            self.check_quiet(During::Request(request))?;
-            return match self.try_flush()? {
-                Flushed::All => Ok(()),
-                Flushed::Part => self.check_alive(request, since),
-            };
-        }
-        let Some(owed) = self.owed else {
-            return self.check_quiet(During::Idle);
-        };
-        if self.advance(owed)?.is_none() {
-            return self.check_alive(owed.request, owed.since);
-        }
-        Ok(())
-    }
-
-    /// Nothing is owed, so nothing may have come.
-    fn check_quiet(&mut self, during: During) -> Result<(), Cause> {
-        debug_assert!(!self.incoming.has_begun());
-        let mut byte = [0];
-        match self.socket.try_recv(&mut byte) {
-            Ok(received) if received.len == 0 => Err(Cause::Closed { during }),
-            Ok(_) => Err(Cause::Violation {
-                during: During::Idle,
-                reason: Violation::Unsolicited,
-            }),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                Err(Cause::Closed { during })
-            }
-            Err(source) => Err(Cause::Io {
-                step: "receive from the back-end",
-                source,
-            }),
-        }
-    }
-
-    fn serve_channel_inner(&mut self) -> Result<(), Cause> {
-        let Some(channel) = &mut self.channel else {
-            return Ok(());
-        };
-        let state = channel.serve()?;
-        self.config_changed |= channel.take_config_changed();
-        if state == ChannelState::Closed {
-            tracing::debug!(device = %self.device, "the back-end has closed the back-end channel");
-            self.channel = None;
-        }
-        Ok(())
     }
 }
 
