@@ -16,10 +16,11 @@ use vm_migration::manifest::{Manifest, differences};
 use super::super::{BACK_END_SCHEMA, Error, Meter, back_end_section, describe};
 use super::look::Found;
 use crate::console::Console;
+use crate::generation::Number;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::Ready;
-use crate::machine::Machine;
 use crate::machine::saving::RestoreParts;
+use crate::machine::{self, Machine};
 use crate::memory::GuestRam;
 
 impl Found {
@@ -100,13 +101,14 @@ impl Content {
         )?;
         meter.enter(Step::Devices);
         fill_devices(&machine, place, &rests, source.reader(), &meter)?;
+        let number = Number::draw().map_err(machine::Error::from)?;
         meter.unless_cancelled()?;
         if let Source::Adopted(adoption) = source {
             // From here on RAM may be written to.
             adoption.consume()?;
         }
         // The first write of all: the guest is to know that there may be another one with the same random numbers.
-        machine.new_generation()?;
+        machine.new_generation(&number)?;
         Ok((machine, ram))
     }
 }
