@@ -8,12 +8,15 @@ use std::cell::Cell;
 use std::io;
 
 use serde::{Deserialize, Serialize};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 use vm_migration::stream::Saved;
 
 use crate::acpi::event::EventLine;
 use crate::hypervisor::{self, IOAPIC_PINS, Vm};
 use crate::layout;
+
+/// How long it is.
+const BYTES: usize = 16;
 
 /// Why a machine could not be given a generation.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +25,8 @@ pub enum Error {
     Random(#[source] io::Error),
     #[error("it cannot be written to guest RAM")]
     Write(#[source] GuestMemoryError),
+    #[error("the saved one is at {0:#x}, where there is no RAM")]
+    Place(u64),
     #[error("the saved one is announced by interrupt {0}, which is none of the I/O APIC")]
     Line(u32),
     #[error(transparent)]
@@ -62,7 +67,7 @@ impl Generation {
                 irq: layout::GENERATION_IRQ,
             },
         )?;
-        generation.write(vm.ram())?;
+        generation.write(vm.ram(), &Number::draw()?)?;
         Ok(generation)
     }
 
@@ -72,6 +77,7 @@ impl Generation {
         if irq >= IOAPIC_PINS {
             return Err(Error::Line(irq));
         }
+        check_place(vm.ram(), GuestAddress(address))?;
         Ok(Generation {
             address: GuestAddress(address),
             irq,
@@ -94,9 +100,9 @@ impl Generation {
         }
     }
 
-    /// Makes it another one, of which the guest is told by [`Generation::announce`].
-    pub fn renew(&self, ram: &GuestMemoryMmap) -> Result<(), Error> {
-        self.write(ram)?;
+    /// Makes it this one, of which the guest is told by [`Generation::announce`].
+    pub fn renew(&self, ram: &GuestMemoryMmap, number: &Number) -> Result<(), Error> {
+        self.write(ram, number)?;
         self.changed.set(true);
         Ok(())
     }
@@ -108,19 +114,53 @@ impl Generation {
         }
     }
 
-    fn write(&self, ram: &GuestMemoryMmap) -> Result<(), Error> {
-        let number = random().map_err(Error::Random)?;
-        ram.write_slice(&number, self.address).map_err(Error::Write)
+    fn write(&self, ram: &GuestMemoryMmap, number: &Number) -> Result<(), Error> {
+        ram.write_slice(&number.0, self.address)
+            .map_err(Error::Write)
     }
 }
 
-fn random() -> io::Result<[u8; 16]> {
-    let mut bytes = [0; 16];
+/// A random number, for a machine's generation.
+pub struct Number([u8; BYTES]);
+
+impl Number {
+    /// Draws one: apart from its use, because there may be none, and later may be too late to find out.
+    pub fn draw() -> Result<Self, Error> {
+        random().map(Number).map_err(Error::Random)
+    }
+}
+
+fn check_place(ram: &GuestMemoryMmap, address: GuestAddress) -> Result<(), Error> {
+    match ram.check_range(address, BYTES) {
+        true => Ok(()),
+        false => Err(Error::Place(address.0)),
+    }
+}
+
+fn random() -> io::Result<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
     // SAFETY: the buffer is as long as is said. So few bytes come at once or not at all.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     match usize::try_from(got) {
-        Ok(16) => Ok(bytes),
+        Ok(BYTES) => Ok(bytes),
         Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
         Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_it_lies_in_ram() {
+        let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0x1000), 0x1000)]).unwrap();
+        for inside in [0x1000, 0x1ff0] {
+            check_place(&ram, GuestAddress(inside)).unwrap();
+        }
+        for outside in [0, 0xff8, 0x1ff1, 0x2000, u64::MAX - 8, u64::MAX] {
+            let error = check_place(&ram, GuestAddress(outside)).unwrap_err();
+            assert!(matches!(error, Error::Place(_)), "{error}");
+        }
     }
 }

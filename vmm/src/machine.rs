@@ -258,9 +258,9 @@ impl Machine {
     /// released.
     ///
     /// # Errors
-    /// There are no random numbers, or the guest's RAM is not where it was said to be.
-    pub fn new_generation(&self) -> Result<(), Error> {
-        Ok(self.generation.renew(self.vm.ram())?)
+    /// None that can be foreseen: that there is RAM for it was found when the machine was made.
+    pub fn new_generation(&self, number: &generation::Number) -> Result<(), Error> {
+        Ok(self.generation.renew(self.vm.ram(), number)?)
     }
 
     /// Presses the power button.

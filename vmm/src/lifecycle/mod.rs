@@ -89,6 +89,8 @@ pub enum Error {
     Monitor(#[source] io::Error),
     #[error("the guest crashed: {0}")]
     Crash(String),
+    #[error("the guest has ended meanwhile")]
+    Ended,
     #[error("the boot was given up: {0}")]
     Cancelled(&'static str),
 }

@@ -12,7 +12,7 @@ use super::devices::DeviceKey;
 use super::pause::Asker;
 use super::table::Situation;
 use super::vm::{Activity, Phase, Waiters};
-use super::{Vmm, system};
+use super::{Error, Vmm, system};
 use crate::events::Event;
 use crate::memory::GuestRam;
 
@@ -84,14 +84,10 @@ impl Vmm {
             vm.phase = phase;
             return;
         };
-        if let Activity::Pausing(attempt) | Activity::Resuming(attempt) = live.activity
-            && let Asker::Clients(waiters) | Asker::Restore(waiters) = attempt.asker
-        {
-            waiters.answer(&Err(Refusal::new(
-                RefusalKind::Failed,
-                "the guest has ended meanwhile",
-            )));
-        }
+        let asker = match live.activity {
+            Activity::Pausing(attempt) | Activity::Resuming(attempt) => Some(attempt.asker),
+            Activity::Running | Activity::Paused => None,
+        };
         live.machine.stop();
         self.numbers += 1;
         for device in &vm.devices {
@@ -115,6 +111,9 @@ impl Vmm {
                 ram: live.ram,
             },
         });
+        if let Some(asker) = asker {
+            self.tell_of_end(asker);
+        }
         let event = match after {
             After::Restart => "rebooting",
             After::Shutdown => "shutting-down",
@@ -123,6 +122,20 @@ impl Vmm {
         self.publish("vm", event, []);
         self.guest_of_snapshot_ended();
         self.go_on_if_quiet();
+    }
+
+    /// A pause or a resume has come to nothing, because there is no guest any more.
+    fn tell_of_end(&mut self, asker: Asker) {
+        let ended = Error::Ended;
+        match asker {
+            Asker::Clients(waiters) => waiters.answer(&Err(ended.refusal())),
+            Asker::Restore(waiters) => {
+                self.restore_failed(&ended);
+                waiters.answer(&Err(ended.refusal()));
+            }
+            // The snapshot is told by itself that its guest has ended.
+            Asker::Snapshot => {}
+        }
     }
 
     pub(super) fn on_device_quiet(&mut self, key: DeviceKey, stop: u64) {

@@ -18,6 +18,18 @@ pub const FEATURE_CONTROL: u32 = 0x3a;
 /// Hyper-V's, which Ferry never shows to a guest. Reading one would make KVM set its emulation up.
 const HYPERV: Range<u32> = 0x4000_0000..0x4000_0200;
 
+/// Registers with which a guest asks KVM to write into its RAM at once. The value has no effect but that, and what was
+/// asked for before the snapshot is in the saved RAM: written again, they would change RAM before anything runs, at a
+/// place that the guest may use for something else by now.
+///
+/// The other registers that name a place in RAM (system time, stolen time, end of interrupt) have KVM write there when the
+/// vCPU runs.
+const WRITING: [u32; 3] = [
+    0x11,        // KVM_WALL_CLOCK
+    0x4b56_4d00, // KVM_WALL_CLOCK_NEW
+    0x4b56_4d07, // KVM_ASYNC_PF_ACK, which delivers what is due
+];
+
 /// What KVM has, and older ones do not list: memory types, and what has to be reported of machine checks.
 const UNLISTED: [Range<u32>; 6] = [
     0x200..0x210, // variable ranges
@@ -114,7 +126,13 @@ pub fn read_one(vcpu: &VcpuFd, index: u8, register: u32) -> Result<Option<u64>, 
     Ok(values.first().map(|register| register.value))
 }
 
-/// Sets registers to their saved values.
+/// Whether a saved register is given to a new vCPU.
+fn is_loaded(register: &MsrStateV1) -> bool {
+    // Hyper-V's are in no snapshot that Ferry has made, and some of them write into RAM, too.
+    !WRITING.contains(&register.index) && !HYPERV.contains(&register.index)
+}
+
+/// Sets registers to their saved values, all but those that would write into RAM.
 ///
 /// Only what differs is written. Many registers say something of the processor and cannot be written even with the value that they
 /// have; and some, when written, make KVM set something up that the guest does not use.
@@ -123,7 +141,8 @@ pub fn read_one(vcpu: &VcpuFd, index: u8, register: u32) -> Result<Option<u64>, 
 /// [`Error::Lacking`] names all that this vCPU does not have or that do not take the value. One that it does not have
 /// and that was zero is a feature that the guest did not use.
 pub fn write(vcpu: &VcpuFd, index: u8, saved: &[MsrStateV1]) -> Result<(), Error> {
-    let wanted: Vec<u32> = saved.iter().map(|register| register.index).collect();
+    let saved = || saved.iter().filter(|register| is_loaded(register));
+    let wanted: Vec<u32> = saved().map(|register| register.index).collect();
     let present = read(vcpu, index, &wanted)?;
     let differs = |register: &&MsrStateV1| match present
         .iter()
@@ -132,7 +151,7 @@ pub fn write(vcpu: &VcpuFd, index: u8, saved: &[MsrStateV1]) -> Result<(), Error
         Some(present) => present.value != register.value,
         None => register.value != 0,
     };
-    let todo: Vec<MsrStateV1> = saved.iter().filter(differs).copied().collect();
+    let todo: Vec<MsrStateV1> = saved().filter(differs).copied().collect();
     let mut names = Vec::new();
     let mut rest = &todo[..];
     while !rest.is_empty() {
@@ -192,6 +211,16 @@ fn list(entries: impl Iterator<Item = kvm_msr_entry>) -> Msrs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_write_into_ram_at_once_is_not_loaded() {
+        let loaded = |index| is_loaded(&MsrStateV1 { index, value: 1 });
+        assert!(!loaded(0x11) && !loaded(0x4b56_4d00) && !loaded(0x4b56_4d07));
+        assert!(!loaded(0x4000_0001));
+        // Where KVM keeps the time up to date is to be known to it.
+        assert!(loaded(0x12) && loaded(0x4b56_4d01) && loaded(0x4b56_4d02) && loaded(0x4b56_4d03));
+        assert!(loaded(FEATURE_CONTROL));
+    }
 
     #[test]
     fn time_and_hyper_v_are_not_among_the_rest_and_memory_types_are() {
