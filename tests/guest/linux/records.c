@@ -3,8 +3,8 @@
  *
  *   records write|verify LABEL FILE BYTES SEED
  *
- * A writer prints "LABEL at=N" every ten records. It goes on until SIGTERM, then it prints "LABEL written=N". All
- * records come from the same buffer, past the page cache: a request that was carried out a second time would bring
+ * A writer prints "LABEL at=N pid=P ms=T" every ten records, with its process number and the monotonic clock. It goes
+ * on until SIGTERM, then it prints "LABEL written=N". All records come from the same buffer, past the page cache: a request that was carried out a second time would bring
  * the contents of a later record, and to a file, which is only appended to, one record too many. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -64,7 +64,7 @@ static void write_records(int fd)
         if (end - begin > slowest)
             slowest = end - begin;
         if (++number % 10 == 0)
-            printf("%s at=%u\n", label, number);
+            printf("%s at=%u pid=%d ms=%lld\n", label, number, getpid(), end / 1000);
         next = next + 100000 > end ? next + 100000 : end;
         while (now_us() < next && !told_to_end)
             usleep(next - now_us() > 0 ? next - now_us() : 0);

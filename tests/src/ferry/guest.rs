@@ -107,17 +107,32 @@ impl Guest {
         self.left()
     }
 
-    fn left(self) -> Left {
-        let mut serial = self.earlier.clone();
-        serial.extend(fs::read(&self.serial).unwrap_or_default());
-        // The next Ferry has the guest write to the same file.
-        let _ = fs::remove_file(&self.serial);
+    /// A copy of the guest as it is now, in a snapshot that holds it, for when this guest has ended.
+    pub fn copied(&self) -> Left {
         Left::new(
-            serial,
+            self.said(),
             self.serial.clone(),
             self.patience,
             Arc::clone(&self.directory),
         )
+    }
+
+    fn left(self) -> Left {
+        let left = self.copied();
+        self.forget_serial();
+        left
+    }
+
+    /// The next Ferry has the guest write to the same file.
+    fn forget_serial(&self) {
+        let _ = fs::remove_file(&self.serial);
+    }
+
+    /// Everything on the serial port so far, also under Ferries before this one.
+    fn said(&self) -> Vec<u8> {
+        let mut bytes = self.earlier.clone();
+        bytes.extend(fs::read(&self.serial).unwrap_or_default());
+        bytes
     }
 
     /// A client of its API. Panics unless [`Ferry::with_api`](super::Ferry::with_api) was asked for.
@@ -138,9 +153,7 @@ impl Guest {
 
     /// Everything on the serial port so far.
     pub fn serial(&self) -> Vec<Line> {
-        let mut bytes = self.earlier.clone();
-        bytes.extend(fs::read(&self.serial).unwrap_or_default());
-        complete_lines(&String::from_utf8_lossy(&bytes))
+        complete_lines(&String::from_utf8_lossy(&self.said()))
     }
 
     /// Everything in Ferry's log so far.
@@ -227,11 +240,13 @@ impl Guest {
         if let Some(collector) = self.collector.take() {
             let _ = collector.join();
         }
-        Ended {
+        let ended = Ended {
             status: status.code(),
             serial: self.serial(),
             log: self.log(),
-        }
+        };
+        self.forget_serial();
+        ended
     }
 
     /// Serial port and log so far, for a failed test's message.

@@ -204,6 +204,16 @@ impl Guest {
         self.get("vm.progress")
     }
 
+    /// Waits until the snapshot or restore that is under way is at this step; says how it stands.
+    pub fn wait_for_step(&mut self, step: &str) -> Value {
+        self.wait_until(&format!("the step {step}"), |guest| {
+            let progress = guest.api().get("vm.progress").ok()?;
+            let progress: Value = serde_json::from_slice(&progress.body).ok()?;
+            let there = progress["step"] == step && progress["status"] == "under-way";
+            there.then_some(progress)
+        })
+    }
+
     /// Gives up the snapshot or restore that is under way.
     pub fn cancel(&self) -> Answer {
         self.ask("vm.cancel", vec![]).answer()

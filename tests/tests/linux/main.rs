@@ -10,6 +10,7 @@ mod devices;
 mod pause;
 mod power;
 mod records;
+mod snapshot;
 mod stopped;
 
 use std::fs;

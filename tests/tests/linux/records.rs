@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use ferry_tests::{Ended, Ferry, Guest, Line, Qsd, QsdOptions, Virtiofsd, pattern, programs};
+use ferry_tests::{
+    Ended, Ferry, Guest, Line, Qsd, QsdOptions, Virtiofsd, VirtiofsdOptions, pattern, programs,
+};
 
 /// Bytes in a record.
 const RECORD: usize = 4096;
@@ -51,7 +53,7 @@ pub enum Loop {
 }
 
 impl Loop {
-    fn label(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Loop::Disk => "disk",
             Loop::Share => "share",
@@ -65,6 +67,8 @@ pub struct Setup {
     pub script: &'static str,
     /// The disk, which gets two queues.
     pub disk: QsdOptions,
+    pub share: VirtiofsdOptions,
+    pub cpus: u32,
     /// Ferry's limit for an attempt, in seconds.
     pub request_timeout: u32,
 }
@@ -74,6 +78,8 @@ impl Default for Setup {
         Setup {
             script: "",
             disk: Qsd::serving("64M"),
+            share: Virtiofsd::options(),
+            cpus: 2,
             request_timeout: 60,
         }
     }
@@ -87,17 +93,17 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// Starts the guest, with two processors, and waits until both loops are at work.
+    /// Starts the guest, and waits until both loops are at work.
     pub fn start(setup: Setup) -> Self {
         let disk = setup.disk.queues(2).start();
-        let share = Virtiofsd::start();
+        let share = setup.share.start();
         let script = setup.script;
         let script =
             format!("{FUNCTIONS} begin\n{script}\nuntil told_to_end; do sleep 0.5; done\nend");
         let program = fs::read(programs::RECORDS).expect("the program");
         let guest = Ferry::linux(&script)
             .file("records", program)
-            .cpus(2)
+            .cpus(setup.cpus)
             .with_disk_options(&disk, "num_queues=2")
             .with_fs(&share, "share")
             .with_api()

@@ -22,15 +22,6 @@ fn patient(disk: &ferry_tests::backend::Running) -> Guest {
     guest
 }
 
-fn wait_for_step(guest: &mut Guest, step: &str) -> Value {
-    guest.wait_until(&format!("the step {step}"), |guest| {
-        let progress = guest.api().get("vm.progress").ok()?;
-        let progress: Value = serde_json::from_slice(&progress.body).ok()?;
-        let there = progress["step"] == step && progress["status"] == "under-way";
-        there.then_some(progress)
-    })
-}
-
 #[test]
 fn an_image_is_copied_while_the_guest_is_held() {
     let place = Place::new();
@@ -38,7 +29,7 @@ fn an_image_is_copied_while_the_guest_is_held() {
     let mut guest = busy(&disk);
     let snapshot = Snapshot::to(&place.at("1")).hold(Duration::from_secs(50));
     let snapshot = guest.begin_snapshot(&snapshot);
-    wait_for_step(&mut guest, "hold");
+    guest.wait_for_step("hold");
     stands_still(&guest, WRITTEN);
     let served = disk.requests();
     let copy = heir(&disk);
@@ -71,7 +62,7 @@ fn a_guest_that_nobody_releases_goes_on_without_a_snapshot() {
 /// Gives a snapshot up at this step; the guest goes on.
 fn cancelled_at(step: &str, guest: &mut Guest, snapshot: Snapshot) {
     let snapshot = guest.begin_snapshot(&snapshot);
-    wait_for_step(guest, step);
+    guest.wait_for_step(step);
     guest.cancel().unwrap();
     because(snapshot.answer(), &["goes on"]);
     assert_eq!(guest.state(), "Running");
@@ -119,7 +110,7 @@ fn a_restore_is_given_up() {
     for (step, backend) in [("devices", &hangs), ("connect", &gone)] {
         let restore = Restore::from(&place.at("1")).device("disk0", backend);
         let restore = ferry.begin_restore(&restore);
-        wait_for_step(&mut ferry, step);
+        ferry.wait_for_step(step);
         ferry.cancel().unwrap();
         because(restore.answer(), &["given up"]);
         ferry.wait_until("a Ferry without a machine", |ferry| {
@@ -219,7 +210,7 @@ fn others_are_served_meanwhile() {
         .start();
     let mut guest = patient(&disk);
     let snapshot = guest.begin_snapshot(&Snapshot::to(&place.at("1")));
-    wait_for_step(&mut guest, "devices");
+    guest.wait_for_step("devices");
     for route in ["vmm.ping", "vm.info", "vm.counters"] {
         guest.get(route);
     }
