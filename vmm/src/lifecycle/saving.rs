@@ -327,9 +327,16 @@ impl Vmm {
         match saving.failure {
             None => self.snapshot_succeeded(saving),
             Some(reason) => {
-                self.snapshot_failed(saving.reply, saving.before, &saving.meter, reason)
+                let guest = self.has_guest(saving.boot).then_some(saving.before);
+                self.snapshot_failed(saving.reply, guest, &saving.meter, reason);
             }
         }
+    }
+
+    /// Whether the guest of this boot is still there.
+    fn has_guest(&self, boot: u64) -> bool {
+        matches!(self.vm.as_ref().map(|vm| &vm.phase),
+            Some(Phase::Live(live)) if live.boot == boot)
     }
 
     fn snapshot_succeeded(&mut self, saving: Saving) {
@@ -338,10 +345,8 @@ impl Vmm {
         let paused_ms = saving.meter.paused().as_millis().to_string();
         let properties = [("directory", directory), ("paused_ms", paused_ms)];
         self.publish("snapshot", "finished", properties);
-        let there = matches!(self.vm.as_ref().map(|vm| &vm.phase),
-            Some(Phase::Live(live)) if live.boot == saving.boot);
         match saving.after {
-            After::Stop if there => {
+            After::Stop if self.has_guest(saving.boot) => {
                 self.stop_guest(stop::After::Shutdown, Waiters::from(saving.reply));
             }
             _ => saving.reply.answer(Ok(Response::Done)),
@@ -351,7 +356,7 @@ impl Vmm {
     fn snapshot_failed(
         &mut self,
         reply: Reply,
-        before: Before,
+        guest: Option<Before>,
         meter: &Meter,
         mut reason: Refusal,
     ) {
@@ -361,9 +366,10 @@ impl Vmm {
         let paused_ms = meter.paused().as_millis().to_string();
         let properties = [("reason", text), ("paused_ms", paused_ms)];
         self.publish("snapshot", "failed", properties);
-        let outermost = match before {
-            Before::Running => "the guest could not be saved, and goes on",
-            Before::Paused => "the guest could not be saved, and stays paused",
+        let outermost = match guest {
+            Some(Before::Running) => "the guest could not be saved, and goes on",
+            Some(Before::Paused) => "the guest could not be saved, and stays paused",
+            None => "the guest could not be saved",
         };
         reason.chain.insert(0, outermost.to_owned());
         reply.answer(Err(reason));

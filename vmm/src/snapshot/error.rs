@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ferry_api::config::validate::Fault;
 use ferry_devices::vhost_user;
 use vm_migration::manifest::Difference;
 use vm_migration::{directory, ram, stream};
@@ -31,6 +32,8 @@ pub enum Error {
         "{device}: the back-end has not taken the device's memory and features within {limit:?}"
     )]
     Late { device: String, limit: Duration },
+    #[error("with the sockets that were named the devices do not go together: {0}")]
+    Sockets(Fault),
     #[error("the devices are not those of the snapshot: {}", list(.0))]
     Differences(Vec<Difference>),
     #[error("the snapshot's RAM is not that of its configuration")]

@@ -98,7 +98,10 @@ fn rename_sockets(config: &mut VmConfig, request: &RestoreRequest) -> Result<(),
             None => return Err(Error::NoSuchDevice(id.clone())),
         }
     }
-    Ok(())
+    // Two devices on one socket would wait for each other's back-end.
+    config
+        .complete()
+        .map_err(|misfit| Error::Sockets(misfit.fault))
 }
 
 fn check_layout(manifest: &Manifest, config: &VmConfig) -> Result<(), Error> {
