@@ -18,6 +18,7 @@ use std::time::Instant;
 use ferry_api::control::{Reply, Response, VmState};
 use ferry_api::snapshot::{Start, Step};
 use ferry_devices::vhost_user;
+use vm_migration::Watch;
 
 use super::boot_job::{Built, Job, Outside};
 use super::devices::{Device, DeviceKey, Link, Ready};
@@ -31,6 +32,7 @@ use crate::events::Event;
 use crate::logging::chain;
 use crate::machine::Begin;
 use crate::memory::GuestRam;
+use crate::snapshot::Meter;
 use crate::snapshot::restore::Content;
 
 /// Bytes of the job's stack.
@@ -51,10 +53,37 @@ pub struct Booting {
     failure: Option<Error>,
     /// … and how long that is waited for.
     pub deadline: Option<Instant>,
-    /// Tells the job to give up.
-    cancel: Arc<AtomicBool>,
+    orders: Orders,
     /// What is to come instead of a running guest, and who waits for it.
     instead: Option<(After, Waiters)>,
+}
+
+/// The way to tell the job to give up, which it is told too when nobody waits for it any more.
+enum Orders {
+    Boot(Arc<AtomicBool>),
+    Restore(Arc<Meter>),
+}
+
+impl Orders {
+    /// False if it is too late for that.
+    fn give_up(&self) -> bool {
+        match self {
+            Orders::Boot(cancel) => {
+                cancel.store(true, Ordering::Relaxed);
+                true
+            }
+            Orders::Restore(meter) => {
+                meter.cancel();
+                meter.cancelled()
+            }
+        }
+    }
+}
+
+impl Drop for Orders {
+    fn drop(&mut self) {
+        self.give_up();
+    }
 }
 
 /// Why a guest is booted.
@@ -119,7 +148,10 @@ impl Vmm {
             checked: false,
             failure: None,
             deadline: None,
-            cancel: cancel.clone(),
+            orders: match &content {
+                Some(content) => Orders::Restore(content.meter.clone()),
+                None => Orders::Boot(cancel.clone()),
+            },
             instead: None,
         });
         let outside = vm.outside.as_ref();
@@ -150,7 +182,7 @@ impl Vmm {
             self.publish("vm", "booting", []);
         }
         if let Err(error) = started {
-            self.end_boot(Err(error));
+            self.end_boot(Err(error), None);
         }
     }
 
@@ -170,7 +202,10 @@ impl Vmm {
         let (cause, given_up) = (booting.cause, booting.failure.is_some());
         let outside = match outcome {
             Ok(outside) => outside,
-            Err(error) => return self.end_boot(Err(error)),
+            Err(error) => {
+                let error = booting.failure.take().unwrap_or(error);
+                return self.end_boot(Err(error), None);
+            }
         };
         let events = self.events.sender();
         let limits = backends::limits(&self.timeouts);
@@ -250,16 +285,21 @@ impl Vmm {
 
     /// Makes the boot fail. Its end, and what comes then, waits a while for its job's end. Connections that are being
     /// made are made: the next boot is to find them, and a back-end such as virtiofsd would end with its connection.
+    ///
+    /// A restore that is past the point of no return can only be followed by something else: its snapshot may be used up
+    /// already, so that the guest is nowhere but here.
     pub(super) fn give_boot_up(&mut self, error: Error) {
         let deadline = Instant::now() + self.timeouts.request;
         let Some(vm) = &mut self.vm else { return };
         let Phase::Booting(booting) = &mut vm.phase else {
             return;
         };
+        if !booting.orders.give_up() && booting.instead.is_none() {
+            return;
+        }
         booting.devices = None;
         booting.failure.get_or_insert(error);
         booting.deadline.get_or_insert(deadline);
-        booting.cancel.store(true, Ordering::Relaxed);
     }
 
     /// Does not wait any longer for a job that was given up; what it still makes is thrown away when it comes.
@@ -269,7 +309,8 @@ impl Vmm {
             return;
         };
         let failure = booting.failure.take();
-        self.end_boot(Err(failure.unwrap_or(Error::Cancelled("it took too long"))));
+        let error = failure.unwrap_or(Error::Cancelled("it took too long"));
+        self.end_boot(Err(error), None);
     }
 
     /// Gives the boot up because a client wants something else. Connections that are being made are given up with it,
@@ -279,7 +320,6 @@ impl Vmm {
             After::Delete => "vm.delete came",
             After::Shutdown | After::Restart => "vm.shutdown came",
         };
-        self.give_boot_up(Error::Cancelled(request));
         let Some(vm) = &mut self.vm else { return };
         vm.devices.iter_mut().for_each(Device::cancel);
         if let Phase::Booting(booting) = &mut vm.phase {
@@ -291,20 +331,21 @@ impl Vmm {
             waiters.add(reply);
             booting.instead = Some((after, waiters));
         }
+        self.give_boot_up(Error::Cancelled(request));
     }
 
     pub(super) fn on_built(&mut self, boot: u64, outcome: Result<Built, Error>) {
         let Some(booting) = self.booting(boot) else {
-            return;
+            return throw_away(outcome.ok());
         };
-        let outcome = match booting.failure.take() {
-            Some(failure) => Err(failure),
-            None => outcome,
-        };
-        self.end_boot(outcome);
+        match (booting.failure.take(), outcome) {
+            (Some(failure), outcome) => self.end_boot(Err(failure), outcome.ok()),
+            (None, outcome) => self.end_boot(outcome, None),
+        }
     }
 
-    fn end_boot(&mut self, outcome: Result<Built, Error>) {
+    /// Ends the boot. `unwanted` has been built although the boot has failed.
+    fn end_boot(&mut self, outcome: Result<Built, Error>, mut unwanted: Option<Built>) {
         let sender = self.events.sender();
         let Some(vm) = &mut self.vm else { return };
         let phase = std::mem::replace(&mut vm.phase, Phase::Shutdown);
@@ -319,8 +360,13 @@ impl Vmm {
         };
         let started = outcome.and_then(|mut built| {
             let ended = move |end| sender.send(Event::GuestEnded { boot, end });
-            built.machine.start(begin, ended)?;
-            Ok(built)
+            match built.machine.start(begin, ended) {
+                Ok(()) => Ok(built),
+                Err(error) => {
+                    unwanted = Some(built);
+                    Err(error.into())
+                }
+            }
         });
         match started {
             Ok(Built { machine, ram }) => {
@@ -340,7 +386,11 @@ impl Vmm {
                     // Its console is opened by the boot that succeeds.
                     vm.outside = None;
                 }
-                self.boot_failed(left, booting.cause, error, booting.waiters, booting.instead);
+                let ram = unwanted.map(|Built { machine, ram }| {
+                    drop(machine);
+                    ram
+                });
+                self.boot_failed(left, error, booting, ram);
             }
         }
     }
@@ -365,30 +415,47 @@ impl Vmm {
         }
     }
 
+    /// `ram` is that of the guest that is not to be.
     fn boot_failed(
         &mut self,
         left: VmState,
-        cause: Cause,
         error: Error,
-        waiters: Waiters,
-        instead: Option<(After, Waiters)>,
+        booting: Booting,
+        ram: Option<GuestRam>,
     ) {
-        let asked_by_client = waiters.asked_by_client();
+        let Booting {
+            cause,
+            waiters,
+            instead,
+            ..
+        } = booting;
+        // Whoever has asked for something else does not want Ferry to end.
+        let asked_by_client = waiters.asked_by_client() || instead.is_some();
         if let Cause::Restored(_) = cause {
             self.restore_failed(&error);
             // Nobody has defined anything, so nothing stays; and who hears of it may try again at once.
             let (_, mut deleters) = instead.unwrap_or((After::Delete, Waiters::default()));
             waiters.fail_behind(&error.refusal(), &mut deleters);
-            self.clean_up(left, After::Delete, None, deleters);
+            self.clean_up(left, After::Delete, ram, deleters);
         } else {
             self.publish("vm", "boot-failed", [("reason", chain(&error))]);
             waiters.answer(&Err(error.refusal()));
             if let Some((after, waiters)) = instead {
-                return self.clean_up(left, after, None, waiters);
+                return self.clean_up(left, after, ram, waiters);
             }
+            throw_away(ram);
         }
         if !asked_by_client {
             self.end(Err(error));
         }
+    }
+}
+
+/// Drops something that may hold much RAM, which takes long, where nobody waits for it.
+fn throw_away<T: Send + 'static>(unwanted: Option<T>) {
+    let Some(unwanted) = unwanted else { return };
+    let thread = std::thread::Builder::new().name("throw-away".into());
+    if let Err(error) = thread.spawn(move || drop(unwanted)) {
+        tracing::debug!("what a boot has left was dropped at once: {error}");
     }
 }

@@ -74,6 +74,9 @@ impl Job {
     }
 
     fn check(&mut self) -> Result<Outside, Error> {
+        if let Some(content) = self.content.take() {
+            self.content = Some(Box::new(content.map_ram()?));
+        }
         let payload = match self.payload.take() {
             Some(payload) => Some(payload),
             None if self.content.is_some() => None,
@@ -110,9 +113,10 @@ impl Job {
     /// Brings a saved guest back.
     fn fill(self, content: Content, outside: &Outside) -> Result<Built, Error> {
         let hypervisor = Hypervisor::open()?;
-        content.meter.enter(Step::Connect);
+        let filled = content.fill_ram()?;
+        filled.meter.enter(Step::Connect);
         let devices = self.receive_devices()?;
-        let (machine, ram) = content.fill(&Place {
+        let (machine, ram) = filled.fill(&Place {
             hypervisor: &hypervisor,
             devices: &devices,
             console: outside.console.as_deref(),

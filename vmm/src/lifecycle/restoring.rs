@@ -98,7 +98,9 @@ impl Vmm {
             return;
         };
         self.restore_failed(&error);
-        let asked_by_client = restoring.waiters.asked_by_client();
+        // Whoever has deleted it does not want Ferry to end.
+        let asked_by_client =
+            restoring.waiters.asked_by_client() || restoring.deleters.asked_by_client();
         restoring.waiters.answer(&Err(error.refusal()));
         restoring.deleters.answer(&Ok(Response::Done));
         if !asked_by_client {

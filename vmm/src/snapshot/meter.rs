@@ -1,7 +1,7 @@
 //! How far a snapshot or restore is: written by its job, read by whoever asks, and the way to give it up.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,12 +14,20 @@ use super::Error;
 /// How often a job that waits looks whether it has been given up.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// It can be given up.
+const UNDECIDED: u8 = 0;
+/// It has been given up.
+const CANCELLED: u8 = 1;
+/// It is past the point at which it could be given up.
+const COMMITTED: u8 = 2;
+
 /// How far an operation is.
 pub struct Meter {
     operation: Operation,
     directory: PathBuf,
     begun: Instant,
-    cancelled: AtomicBool,
+    /// [`UNDECIDED`], [`CANCELLED`] or [`COMMITTED`]. The first to decide does so for good.
+    decision: AtomicU8,
     ram_done: AtomicU64,
     // Held for a few assignments at a time.
     table: Mutex<Table>,
@@ -74,7 +82,7 @@ impl Meter {
             operation,
             directory: directory.to_owned(),
             begun: now,
-            cancelled: AtomicBool::new(false),
+            decision: AtomicU8::new(UNDECIDED),
             ram_done: AtomicU64::new(0),
             table: Mutex::new(Table {
                 status: Status::UnderWay,
@@ -94,9 +102,26 @@ impl Meter {
         &self.directory
     }
 
-    /// Makes the operation end soon.
+    /// Makes the operation end soon, unless it cannot be given up any more.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::SeqCst);
+        self.decide(CANCELLED);
+    }
+
+    /// From now on the operation cannot be given up.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]: it has been already.
+    pub fn commit(&self) -> Result<(), Error> {
+        self.decide(COMMITTED);
+        self.unless_cancelled()
+    }
+
+    fn decide(&self, decision: u8) {
+        let order = Ordering::SeqCst;
+        // If it is decided already, it stays so.
+        let _ = self
+            .decision
+            .compare_exchange(UNDECIDED, decision, order, order);
     }
 
     /// That the operation has not been given up.
@@ -247,7 +272,7 @@ impl Watch for Meter {
     }
 
     fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::SeqCst)
+        self.decision.load(Ordering::SeqCst) == CANCELLED
     }
 }
 
@@ -300,6 +325,17 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+
+    #[test]
+    fn of_going_on_and_giving_up_the_first_counts() {
+        let meter = Meter::new(Operation::Restore, Path::new("/snapshot"));
+        meter.cancel();
+        assert!(matches!(meter.commit(), Err(Error::Cancelled)));
+        let meter = Meter::new(Operation::Restore, Path::new("/snapshot"));
+        meter.commit().unwrap();
+        meter.cancel();
+        meter.unless_cancelled().unwrap();
+    }
 
     #[test]
     fn who_waits_gets_what_arrives_or_hears_that_it_is_late_or_over() {

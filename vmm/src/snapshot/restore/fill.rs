@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use ferry_api::config::{Timeouts, VmConfig};
@@ -19,15 +20,24 @@ use crate::console::Console;
 use crate::generation::Number;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::Ready;
-use crate::machine::saving::RestoreParts;
+use crate::machine::saving::{MachineState, RestoreParts};
 use crate::machine::{self, Machine};
 use crate::memory::GuestRam;
 
 impl Found {
     /// What a machine is filled with.
     pub fn into_content(self, memory: MemoryMode, meter: Arc<Meter>) -> Content {
+        let Found {
+            reader,
+            config,
+            machine,
+            rests,
+        } = self;
         Content {
-            found: self,
+            ram: Ram::Saved(reader),
+            config,
+            machine,
+            rests,
             memory,
             meter,
         }
@@ -36,8 +46,27 @@ impl Found {
 
 /// What a machine is filled with.
 pub struct Content {
-    found: Found,
+    ram: Ram,
+    config: VmConfig,
+    machine: MachineState,
+    /// In the order of the bus.
+    rests: Vec<VhostUserStateV1>,
     memory: MemoryMode,
+    pub meter: Arc<Meter>,
+}
+
+enum Ram {
+    Saved(Reader),
+    There(GuestRam, Source),
+}
+
+/// What a machine is filled with, its RAM being there.
+pub struct Filled {
+    ram: GuestRam,
+    source: Source,
+    machine: MachineState,
+    /// In the order of the bus.
+    rests: Vec<VhostUserStateV1>,
     pub meter: Arc<Meter>,
 }
 
@@ -66,25 +95,75 @@ impl Source {
 }
 
 impl Content {
-    /// Fills RAM, machine and back-ends. Nothing runs yet, and no back-end touches RAM.
+    /// Makes the snapshot's files RAM, in the memory modes that do so: what is wrong with them is to be found before anybody
+    /// is connected to.
+    ///
+    /// # Errors
+    /// The files cannot be a guest's RAM.
+    pub fn map_ram(self) -> Result<Self, Error> {
+        let reader = match (self.memory, self.ram) {
+            (MemoryMode::OnDemand | MemoryMode::Adopt, Ram::Saved(reader)) => reader,
+            (_, ram) => return Ok(Content { ram, ..self }),
+        };
+        self.meter.enter(Step::Ram);
+        let total = bytes(&reader);
+        let (ram, source) = match self.memory {
+            MemoryMode::Adopt => adopt_ram(reader, &self.config)?,
+            _ => (clone_ram(&reader, &self.config)?, Source::Kept(reader)),
+        };
+        self.meter.ram_is_mapped(total);
+        Ok(Content {
+            ram: Ram::There(ram, source),
+            ..self
+        })
+    }
+
+    /// Fills RAM.
+    ///
+    /// # Errors
+    /// Something is damaged or does not fit.
+    pub fn fill_ram(self) -> Result<Filled, Error> {
+        let Content {
+            ram,
+            config,
+            machine,
+            rests,
+            memory: _,
+            meter,
+        } = self.map_ram()?;
+        let (ram, source) = match ram {
+            Ram::There(ram, source) => (ram, source),
+            Ram::Saved(reader) => {
+                meter.enter(Step::Ram);
+                let ram = copy_ram(&reader, &config, &meter)?;
+                (ram, Source::Kept(reader))
+            }
+        };
+        Ok(Filled {
+            ram,
+            source,
+            machine,
+            rests,
+            meter,
+        })
+    }
+}
+
+impl Filled {
+    /// Fills machine and back-ends. Nothing runs yet, and no back-end touches RAM.
     ///
     /// # Errors
     /// Something does not fit, or was damaged. Devices that have been given some of their state cannot be used again.
     pub fn fill(self, place: &Place<'_>) -> Result<(Machine, GuestRam), Error> {
-        let Content {
-            found,
-            memory,
-            meter,
-        } = self;
-        let Found {
-            reader,
-            config,
+        let Filled {
+            ram,
+            source,
             machine: state,
             rests,
-        } = found;
-        compare(reader.manifest(), place.devices)?;
-        meter.enter(Step::Ram);
-        let (ram, source) = fill_ram(reader, &config, memory, &meter)?;
+            meter,
+        } = self;
+        meter.unless_cancelled()?;
+        compare(source.reader().manifest(), place.devices)?;
         let regions = ram.shared_regions();
         for device in place.devices {
             device.set_ram(regions.clone());
@@ -102,7 +181,8 @@ impl Content {
         meter.enter(Step::Devices);
         fill_devices(&machine, place, &rests, source.reader(), &meter)?;
         let number = Number::draw().map_err(machine::Error::from)?;
-        meter.unless_cancelled()?;
+        // What was given up by now has used nothing up and written nothing, and from now on it is not given up any more.
+        meter.commit()?;
         if let Source::Adopted(adoption) = source {
             // From here on RAM may be written to.
             adoption.consume()?;
@@ -130,46 +210,40 @@ fn compare(manifest: &Manifest, devices: &[Ready]) -> Result<(), Error> {
     }
 }
 
-fn fill_ram(
-    reader: Reader,
-    config: &VmConfig,
-    memory: MemoryMode,
-    meter: &Meter,
-) -> Result<(GuestRam, Source), Error> {
+fn bytes(reader: &Reader) -> u64 {
     let regions = &reader.manifest().memory;
-    let total = regions.iter().map(|region| region.bytes).sum();
-    match memory {
-        MemoryMode::Copy => {
-            meter.ram_begins(total);
-            let ram = GuestRam::new(&config.memory)?;
-            for (region, part) in regions.iter().zip(ram.parts()) {
-                reader.load_ram(region, part.ram, meter)?;
-            }
-            meter.ram_ends();
-            Ok((ram, Source::Kept(reader)))
-        }
-        MemoryMode::OnDemand => {
-            let clones = regions.iter().map(|region| reader.clone_ram(region, None));
-            let ram = GuestRam::from_files(&config.memory, clones.collect::<Result<_, _>>()?)?;
-            meter.ram_is_mapped(total);
-            Ok((ram, Source::Kept(reader)))
-        }
-        MemoryMode::Adopt => {
-            let adoption = reader.adopt()?;
-            let files = adoption.files().iter().map(File::try_clone);
-            let files =
-                files
-                    .collect::<Result<_, _>>()
-                    .map_err(|source| directory::Error::Step {
-                        step: "share the RAM files of",
-                        path: adoption.reader().path().to_owned(),
-                        source,
-                    })?;
-            let ram = GuestRam::from_files(&config.memory, files)?;
-            meter.ram_is_mapped(total);
-            Ok((ram, Source::Adopted(adoption)))
-        }
+    regions.iter().map(|region| region.bytes).sum()
+}
+
+fn copy_ram(reader: &Reader, config: &VmConfig, meter: &Meter) -> Result<GuestRam, Error> {
+    meter.ram_begins(bytes(reader));
+    let ram = GuestRam::new(&config.memory)?;
+    for (region, part) in reader.manifest().memory.iter().zip(ram.parts()) {
+        reader.load_ram(region, part.ram, meter)?;
     }
+    meter.ram_ends();
+    Ok(ram)
+}
+
+fn clone_ram(reader: &Reader, config: &VmConfig) -> Result<GuestRam, Error> {
+    let regions = reader.manifest().memory.iter();
+    let clones = regions.map(|region| reader.clone_ram(region, None));
+    let clones = clones.collect::<Result<_, _>>()?;
+    Ok(GuestRam::from_files(&config.memory, clones)?)
+}
+
+fn adopt_ram(reader: Reader, config: &VmConfig) -> Result<(GuestRam, Source), Error> {
+    let adoption = reader.adopt()?;
+    let files = adoption.files().iter().map(File::try_clone);
+    let files = files
+        .collect::<Result<_, _>>()
+        .map_err(|source| directory::Error::Step {
+            step: "share the RAM files of",
+            path: adoption.reader().path().to_owned(),
+            source,
+        })?;
+    let ram = GuestRam::from_files(&config.memory, files)?;
+    Ok((ram, Source::Adopted(adoption)))
 }
 
 /// Gives every device its rings, and its back-end what it held; all devices at the same time, because back-ends take their
@@ -191,13 +265,21 @@ fn fill_devices(
     std::thread::scope(|scope| {
         let threads: Vec<_> = devices
             .map(|((device, function), rest)| {
-                scope.spawn(move || fill_device(device, function, rest, place, reader, meter))
+                std::thread::Builder::new()
+                    .name("load".into())
+                    .spawn_scoped(scope, move || {
+                        fill_device(device, function, rest, place, reader, meter)
+                    })
+                    .map_err(Error::Thread)
             })
             .collect();
-        let outcomes = threads.into_iter().map(|thread| match thread.join() {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
+        let outcomes = threads
+            .into_iter()
+            .map(|thread| match thread.map(ScopedJoinHandle::join) {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                Err(error) => Err(error),
+            });
         // All are waited for, also when one has failed.
         outcomes.fold(Ok(()), Result::and)
     })
