@@ -5,8 +5,8 @@
 //! follows it. An order beyond its giver's contract is not taken. Of the guest's writes to the configuration space the oldest
 //! are dropped when there are too many.
 //!
-//! Jobs may be given up one after the other while the worker waits for a back-end that is slow. What they leave behind does not add up,
-//! because a newer order clears away what nobody waits for any more ([`Order::is_moot_before`]):
+//! Jobs may be given up one after the other while the worker waits for a back-end that is slow. What they leave behind does
+//! not add up, because a newer order clears away what nobody waits for any more ([`Order::is_moot_before`]):
 //!
 //! - Preparing and its opposite: only the last word counts, so that one of them waits at most. An attempt is never left
 //!   prepared because there was no room to say so.
@@ -30,8 +30,8 @@ const MAX_FROM_TRANSPORT: usize = 16;
 /// before both are answered.
 const MAX_FROM_OWNER: usize = 2;
 
-/// Orders of jobs that may wait, as one job goes on at a time: one to prepare or the opposite, whoever gave it; one to move state and
-/// the one that gives that up; and a restoration, which comes before any move and is given up with its machine.
+/// Orders of jobs that may wait, as one job goes on at a time: one to prepare or the opposite, whoever gave it; one to move
+/// state and the one that gives that up; and a restoration, which comes before any move and is given up with its machine.
 const MAX_FROM_JOBS: usize = 4;
 
 /// Writes to the configuration space that may wait.

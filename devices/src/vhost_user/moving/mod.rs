@@ -16,8 +16,8 @@
 //! device being restored stays unable to start until the check of its [`Loading`] has gone well.
 //!
 //! Every wait is bounded: answers by [`StateLimits::reply`], the pipe by [`StateLimits::silence`] and a lowest pace
-//! ([`LEAST_MOVED`]); and ends soon after the job has been cancelled. What fails or is given up while saving leaves the device suspended, as it was. An answer that is
-//! owed by then stays owed, and nobody waits for it but who asks the back-end next.
+//! ([`LEAST_MOVED`]); and ends soon after the job has been cancelled. What fails or is given up while saving
+//! leaves the device suspended, as it was. An answer that is owed by then stays owed, and nobody waits for it but who asks the back-end next.
 
 mod error;
 mod half;
