@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::SerialConfig;
+
 /// How a guest is to be saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRequest {
@@ -63,6 +65,8 @@ pub struct RestoreRequest {
     pub start: Start,
     /// The sockets of devices whose back-ends are not where they were, by the devices' names.
     pub sockets: BTreeMap<String, PathBuf>,
+    /// Where the serial port leads now, if it is not to lead where it did. A guest without one gets none by that.
+    pub serial: Option<SerialConfig>,
 }
 
 /// How guest RAM comes out of its files.

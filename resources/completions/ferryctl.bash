@@ -766,7 +766,7 @@ _ferryctl() {
             return 0
             ;;
         ferryctl__subcmd__restore)
-            opts="-h --memory --paused --socket --api-socket --json --timeout --help"
+            opts="-h --memory --paused --socket --serial --api-socket --json --timeout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -789,6 +789,10 @@ _ferryctl() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
                     fi
+                    return 0
+                    ;;
+                --serial)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --api-socket)

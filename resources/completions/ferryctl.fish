@@ -154,6 +154,7 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l memory -d 
 ondemand\t'A clone of the files becomes RAM'
 adopt\t'The files become RAM, and the snapshot is used up'"
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l socket -d 'The socket of a device whose back-end is elsewhere now; may be repeated' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l serial -d 'Where the serial port leads now: null, tty, pty, file=PATH or socket=PATH' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l api-socket -d 'The socket on which Ferry listens' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l timeout -d 'Time to wait; by default 10, to change the VM 150, to save it a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand restore" -l paused -d 'Leave the guest paused'

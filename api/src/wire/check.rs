@@ -234,7 +234,7 @@ impl RemoveDevice {
     }
 }
 
-fn serial(serial: Option<Console>) -> Result<SerialConfig, Fault> {
+pub(super) fn serial(serial: Option<Console>) -> Result<SerialConfig, Fault> {
     let Some(serial) = serial else {
         return Ok(SerialConfig::Null);
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::list;
+use super::{Console, check, list};
 use crate::config::validate::Fault;
 use crate::snapshot::{self, PauseBy, RestoreRequest, SnapshotRequest, Start};
 use crate::url;
@@ -74,6 +74,9 @@ pub struct Restore {
         skip_serializing_if = "Option::is_none"
     )]
     pub devices: Option<BTreeMap<String, Option<RestoreDevice>>>,
+    /// Where the serial port leads now; where it did if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Console>,
 }
 
 /// How guest RAM comes out of its files.
@@ -179,6 +182,10 @@ impl Restore {
                 Some(false) | None => Start::Paused,
             },
             sockets: sockets.collect(),
+            serial: self
+                .serial
+                .map(|serial| check::serial(Some(serial)))
+                .transpose()?,
         };
         request.check()?;
         Ok(request)
@@ -192,6 +199,7 @@ impl From<&RestoreRequest> for Restore {
             memory,
             start,
             sockets,
+            serial,
         } = request;
         let device = |socket: &Path| RestoreDevice {
             socket: Some(socket.to_string_lossy().into_owned()),
@@ -205,6 +213,7 @@ impl From<&RestoreRequest> for Restore {
             resume: Some(*start == Start::Running),
             prefault: None,
             devices: (!sockets.is_empty()).then(|| devices.collect()),
+            serial: serial.as_ref().map(Console::from),
         }
     }
 }
@@ -286,6 +295,7 @@ mod tests {
             memory: snapshot::MemoryMode::Copy,
             start: Start::Paused,
             sockets: BTreeMap::new(),
+            serial: None,
         };
         assert_eq!(
             restore(&json!({"source_url": "file:///snap"})),

@@ -214,6 +214,7 @@ fn a_guest_is_brought_back_and_goes_on() {
         memory: MemoryMode::OnDemand,
         start: Start::Running,
         sockets: [("home".to_owned(), directory.path().join("x.sock"))].into(),
+        serial: None,
     };
     assert_eq!(asked(&server), [Request::Restore(Box::new(request))]);
 

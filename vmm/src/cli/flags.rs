@@ -61,13 +61,12 @@ pub struct Flags {
 impl Flags {
     /// Whether any flag says what machine there is to be.
     pub fn describe_a_machine(&self) -> bool {
-        let single = [
-            &self.cmdline,
-            &self.cpus,
-            &self.memory,
-            &self.serial,
-            &self.console,
-        ];
+        self.serial.is_some() || self.describe_another_machine()
+    }
+
+    /// The same for what a saved guest cannot have otherwise.
+    pub fn describe_another_machine(&self) -> bool {
+        let single = [&self.cmdline, &self.cpus, &self.memory, &self.console];
         let devices = [&self.disk, &self.fs, &self.vhost_user];
         self.kernel.is_some()
             || self.initramfs.is_some()

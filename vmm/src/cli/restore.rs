@@ -6,6 +6,7 @@ use ferry_api::snapshot::{RestoreRequest, Start};
 
 use super::error::{Problem, UsageError};
 use super::flags::Flags;
+use super::machine;
 
 const FLAG: &str = "--restore";
 const SOCKET: &str = "--restore-socket";
@@ -20,12 +21,12 @@ pub fn request(flags: &Flags) -> Result<Option<RestoreRequest>, UsageError> {
                 .hint("name the snapshot: --restore source_url=file:///DIRECTORY")),
         };
     };
-    if flags.describe_a_machine() {
+    if flags.describe_another_machine() {
         return Err(conflict(
             FLAG,
             "the snapshot says what machine there is, and other flags do as well",
         )
-        .hint("devices whose sockets are elsewhere now: --restore-socket ID=PATH"));
+        .hint("what is elsewhere now: --restore-socket ID=PATH, --serial"));
     }
     let mut request: RestoreRequest = text.parse().map_err(|error| {
         UsageError::new(FLAG, problem(error)).hint("--restore source_url=file:///DIRECTORY")
@@ -35,6 +36,11 @@ pub fn request(flags: &Flags) -> Result<Option<RestoreRequest>, UsageError> {
             .add_socket(socket)
             .map_err(|error| UsageError::new(SOCKET, problem(error)))?;
     }
+    request.serial = flags
+        .serial
+        .as_deref()
+        .map(|text| machine::serial(Some(text)))
+        .transpose()?;
     if request.start == Start::Paused && flags.api_socket.is_none() {
         return Err(conflict(
             FLAG,

@@ -86,6 +86,7 @@ pub fn requests() -> Vec<Request> {
             memory: MemoryMode::Copy,
             start: Start::Paused,
             sockets: Default::default(),
+            serial: None,
         })),
         Request::Progress,
         Request::Cancel,

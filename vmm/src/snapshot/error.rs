@@ -32,6 +32,10 @@ pub enum Error {
         "{device}: the back-end has not taken the device's memory and features within {limit:?}"
     )]
     Late { device: String, limit: Duration },
+    #[error(
+        "a guest keeps the serial port that it has: it can lead elsewhere, but not be added or taken away"
+    )]
+    Serial,
     #[error("with the sockets that were named the devices do not go together: {0}")]
     Sockets(Fault),
     #[error("the devices are not those of the snapshot: {}", list(.0))]

@@ -47,6 +47,11 @@ pub fn object(flag: &str, text: &str, keys: &[Key]) -> Result<Value, Failure> {
 
 /// `--serial`: a word, or a word with a path.
 pub fn serial(text: &str) -> Result<Value, Failure> {
+    serde_json::to_value(console(text)?).map_err(|error| wrong("--serial", error.to_string()))
+}
+
+/// The same, typed.
+pub fn console(text: &str) -> Result<Console, Failure> {
     let serial: SerialConfig = text
         .parse()
         .map_err(|error: WrongSerial| wrong("--serial", error.to_string()))?;
@@ -54,7 +59,7 @@ pub fn serial(text: &str) -> Result<Value, Failure> {
     for path in [&mut serial.file, &mut serial.socket].into_iter().flatten() {
         *path = absolute(Path::new(path)).map_err(|it| wrong("--serial", it))?;
     }
-    serde_json::to_value(serial).map_err(|error| wrong("--serial", error.to_string()))
+    Ok(serial)
 }
 
 /// `path` as Ferry finds it too, or why not. JSON holds no other text than Unicode.

@@ -70,6 +70,7 @@ impl FromStr for RestoreRequest {
                 None => Start::default(),
             },
             sockets: BTreeMap::new(),
+            serial: None,
         })
     }
 }
@@ -153,6 +154,7 @@ mod tests {
             memory: MemoryMode::Copy,
             start: Start::Paused,
             sockets: BTreeMap::new(),
+            serial: None,
         };
         assert_eq!(restore(r#"source_url="file:///snap/a,b""#), least);
         assert_eq!(restore("source_url=file:///snap/a%2cb"), least);

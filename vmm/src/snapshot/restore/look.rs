@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use ferry_api::config::{BackendConfig, VmConfig};
+use ferry_api::config::{BackendConfig, SerialConfig, VmConfig};
 use ferry_api::snapshot::RestoreRequest;
 use ferry_devices::vhost_user::{BackEndStateV1, VhostUserStateV1};
 use vm_migration::directory::{self, Reader};
@@ -32,6 +32,14 @@ pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
     let mut found = read(&request.source)?;
     meter.unless_cancelled()?;
     rename_sockets(&mut found.config, request)?;
+    if let Some(serial) = &request.serial {
+        // The guest has a port, or has none.
+        let has_port = |serial: &SerialConfig| *serial != SerialConfig::Off;
+        if has_port(serial) != has_port(&found.config.serial) {
+            return Err(Error::Serial);
+        }
+        found.config.serial = serial.clone();
+    }
     let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
     check_host(hypervisor.kvm(), &found.machine)?;
     Ok(found)

@@ -103,6 +103,9 @@ pub struct Restore {
     /// The socket of a device whose back-end is elsewhere now; may be repeated
     #[arg(long, value_name = "ID=PATH", value_hint = ValueHint::FilePath)]
     pub socket: Vec<String>,
+    /// Where the serial port leads now: null, tty, pty, file=PATH or socket=PATH
+    #[arg(long, value_name = "SERIAL")]
+    pub serial: Option<String>,
 }
 
 /// `--memory`.

@@ -87,6 +87,7 @@ pub fn restore(restore: &Restore, session: &Session<'_>) -> Result<(), Failure> 
         resume: Some(!restore.paused),
         prefault: None,
         devices: (!devices.is_empty()).then_some(devices),
+        serial: restore.serial.as_deref().map(pairs::console).transpose()?,
     };
     let operation = Operation {
         kind: wire::Operation::Restore,
