@@ -1,11 +1,13 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::*;
+use crate::Watch;
 use crate::manifest::{After, Bits, Cpu, Description, Device, DeviceState, Hex};
 use crate::ram::{BLOCK, RamPart, Unwatched};
 use crate::stream::{self, Form, Label, Saved, StreamId};
@@ -186,7 +188,34 @@ fn a_snapshot_is_restored_inspected_and_verified() {
             .to_string()
             .contains("is sound: 4 sections, 2 regions")
     );
-    Reader::open(&path).unwrap().check_sections().unwrap();
+    let reader = Reader::open(&path).unwrap();
+    reader.check_sections(&Unwatched).unwrap();
+}
+
+#[test]
+fn checking_the_sections_can_be_given_up() {
+    /// Says so when it is asked for the second time, in the middle of a section.
+    struct Once(AtomicBool);
+
+    impl Watch for Once {
+        fn done(&self, _: u64) {}
+
+        fn cancelled(&self) -> bool {
+            self.0.swap(true, Ordering::Relaxed)
+        }
+    }
+
+    let (_above, path) = new_place();
+    snapshot(&path);
+    let reader = Reader::open(&path).unwrap();
+    let error = reader
+        .check_sections(&Once(AtomicBool::new(false)))
+        .unwrap_err();
+    let given_up = |error: &Error| {
+        matches!(error, Error::State { source, .. }
+            if matches!(source.cause, stream::Cause::Cancelled))
+    };
+    assert!(given_up(&error), "{error:?}");
 }
 
 #[test]

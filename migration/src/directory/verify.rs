@@ -53,7 +53,8 @@ impl fmt::Display for Verification {
     }
 }
 
-/// Reads all sections and all RAM of a snapshot and checks them. `watch` sees the RAM only.
+/// Reads all sections and all RAM of a snapshot and checks them. `watch` is told of the
+/// RAM only.
 ///
 /// # Errors
 /// There is no snapshot, or its manifest or the lengths of its files are wrong; a file cannot be read; or it was cancelled.
@@ -62,7 +63,7 @@ pub fn verify(path: &Path, watch: &dyn Watch) -> Result<Verification, Error> {
     let reader = Reader::open(path)?;
     let inspection = Inspection::of(&reader)?;
     let mut damages = Vec::new();
-    let sums = check_state(&reader, &mut damages)?;
+    let sums = check_state(&reader, &mut damages, watch)?;
     for (region, sums) in reader.manifest().memory.iter().zip(sums) {
         let file = reader.file(&region.file, region.bytes, libc::O_RDONLY)?;
         damages.extend(check_ram(&reader, region, &file, sums, watch)?);
@@ -77,11 +78,11 @@ impl Reader {
     /// Checks all sections, and not the RAM: what a restore in one of the mapped memory modes does first.
     ///
     /// # Errors
-    /// A section is damaged, or cannot be read.
-    pub fn check_sections(&self) -> Result<(), Error> {
+    /// A section is damaged, or cannot be read; or it was cancelled.
+    pub fn check_sections(&self, watch: &dyn Watch) -> Result<(), Error> {
         let mut damages = Vec::new();
         let path = || self.path().join(&self.manifest().state.file);
-        check_state(self, &mut damages)?;
+        check_state(self, &mut damages, watch)?;
         match damages.first() {
             None => Ok(()),
             Some(damage) => Err(Error::step(
@@ -97,6 +98,7 @@ impl Reader {
 fn check_state(
     reader: &Reader,
     damages: &mut Vec<Damage>,
+    watch: &dyn Watch,
 ) -> Result<Vec<Option<BlockSums>>, Error> {
     let Manifest { memory, state, .. } = reader.manifest();
     let mut sums = vec![None; memory.len()];
@@ -114,7 +116,13 @@ fn check_state(
         let region = memory
             .iter()
             .position(|region| region.section == section.name);
-        let checked = check_section(reader, section, region.map(|index| &memory[index]))?;
+        let checked = check_section(reader, section, region.map(|index| &memory[index]), watch)?;
+        if watch.cancelled() {
+            return Err(reader.state_error(stream::Error {
+                place: stream::Place::Section(section.name.clone()),
+                cause: stream::Cause::Cancelled,
+            }));
+        }
         match checked {
             Ok(checked) => {
                 if section.offset != begins {
@@ -151,11 +159,12 @@ fn check_section(
     reader: &Reader,
     section: &Section,
     region: Option<&Region>,
+    watch: &dyn Watch,
 ) -> Result<Result<Checked, stream::Error>, Error> {
     let mut file = reader.section(&section.name)?;
     let checked = file.open().and_then(|section| match region {
         Some(region) => BlockSums::read(section, region.bytes).map(Some),
-        None => section.skip().map(|_| None),
+        None => section.skip_watched(watch).map(|_| None),
     });
     match checked {
         Ok(sums) => Ok(Ok(Checked {

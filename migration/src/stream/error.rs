@@ -110,6 +110,9 @@ pub enum Cause {
     /// It differs from what the manifest says of it.
     #[error("it is not the section that the manifest describes")]
     NotOfManifest,
+    /// [`Watch::cancelled`](crate::Watch::cancelled) said so.
+    #[error("reading it was given up")]
+    Cancelled,
     /// It was begun and not finished, or an earlier error has ended the stream.
     #[error("it was given up before")]
     Failed,

@@ -6,6 +6,7 @@ use super::error::{Cause, Error, Place};
 use super::format::{Form, Open};
 use super::{Label, SectionSummary, StreamReader};
 use crate::chunk::{ChunkReader, Totals};
+use crate::{Unwatched, Watch};
 
 /// Where a section's reader is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -165,11 +166,25 @@ impl<'a, R: Read> SectionReader<'a, R> {
     ///
     /// # Errors
     /// The input failed or is damaged, now or earlier.
-    pub fn skip(mut self) -> Result<SectionSummary, Error> {
+    pub fn skip(self) -> Result<SectionSummary, Error> {
+        self.skip_watched(&Unwatched)
+    }
+
+    /// As [`SectionReader::skip`], for a section that may be long: it can be given up.
+    ///
+    /// # Errors
+    /// As of [`SectionReader::skip`]; or it was given up.
+    pub fn skip_watched(mut self, watch: &dyn Watch) -> Result<SectionSummary, Error> {
+        let place = Place::Section(self.open.label.name.clone());
+        let mut go_on = |_: &[u8]| match watch.cancelled() {
+            true => Err(Error::new(place.clone(), Cause::Cancelled)),
+            false => Ok(()),
+        };
         if self.open.label.form == Form::Chunks && self.open.bytes == 0 {
-            self.each_chunk(u64::MAX, &mut |_| Ok::<_, Error>(()))?;
+            self.each_chunk(u64::MAX, &mut go_on)?;
         }
         while !self.data()?.is_empty() {
+            go_on(&[])?;
             self.used = self.stream.filled;
         }
         self.finish()

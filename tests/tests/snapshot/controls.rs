@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ferry_tests::backend::{Backend, Direction, Fault};
-use ferry_tests::{Guest, Restore, Snapshot};
+use ferry_tests::backend::{Backend, Direction, Fault, Running};
+use ferry_tests::{Guest, Left, Restore, Snapshot, Successor};
 use serde_json::Value;
 
 use crate::common::{
@@ -93,23 +93,35 @@ fn a_snapshot_is_given_up_at_each_step() {
     next_is_good(guest, &disk, WRITTEN);
 }
 
-#[test]
-fn a_restore_is_given_up() {
-    let place = Place::new();
-    let disk = stateful().start();
-    let left = saved(busy(&disk), &place.at("1"));
+/// A successor whose patience is such that only being given up ends what hangs, and a back-end that hangs while it is
+/// given the disk's state.
+fn hanging<'a>(left: &'a Left, disk: &Running) -> (Successor<'a>, Running) {
     let successor = left.successor().arg("--request-timeout").arg("50");
-    let mut ferry = successor.arg("--connect-timeout").arg("50").start();
     let hangs = Backend::blk("0")
         .with_contents(disk.disk())
         .awaits_state(STATE)
         .in_transfer(Direction::Load, 1, Fault::HangAt(0))
         .start();
+    (successor.arg("--connect-timeout").arg("50"), hangs)
+}
+
+/// The snapshot is to become the guest's RAM: it is as it was, and nobody is at it any more.
+#[test]
+fn a_restore_that_is_given_up_uses_nothing_up() {
+    let place = Place::new();
+    let disk = stateful().start();
+    let left = saved(busy(&disk), &place.at("1"));
+    let (successor, hangs) = hanging(&left, &disk);
+    let mut ferry = successor.start();
     let gone = Backend::blk("1M").start();
     gone.die();
+    let restore = |disk| {
+        Restore::from(&place.at("1"))
+            .mode("adopt")
+            .device("disk0", disk)
+    };
     for (step, backend) in [("devices", &hangs), ("connect", &gone)] {
-        let restore = Restore::from(&place.at("1")).device("disk0", backend);
-        let restore = ferry.begin_restore(&restore);
+        let restore = ferry.begin_restore(&restore(backend));
         ferry.wait_for_step(step);
         ferry.cancel().unwrap();
         because(restore.answer(), &["given up"]);
@@ -117,11 +129,25 @@ fn a_restore_is_given_up() {
             ferry.api().get("vm.info").is_err().then_some(())
         });
     }
-    drop(ferry);
     let disk = heir(&disk);
-    let mut guest = back(&left, &place.at("1"), &disk);
-    goes_on(&mut guest, WRITTEN);
+    ferry.restore(&restore(&disk)).unwrap();
+    goes_on(&mut ferry, WRITTEN);
     assert_eq!(disk.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn whoever_deletes_what_the_command_line_restores_does_not_end_ferry() {
+    let place = Place::new();
+    let disk = stateful().start();
+    let left = saved(busy(&disk), &place.at("1"));
+    let (successor, hangs) = hanging(&left, &disk);
+    let restore = |disk| Restore::from(&place.at("1")).device("disk0", disk);
+    let mut ferry = successor.restoring(&restore(&hangs)).start();
+    ferry.wait_for_step("devices");
+    ferry.put("vm.delete");
+    let disk = heir(&disk);
+    ferry.restore(&restore(&disk)).unwrap();
+    goes_on(&mut ferry, WRITTEN);
 }
 
 #[test]

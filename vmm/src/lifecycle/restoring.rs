@@ -5,6 +5,7 @@
 //! the guest stands where it stood, paused; letting it go on is an ordinary resume.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ferry_api::control::{Reply, Response, VmState};
 use ferry_api::snapshot::{Operation, RestoreRequest};
@@ -29,6 +30,8 @@ pub struct Restoring {
     meter: Arc<Meter>,
     /// Why it has failed already, while its job has still to end.
     failure: Option<Error>,
+    /// How long the job's end is waited for then.
+    pub deadline: Option<Instant>,
 }
 
 impl Vmm {
@@ -48,6 +51,7 @@ impl Vmm {
             deleters: Waiters::default(),
             meter: meter.clone(),
             failure: None,
+            deadline: None,
         });
         let work = move || {
             let outcome = look(&request, &meter).map(Box::new);
@@ -92,6 +96,12 @@ impl Vmm {
         );
     }
 
+    /// Does not wait any longer for a job that was given up: what it still finds is nobody's any more.
+    pub(super) fn on_restore_late(&mut self) {
+        let failure = self.restoring.as_mut().and_then(|it| it.failure.take());
+        self.not_found(failure.unwrap_or(Error::Cancelled("it took too long")));
+    }
+
     /// A restore has ended before there was a virtual machine.
     fn not_found(&mut self, error: Error) {
         let Some(restoring) = self.restoring.take() else {
@@ -126,9 +136,11 @@ impl Vmm {
 
     /// Gives a restore up, if one is under way.
     pub(super) fn cancel_restore(&mut self, why: &'static str) {
+        let deadline = Instant::now() + self.timeouts.request;
         if let Some(restoring) = &mut self.restoring {
             restoring.meter.cancel();
             restoring.failure.get_or_insert(Error::Cancelled(why));
+            restoring.deadline.get_or_insert(deadline);
             return;
         }
         let Some(vm) = &mut self.vm else { return };

@@ -90,7 +90,10 @@ impl Vmm {
                 self.close();
                 return ended;
             }
-            let deadline = self.vm.as_ref().and_then(VirtualMachine::deadline);
+            let deadline = match &self.vm {
+                Some(vm) => vm.deadline(),
+                None => self.restoring.as_ref().and_then(|it| it.deadline),
+            };
             match self
                 .events
                 .next(deadline)
@@ -125,6 +128,7 @@ impl Vmm {
             Some(Phase::Stopping(_)) => self.on_not_quiet(),
             Some(Phase::Live(_)) => self.on_attempt_late(),
             Some(Phase::Booting(_)) => self.on_boot_late(),
+            None => self.on_restore_late(),
             _ => {}
         }
     }

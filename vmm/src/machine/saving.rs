@@ -260,6 +260,23 @@ pub fn check_host(kvm: &Kvm, state: &MachineState) -> Result<Vec<CpuId>, Error> 
         .collect()
 }
 
+/// Makes sure that time stamp counters run here as the saved ones did: apart from [`check_host`], because KVM tells it of a
+/// vCPU only.
+pub fn check_frequency(kvm: &Kvm, state: &MachineState) -> Result<(), Error> {
+    let mut saved = state.vcpus.iter().filter_map(|vcpu| vcpu.tsc_khz);
+    let Some(first) = saved.next() else {
+        return Ok(());
+    };
+    let vm = kvm.create_vm();
+    // A KVM that refuses even that does so again, and tells why, when the machine is made.
+    let here = vm
+        .and_then(|vm| vm.create_vcpu(0))
+        .and_then(|vcpu| vcpu.get_tsc_khz());
+    std::iter::once(first)
+        .chain(saved)
+        .try_for_each(|saved| Ok(load::check_frequency(Some(saved), here.ok())?))
+}
+
 fn load_vcpus(
     vm: &Vm,
     host: &Host,

@@ -136,7 +136,12 @@ fn all_damages_are_listed() {
     assert_eq!(parts, expected);
     assert!(damages[3].what.contains("0x100000"), "{}", damages[3]);
     assert!(damages[4].what.contains("__ram1"), "{}", damages[4]);
-    assert!(Reader::open(&path).unwrap().check_sections().is_err());
+    assert!(
+        Reader::open(&path)
+            .unwrap()
+            .check_sections(&Unwatched)
+            .is_err()
+    );
 }
 
 #[test]

@@ -102,7 +102,7 @@ pub fn cpuid_of(saved: &[Abi<kvm_cpuid_entry2>], index: u8) -> Result<CpuId, Err
 }
 
 /// A counter of unknown frequency is one that no guest relies on.
-fn check_frequency(saved: Option<u32>, here: Option<u32>) -> Result<(), Error> {
+pub fn check_frequency(saved: Option<u32>, here: Option<u32>) -> Result<(), Error> {
     let (Some(saved), Some(here)) = (saved, here) else {
         return Ok(());
     };

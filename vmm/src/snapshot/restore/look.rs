@@ -7,6 +7,7 @@ use std::path::Path;
 use ferry_api::config::{BackendConfig, SerialConfig, VmConfig};
 use ferry_api::snapshot::RestoreRequest;
 use ferry_devices::vhost_user::{BackEndStateV1, VhostUserStateV1};
+use vm_migration::Watch;
 use vm_migration::directory::{self, Reader};
 use vm_migration::manifest::Manifest;
 use vm_migration::stream::{self, StreamReader};
@@ -15,7 +16,7 @@ use super::super::{CONFIG, ConfigStateV1, Error, Meter, back_end_section, device
 use crate::hypervisor::Hypervisor;
 use crate::layout;
 use crate::machine;
-use crate::machine::saving::{MachineState, check_host};
+use crate::machine::saving::{MachineState, check_frequency, check_host};
 
 /// A snapshot that is sound, as far as that can be said without its devices and without reading its RAM.
 pub struct Found {
@@ -29,8 +30,10 @@ pub struct Found {
 
 /// Reads a snapshot, all but its RAM, and compares it with what is asked for and with this host.
 pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
-    let mut found = read(&request.source)?;
+    let read = read(&request.source, meter);
+    // Whatever it has led to.
     meter.unless_cancelled()?;
+    let mut found = read?;
     rename_sockets(&mut found.config, request)?;
     if let Some(serial) = &request.serial {
         // The guest has a port, or has none.
@@ -42,13 +45,14 @@ pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
     }
     let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
     check_host(hypervisor.kvm(), &found.machine)?;
+    check_frequency(hypervisor.kvm(), &found.machine)?;
     Ok(found)
 }
 
 /// Reads and checks a snapshot, all but its RAM.
-pub(super) fn read(directory: &Path) -> Result<Found, Error> {
+pub(super) fn read(directory: &Path, watch: &dyn Watch) -> Result<Found, Error> {
     let reader = Reader::open(directory)?;
-    reader.check_sections()?;
+    reader.check_sections(watch)?;
     let mut stream = reader.state()?;
     let (saved, machine) = read_values(&mut stream).map_err(|source| directory::Error::State {
         path: reader.path().join(&reader.manifest().state.file),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ferry_devices::vhost_user::BackEndStateV1;
 use tempfile::TempDir;
+use vm_migration::Unwatched;
 use vm_migration::stream::encode;
 
 use super::super::{CONFIG, device_section};
@@ -20,7 +21,7 @@ fn golden() -> (TempDir, Found) {
     }
     let ram = File::create(directory.path().join("ram0")).unwrap();
     ram.set_len(64 << 20).unwrap();
-    let found = read(directory.path()).unwrap();
+    let found = read(directory.path(), &Unwatched).unwrap();
     (directory, found)
 }
 
