@@ -8,8 +8,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use ferry_tests::{
-    Ended, Left, Line, Qsd, QsdOptions, Restore, Snapshot, Successor, Virtiofsd, VirtiofsdOptions,
+    Ended, Guest, Left, Line, Qsd, QsdOptions, Restore, Snapshot, Successor, Virtiofsd,
+    VirtiofsdOptions,
 };
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::records::{Loop, Setup, Writing};
@@ -17,16 +19,16 @@ use crate::records::{Loop, Setup, Writing};
 /// How long virtiofsd has to find paths before the guest stands still.
 const PREPARE: Duration = Duration::from_secs(1);
 /// How long a guest is nowhere, at least, between a snapshot and its restore.
-const AWAY: Duration = Duration::from_secs(4);
-/// By how much a guest's clock may seem to be fast: what it says is heard a little later.
+const AWAY: Duration = Duration::from_secs(1);
+/// By how much a guest's clock may seem to be fast: what it says is heard a little later, and so is that it runs.
 const TOLERANCE: Duration = Duration::from_secs(2);
 
 /// Has the guest tell what has to stay as it is, and how often it has heard of a new generation.
 const IDENTITY: &str = "
     identity() {
         echo boot-id=$(cat /proc/sys/kernel/random/boot_id) uptime=$(cut -d. -f1 /proc/uptime) \
-            generations=$(awk '/^ *17:.*GED/ { for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i; print n }' /proc/interrupts)
-        cat /proc/interrupts
+            generations=$(awk '/IO-APIC +17-edge/ { for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i; print n }' /proc/interrupts)
+        dmesg | grep -i 'machine fork' || true
     }
     identity
     until told_to_end; do sleep 0.5; done
@@ -73,32 +75,22 @@ fn three_snapshots(cpus: u32) {
     let mut away = Duration::ZERO;
     for (name, by) in [("1", By::Api), ("2", By::Flag), ("3", By::Adoption)] {
         let directory = place.at(name);
-        let left = saved(writing, &directory);
-        let stopped = Instant::now();
+        let (left, stopped) = saved(writing, &directory);
         let (disk, share) = (place.disk().start(), place.share().start());
         let restore = Restore::from(&directory)
             .device("disk0", &disk)
             .device("fs0", &share);
         sleep(AWAY);
-        let ferry = successor(&left);
         let guest = match by {
+            By::Api => restored(&left, &restore),
+            By::Adoption => restored(&left, &restore.mode("adopt")),
             By::Flag => {
-                away += stopped.elapsed();
-                ferry.restoring(&restore).start()
-            }
-            By::Api | By::Adoption => {
-                let restore = restore.mode(match by {
-                    By::Adoption => "adopt",
-                    _ => "copy",
-                });
-                let ferry = ferry.start();
-                away += stopped.elapsed();
-                if let Err(reasons) = ferry.restore(&restore) {
-                    panic!("{}\n{}", reasons.join(": "), ferry.transcript());
-                }
-                ferry
+                let mut guest = successor(&left).restoring(&restore).start();
+                guest.wait_until("a running guest", is_running);
+                guest
             }
         };
+        away += stopped.elapsed();
         writing = Writing { guest, disk, share };
         writing.goes_on(Loop::Disk);
         writing.goes_on(Loop::Share);
@@ -157,23 +149,47 @@ fn a_guest_and_its_copy_both_go_on_but_for_a_file_without_a_name() {
         .share()
         .arg("--migration-on-error=guest-error")
         .start();
-    if let Err(reasons) = guest.restore(&restore.device("fs0", &share)) {
-        panic!("{}\n{}", reasons.join(": "), guest.transcript());
-    }
+    restores(&guest, &restore.device("fs0", &share));
     let mut writing = Writing { guest, disk, share };
     writing.goes_on(Loop::Disk);
     writing.goes_on(Loop::Share);
     writing.is_all_there().line("nameless=broken");
 }
 
-/// Takes a snapshot with which the guest ends, and kills Ferry and the back-ends.
-fn saved(mut writing: Writing, directory: &Path) -> Left {
+/// Takes a snapshot with which the guest ends, and kills Ferry and the back-ends. Returns, too, since when it stands still.
+fn saved(mut writing: Writing, directory: &Path) -> (Left, Instant) {
     let snapshot = Snapshot::to(directory).after("stop").prepare(PREPARE);
     writing.guest.snapshot(&snapshot);
+    let progress = writing.guest.progress();
+    println!("{progress}");
+    let paused = progress["paused_ms"].as_u64().expect("it was paused");
+    let stopped = Instant::now() - Duration::from_millis(paused);
+    assert!(progress["devices"]["fs0"]["bytes"].as_u64() > Some(0));
     let left = writing.guest.kill();
     writing.disk.process().kill();
     writing.share.process().kill();
-    left
+    (left, stopped)
+}
+
+/// Brings the guest back in a new Ferry, through its API.
+fn restored(left: &Left, restore: &Restore) -> Guest {
+    let guest = successor(left).start();
+    restores(&guest, restore);
+    guest
+}
+
+/// Whether there is a guest, and it runs.
+fn is_running(guest: &Guest) -> Option<()> {
+    let reply = guest.api().get("vm.info").ok()?;
+    let info: Value = serde_json::from_slice(&reply.body).expect("JSON");
+    (info["state"] == "Running").then_some(())
+}
+
+/// Panics if the restore fails.
+fn restores(guest: &Guest, restore: &Restore) {
+    if let Err(reasons) = guest.restore(restore) {
+        panic!("{}\n{}", reasons.join(": "), guest.transcript());
+    }
 }
 
 /// The next Ferry for a guest, as patient as the first.
