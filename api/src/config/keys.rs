@@ -117,9 +117,12 @@ mod tests {
             let properties = &api["components"]["schemas"][schema]["properties"];
             let properties = properties.as_object().unwrap().keys().map(String::as_str);
             let fields = keys.iter().map(|key| key.field);
-            // `--restore-socket`.
-            let elsewhere = (schema == "Restore").then_some("devices");
-            let fields = fields.chain(elsewhere);
+            // These have flags of their own, `--restore-socket` and `--serial`.
+            let elsewhere: &[&str] = match schema {
+                "Restore" => &["devices", "serial"],
+                _ => &[],
+            };
+            let fields = fields.chain(elsewhere.iter().copied());
             assert_eq!(
                 fields.collect::<BTreeSet<_>>(),
                 properties.collect(),
