@@ -254,6 +254,7 @@ impl Vmm {
             return;
         }
         saving.stage = Stage::Publishing;
+        saving.meter.enter(Step::Publish);
         if let Some(orders) = saving.orders.take() {
             // A job that has failed has said so.
             let _ = orders.send(Go::Publish);

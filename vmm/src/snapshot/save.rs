@@ -312,7 +312,8 @@ fn publish(
     say(Word::Taken);
     // The owner answers at once, or has given the job up.
     while !matches!(orders.recv().map_err(|_| Error::Cancelled)?, Go::Publish) {}
-    enter(Step::Publish, meter, say);
+    // It has begun with the owner's word, before the guest went on.
+    say(Word::Step(Step::Publish));
     writer.publish(Description {
         ferry: env!("CARGO_PKG_VERSION").into(),
         created: rfc3339(SystemTime::now()),
