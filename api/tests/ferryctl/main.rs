@@ -14,6 +14,7 @@ mod snapshots;
 mod words;
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -26,6 +27,16 @@ fn ferryctl(socket: &Path, words: &[&str]) -> Command {
         .arg(socket)
         .args(words)
         .stdin(Stdio::null());
+    // Whoever runs the tests may ignore signals (nohup, a shell's background job), which processes inherit.
+    let heed_signals = || {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            // SAFETY: the call has no memory arguments, and may be made between fork and exec.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure does nothing but that.
+    unsafe { command.pre_exec(heed_signals) };
     command
 }
 
