@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::{DiskConfig, FsConfig, VmConfig};
+use crate::migration::{MigrationProgress, ReceiveRequest, SendRequest};
 use crate::snapshot::{Progress, RestoreRequest, SnapshotRequest};
 
 /// The owner of the virtual machine, as the server sees it.
@@ -54,6 +55,17 @@ pub enum Request {
     Cancel,
     /// Go on with a snapshot that holds the guest: what was to be done meanwhile is done.
     ReleaseHold,
+    /// Send the guest to another Ferry. Answered when that has begun.
+    SendMigration(Box<SendRequest>),
+    /// Receive a guest from another Ferry. There is no virtual machine yet. Answered when it has been received.
+    ReceiveMigration(Box<ReceiveRequest>),
+    /// How the migration that is under way stands, or how the last one has ended.
+    Migration,
+    /// Give the migration up that is under way, on either side. A guest that was to be sent goes on.
+    CancelMigration,
+    /// Take a guest back that has been handed over and of which nobody says that it runs elsewhere. Whoever asks for it
+    /// has made sure that it does not.
+    ReclaimMigration,
     /// End the guest, if any, and then Ferry. Answered before Ferry ends.
     ShutdownVmm,
 }
@@ -81,8 +93,13 @@ impl Request {
             | Request::Progress
             | Request::Cancel
             | Request::ReleaseHold
+            | Request::SendMigration(_)
+            | Request::Migration
+            | Request::CancelMigration
             | Request::ShutdownVmm => Promptness::AtOnce,
             Request::Boot
+            | Request::ReceiveMigration(_)
+            | Request::ReclaimMigration
             | Request::Snapshot(_)
             | Request::Restore(_)
             | Request::Pause
@@ -105,6 +122,8 @@ pub enum Response {
     Counters(Counters),
     /// The answer to [`Request::Progress`].
     Progress(Box<Progress>),
+    /// The answer to [`Request::Migration`].
+    Migration(Box<MigrationProgress>),
 }
 
 /// Why a request has led to nothing.

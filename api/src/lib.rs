@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod events;
 mod json;
+pub mod migration;
 pub mod openapi;
 pub mod server;
 pub mod snapshot;
