@@ -1,6 +1,7 @@
 //! KVM: what Ferry needs of it, and the virtual machine it makes.
 
 pub mod chips;
+pub mod dirty;
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -101,7 +102,7 @@ impl Hypervisor {
                 .map_err(Error::refused("place its task state segment"))?;
         }
         // Before the interrupt controllers: afterwards KVM would wait for a grace period of theirs, some 5 ms.
-        register_ram(&fd, ram)?;
+        register_ram(&fd, ram, 0)?;
         fd.create_irq_chip()
             .map_err(Error::refused("create the interrupt controllers"))?;
         let pit = kvm_pit_config {
@@ -118,11 +119,12 @@ impl Hypervisor {
     }
 }
 
-fn register_ram(fd: &VmFd, ram: &GuestMemoryMmap) -> Result<(), Error> {
+/// Tells KVM of RAM, or of other `flags` of the RAM that it knows.
+fn register_ram(fd: &VmFd, ram: &GuestMemoryMmap, flags: u32) -> Result<(), Error> {
     for (slot, region) in (0..).zip(ram.iter()) {
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

@@ -30,6 +30,7 @@ use crate::cpu::registers;
 use crate::cpu::state::{self, Host};
 use crate::cpu::vcpu::{self, ErrandError, GuestEnd, Vcpus};
 use crate::generation::{self, Generation};
+use crate::hypervisor::dirty::DirtyLog;
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
@@ -261,6 +262,19 @@ impl Machine {
     /// None that can be foreseen: that there is RAM for it was found when the machine was made.
     pub fn new_generation(&self, number: &generation::Number) -> Result<(), Error> {
         Ok(self.generation.renew(self.vm.ram(), number)?)
+    }
+
+    /// Begins to log which pages of RAM the guest writes.
+    ///
+    /// # Errors
+    /// KVM does not do it.
+    pub fn log_writes(&self) -> Result<DirtyLog, Error> {
+        Ok(DirtyLog::start(self.vm.clone())?)
+    }
+
+    /// What the processors say of themselves, by ascending index.
+    pub fn cpuids(&self) -> &[CpuId] {
+        &self.processors.cpuids
     }
 
     /// Presses the power button.

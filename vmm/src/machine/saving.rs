@@ -260,21 +260,40 @@ pub fn check_host(kvm: &Kvm, state: &MachineState) -> Result<Vec<CpuId>, Error> 
         .collect()
 }
 
+/// As [`check_host`], of processors of which no more is known than what they say of themselves.
+pub fn check_processors(kvm: &Kvm, cpuids: &[Vec<Abi<kvm_cpuid_entry2>>]) -> Result<(), Error> {
+    let count = match u8::try_from(cpuids.len()) {
+        Ok(count @ 1..) => count,
+        _ => return Err(Error::Mismatch("number of vCPUs".into())),
+    };
+    let offered = Cpuid::new(kvm, count)?;
+    let mut checks = cpuids.iter();
+    checks.try_for_each(|cpuid| Ok(features::check_cpuid(cpuid, 0, offered.entries())?))
+}
+
 /// Makes sure that time stamp counters run here as the saved ones did: apart from [`check_host`], because KVM tells it of a
 /// vCPU only.
 pub fn check_frequency(kvm: &Kvm, state: &MachineState) -> Result<(), Error> {
-    let mut saved = state.vcpus.iter().filter_map(|vcpu| vcpu.tsc_khz);
-    let Some(first) = saved.next() else {
+    let frequencies: Vec<u32> = state.vcpus.iter().filter_map(|it| it.tsc_khz).collect();
+    check_frequencies(kvm, &frequencies)
+}
+
+/// As [`check_frequency`].
+pub fn check_frequencies(kvm: &Kvm, saved: &[u32]) -> Result<(), Error> {
+    if saved.is_empty() {
         return Ok(());
-    };
+    }
+    let here = frequency(kvm);
+    let mut checks = saved.iter();
+    checks.try_for_each(|saved| Ok(load::check_frequency(Some(*saved), here)?))
+}
+
+/// The frequency of the time stamp counters that guests see here, in kHz.
+pub fn frequency(kvm: &Kvm) -> Option<u32> {
     let vm = kvm.create_vm();
-    // A KVM that refuses even that does so again, and tells why, when the machine is made.
-    let here = vm
-        .and_then(|vm| vm.create_vcpu(0))
-        .and_then(|vcpu| vcpu.get_tsc_khz());
-    std::iter::once(first)
-        .chain(saved)
-        .try_for_each(|saved| Ok(load::check_frequency(Some(saved), here.ok())?))
+    // A KVM that refuses even that does so again, and tells why, when a machine is made.
+    let vcpu = vm.and_then(|vm| vm.create_vcpu(0));
+    vcpu.and_then(|vcpu| vcpu.get_tsc_khz()).ok()
 }
 
 fn load_vcpus(

@@ -47,7 +47,7 @@ pub fn devices(
             Device {
                 id: device.id().to_owned(),
                 virtio_type: device.device_type(),
-                capacity: capacity(device, &rest.config),
+                capacity: capacity(device.device_type(), &rest.config),
                 config: Hex(rest.config.clone()),
                 queues: device.queue_sizes().len() as u16,
                 queue_sizes: registers.queues.iter().map(|queue| queue.size).collect(),
@@ -73,7 +73,7 @@ pub fn present(device: &Ready, saved: Option<&Device>) -> Present {
     Present {
         id: device.id().to_owned(),
         virtio_type: device.device_type(),
-        capacity: capacity(device, &config),
+        capacity: capacity(device.device_type(), &config),
         config,
         queues: device.queue_sizes().len() as u16,
         features: device.features(),
@@ -81,9 +81,10 @@ pub fn present(device: &Ready, saved: Option<&Device>) -> Present {
     }
 }
 
-fn capacity(device: &Ready, config: &[u8]) -> Option<u64> {
+/// What a disk holds, in bytes, as its configuration space says.
+pub fn capacity(virtio_type: u32, config: &[u8]) -> Option<u64> {
     let sectors = config.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     sectors
-        .filter(|_| device.device_type() == BLK)
+        .filter(|_| virtio_type == BLK)
         .map(|sectors| sectors.saturating_mul(SECTOR))
 }

@@ -21,6 +21,7 @@ pub mod save;
 use serde::{Deserialize, Serialize};
 use vm_migration::stream::Saved;
 
+pub use describe::{capacity, present};
 pub use error::Error;
 pub use meter::Meter;
 

@@ -4,7 +4,7 @@
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-use super::{Error, VcpuStateV1, xsave};
+use super::{Abi, Error, VcpuStateV1, xsave};
 
 /// A register of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +190,19 @@ fn find(entries: &[kvm_cpuid_entry2], leaf: u32, index: u32) -> Option<&kvm_cpui
 /// # Errors
 /// [`Error::Lacking`] with all names.
 pub fn check(state: &VcpuStateV1, offered: &[kvm_cpuid_entry2]) -> Result<(), Error> {
-    let saved: Vec<_> = state.cpuid.iter().map(|entry| entry.0).collect();
+    check_cpuid(&state.cpuid, xsave::in_use(&state.xsave), offered)
+}
+
+/// As [`check`], of a vCPU of which no more is known than its CPUID and which components of extended state it uses.
+///
+/// # Errors
+/// As of [`check`].
+pub fn check_cpuid(
+    cpuid: &[Abi<kvm_cpuid_entry2>],
+    in_use: u64,
+    offered: &[kvm_cpuid_entry2],
+) -> Result<(), Error> {
+    let saved: Vec<_> = cpuid.iter().map(|entry| entry.0).collect();
     let mut names = Vec::new();
     let (maker, here) = (vendor(&saved), vendor(offered));
     if maker != here {
@@ -201,7 +213,7 @@ pub fn check(state: &VcpuStateV1, offered: &[kvm_cpuid_entry2]) -> Result<(), Er
         let bits = (0..u32::BITS).filter(|bit| lacking & 1 << bit != 0);
         names.extend(bits.map(|bit| word.name(bit)));
     }
-    let needed = components(&saved) | xsave::in_use(&state.xsave);
+    let needed = components(&saved) | in_use;
     names.extend(xsave::names(needed & !components(offered)));
     match names.is_empty() {
         true => Ok(()),
