@@ -1,5 +1,7 @@
 //! What clients say of migrations: where a guest is to be sent or received from, and how far that is.
 
+mod url;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -7,6 +9,7 @@ use std::time::Duration;
 
 use crate::config::SerialConfig;
 pub use crate::snapshot::DeviceProgress;
+pub use url::WrongMigrationUrl;
 
 /// Where the two sides of a migration meet.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use crate::wire;
 /// The mark of what other monitors do not have.
 const ADDITION: &str = "x-ferry-addition";
 /// The types and fields that are Ferry's own, as paths into the schemas.
-const ADDED: [&str; 25] = [
+const ADDED: [&str; 41] = [
     "VhostUser",
     "State",
     "DeviceState",
@@ -47,6 +47,22 @@ const ADDED: [&str; 25] = [
     "Snapshot/properties/prepare_ms",
     "Snapshot/properties/state_most",
     "Restore/properties/devices",
+    "Unlogged",
+    "Migration",
+    "MigrationRole",
+    "MigrationState",
+    "MigrationPhase",
+    "MigrationRam",
+    "MigrationDevice",
+    "PhaseReport",
+    "PeerPhase",
+    "SendMigration/properties/unlogged",
+    "SendMigration/properties/throttle",
+    "SendMigration/properties/state_most",
+    "ReceiveMigration/properties/devices",
+    "ReceiveMigration/properties/serial",
+    "ReceiveMigration/properties/insecure",
+    "ReceiveMigration/properties/state_most",
 ];
 
 /// The description as pretty JSON, with a line break at its end.
@@ -57,6 +73,9 @@ pub fn document() -> String {
     add::<wire::Snapshot>(&mut schemas);
     add::<wire::Restore>(&mut schemas);
     add::<wire::Progress>(&mut schemas);
+    add::<wire::SendMigration>(&mut schemas);
+    add::<wire::ReceiveMigration>(&mut schemas);
+    add::<wire::Migration>(&mut schemas);
     add::<wire::Ping>(&mut schemas);
     add::<wire::VmInfo>(&mut schemas);
     add::<wire::EventReport>(&mut schemas);
@@ -153,6 +172,8 @@ fn request(route: Route) -> Option<RefOr<Schema>> {
         Route::RemoveDevice => wire::RemoveDevice::name(),
         Route::Snapshot => wire::Snapshot::name(),
         Route::Restore => wire::Restore::name(),
+        Route::SendMigration => wire::SendMigration::name(),
+        Route::ReceiveMigration => wire::ReceiveMigration::name(),
         _ => return None,
     };
     Some(reference(&name))
@@ -164,6 +185,7 @@ fn answer(route: Route) -> Option<Content> {
         Route::Info => reference(&wire::VmInfo::name()),
         Route::Counters => <crate::control::Counters as PartialSchema>::schema(),
         Route::Progress => reference(&wire::Progress::name()),
+        Route::Migration => reference(&wire::Migration::name()),
         Route::Events => {
             let events = ArrayBuilder::new().items(reference(&wire::EventReport::name()));
             RefOr::T(Schema::Array(events.build()))

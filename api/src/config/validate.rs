@@ -4,6 +4,7 @@
 //! meets the outside world's refusals.
 
 mod machine;
+mod moved;
 mod saved;
 
 use std::borrow::Cow;

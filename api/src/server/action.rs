@@ -110,47 +110,67 @@ pub fn read_action(
         Route::Delete => Request::Delete,
         Route::ShutdownVmm => Request::ShutdownVmm,
         Route::Create => {
-            let config = json::<wire::VmConfig>(body)?.check();
-            let config = config.map_err(|wrong| invalid("the configuration is wrong", &wrong))?;
-            Request::Create(Box::new(config))
+            let check = wire::VmConfig::check;
+            Request::Create(checked(body, check, "the configuration is wrong")?)
         }
         Route::AddDisk => {
-            let disk = json::<wire::Disk>(body)?.check();
-            let disk =
-                disk.map_err(|fault| invalid("the disk's configuration is wrong", &fault))?;
-            Request::AddDisk(Box::new(disk))
+            let check = wire::Disk::check;
+            Request::AddDisk(checked(body, check, "the disk's configuration is wrong")?)
         }
         Route::AddFs => {
-            let fs = json::<wire::Fs>(body)?.check();
-            let fs = fs.map_err(|fault| invalid("the share's configuration is wrong", &fault))?;
-            Request::AddFs(Box::new(fs))
+            let check = wire::Fs::check;
+            Request::AddFs(checked(body, check, "the share's configuration is wrong")?)
         }
         Route::RemoveDevice => {
-            let id = json::<wire::RemoveDevice>(body)?.check();
-            let id = id.map_err(|fault| invalid("there is no device without a name", &fault))?;
-            Request::RemoveDevice(id)
+            let check = wire::RemoveDevice::check;
+            let id = checked(body, check, "there is no device without a name")?;
+            Request::RemoveDevice(*id)
         }
         Route::Snapshot => {
-            let snapshot = json::<wire::Snapshot>(body)?.check();
-            let snapshot =
-                snapshot.map_err(|fault| invalid("the snapshot cannot be as asked for", &fault))?;
-            Request::Snapshot(Box::new(snapshot))
+            let check = wire::Snapshot::check;
+            Request::Snapshot(checked(body, check, "the snapshot cannot be as asked for")?)
         }
         Route::Restore => {
-            let restore = json::<wire::Restore>(body)?.check();
-            let restore =
-                restore.map_err(|fault| invalid("the restore cannot be as asked for", &fault))?;
-            Request::Restore(Box::new(restore))
+            let check = wire::Restore::check;
+            Request::Restore(checked(body, check, "the restore cannot be as asked for")?)
+        }
+        Route::SendMigration => {
+            let check = wire::SendMigration::check;
+            Request::SendMigration(checked(
+                body,
+                check,
+                "the guest cannot be sent as asked for",
+            )?)
+        }
+        Route::ReceiveMigration => {
+            let check = wire::ReceiveMigration::check;
+            let wrong = "no guest can be received as asked for";
+            Request::ReceiveMigration(checked(body, check, wrong)?)
         }
         Route::Progress => Request::Progress,
         Route::Cancel => Request::Cancel,
         Route::SnapshotRelease => Request::ReleaseHold,
+        Route::Migration => Request::Migration,
+        Route::CancelMigration => Request::CancelMigration,
+        Route::ReclaimMigration => Request::ReclaimMigration,
     };
     Ok(Action::Ask(request))
 }
 
-fn invalid(what: &str, fault: &dyn std::error::Error) -> Failure {
-    Failure::because(400, vec![what.into(), fault.to_string()])
+/// Reads what a route takes, and checks it. `wrong` is said of what does not pass.
+fn checked<W, C, E>(
+    body: &[u8],
+    check: impl FnOnce(W) -> Result<C, E>,
+    wrong: &str,
+) -> Result<Box<C>, Failure>
+where
+    W: DeserializeOwned,
+    E: std::error::Error,
+{
+    match check(json(body)?) {
+        Ok(request) => Ok(Box::new(request)),
+        Err(fault) => Err(Failure::because(400, vec![wrong.into(), fault.to_string()])),
+    }
 }
 
 /// Reads JSON, and says where in it a mistake is.

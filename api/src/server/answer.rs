@@ -9,7 +9,7 @@ use super::body::Held;
 use super::response::{self, Response};
 use super::{Shared, metrics};
 use crate::control::{Promptness, Refusal, RefusalKind, Reply, Request, Response as Outcome};
-use crate::wire::{EventReport, Ping, Progress, VmInfo};
+use crate::wire::{EventReport, Migration, Ping, Progress, VmInfo};
 
 /// Does what a client asks for, and says what has come of it.
 pub async fn answer(head: &Parts, body: Held, shared: &Shared) -> Response {
@@ -35,6 +35,7 @@ fn said(outcome: &Outcome) -> Response {
         Outcome::Done => response::done(),
         Outcome::Info(info) => response::json(&VmInfo::from(&**info)),
         Outcome::Counters(counters) => response::json(counters),
+        Outcome::Migration(progress) => response::json(&Migration::from(&**progress)),
         Outcome::Progress(progress) => response::json(&Progress::from(&**progress)),
     }
 }

@@ -67,11 +67,16 @@ pub enum Route {
     Progress,
     Cancel,
     SnapshotRelease,
+    SendMigration,
+    ReceiveMigration,
+    Migration,
+    CancelMigration,
+    ReclaimMigration,
     Metrics,
 }
 
 /// The table.
-pub const ROUTES: [Entry; 22] = [
+pub const ROUTES: [Entry; 27] = [
     get(
         "/api/v1/vmm.ping",
         Route::Ping,
@@ -180,6 +185,34 @@ pub const ROUTES: [Entry; 22] = [
         "/api/v1/vm.snapshot-release",
         Route::SnapshotRelease,
         "Go on with a snapshot that holds the guest",
+    ),
+    put(
+        "/api/v1/vm.send-migration",
+        Route::SendMigration,
+        "Send the guest to another Ferry; answered when that has begun",
+    ),
+    put(
+        "/api/v1/vm.receive-migration",
+        Route::ReceiveMigration,
+        "Receive a guest from another Ferry; there is no virtual machine yet",
+    ),
+    ferry(
+        Method::Get,
+        "/api/v1/vm.migration",
+        Route::Migration,
+        "Report how a migration stands, or how the last one has ended",
+    ),
+    ferry(
+        Method::Put,
+        "/api/v1/vm.migration-cancel",
+        Route::CancelMigration,
+        "Give the migration up that is under way, on either side; a guest that was to be sent goes on",
+    ),
+    ferry(
+        Method::Put,
+        "/api/v1/vm.migration-reclaim",
+        Route::ReclaimMigration,
+        "Take a guest back that was handed over and certainly does not run elsewhere",
     ),
     ferry(
         Method::Get,

@@ -206,7 +206,11 @@ fn backend(parts: Parts) -> Result<BackendConfig, Fault> {
 }
 
 /// A number in the type that the configuration has for it.
-fn narrow<T>(field: &'static str, value: u32, range: RangeInclusive<T>) -> Result<T, Fault>
+pub(super) fn narrow<T>(
+    field: &'static str,
+    value: u32,
+    range: RangeInclusive<T>,
+) -> Result<T, Fault>
 where
     T: TryFrom<u32> + Copy + Into<u32>,
 {

@@ -11,6 +11,7 @@ mod check;
 mod describe;
 mod info;
 mod list;
+mod migration;
 mod progress;
 mod snapshot;
 #[cfg(test)]
@@ -18,6 +19,11 @@ mod tests;
 
 pub use check::Wrong;
 pub use info::{DeviceNode, DeviceState, EventReport, Ping, Timestamp, VmInfo, VmState};
+pub use migration::{
+    Migration, MigrationDevice, MigrationMode, MigrationPhase, MigrationRam, MigrationRole,
+    MigrationState, PeerPhase, PhaseReport, ReceiveMigration, SendMigration, TimeoutStrategy,
+    Unlogged,
+};
 pub use progress::{DeviceProgress, Operation, Progress, RamProgress, Status, Step, StepReport};
 pub use snapshot::{After, MemoryMode, Restore, RestoreDevice, Snapshot};
 

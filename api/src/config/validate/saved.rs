@@ -1,9 +1,11 @@
-//! The rules for what clients say of snapshots.
+//! The rules for what clients say of snapshots, some of which hold for migrations as well.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Fault, check_id, check_socket_path};
+use crate::config::VmConfig;
 use crate::snapshot::{PauseBy, RestoreRequest, SnapshotRequest};
 
 impl SnapshotRequest {
@@ -35,35 +37,36 @@ impl SnapshotRequest {
 }
 
 impl RestoreRequest {
-    /// The most devices that a guest has.
-    pub const SOCKETS_MOST: usize = crate::config::VmConfig::DEVICES_MOST;
-
     /// Checks everything, without a look at the directory.
     pub fn check(&self) -> Result<(), Fault> {
-        let mut seen = HashSet::new();
-        for (id, socket) in &self.sockets {
-            if id.is_empty() {
-                return Err(Fault::value("id", id, "has no value"));
-            }
-            check_id(id)?;
-            check_socket_path(socket)?;
-            if !seen.insert(socket) {
-                return Err(Fault::Duplicate {
-                    field: "socket",
-                    value: socket.display().to_string(),
-                    rest: ": each device has its own back-end",
-                });
-            }
+        check_sockets(&self.sockets)
+    }
+}
+
+/// Checks where the back-ends of a guest's devices listen, by the devices' names.
+pub(super) fn check_sockets(sockets: &BTreeMap<String, PathBuf>) -> Result<(), Fault> {
+    const MOST: usize = VmConfig::DEVICES_MOST;
+    let mut seen = HashSet::new();
+    for (id, socket) in sockets {
+        if id.is_empty() {
+            return Err(Fault::value("id", id, "has no value"));
         }
-        match self.sockets.len() {
-            ..=Self::SOCKETS_MOST => Ok(()),
-            _ => {
-                let most = Self::SOCKETS_MOST;
-                let text = format!(
-                    "sockets are named for more than {most} devices, and no guest has more"
-                );
-                Err(Fault::Conflict(text.into()))
-            }
+        check_id(id)?;
+        check_socket_path(socket)?;
+        if !seen.insert(socket) {
+            return Err(Fault::Duplicate {
+                field: "socket",
+                value: socket.display().to_string(),
+                rest: ": each device has its own back-end",
+            });
+        }
+    }
+    match sockets.len() {
+        ..=MOST => Ok(()),
+        _ => {
+            let text =
+                format!("sockets are named for more than {MOST} devices, and no guest has more");
+            Err(Fault::Conflict(text.into()))
         }
     }
 }

@@ -1,0 +1,1 @@
+//! What clients write of migrations, right and wrong.
