@@ -30,7 +30,7 @@ use crate::cpu::registers;
 use crate::cpu::state::{self, Host};
 use crate::cpu::vcpu::{self, ErrandError, GuestEnd, Vcpus};
 use crate::generation::{self, Generation};
-use crate::hypervisor::dirty::DirtyLog;
+use crate::hypervisor::dirty::Loggable;
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
@@ -264,12 +264,9 @@ impl Machine {
         Ok(self.generation.renew(self.vm.ram(), number)?)
     }
 
-    /// Begins to log which pages of RAM the guest writes.
-    ///
-    /// # Errors
-    /// KVM does not do it.
-    pub fn log_writes(&self) -> Result<DirtyLog, Error> {
-        Ok(DirtyLog::start(self.vm.clone())?)
+    /// What it takes to log which pages of RAM the guest writes.
+    pub fn loggable(&self) -> Loggable {
+        Loggable(self.vm.clone())
     }
 
     /// What the processors say of themselves, by ascending index.

@@ -19,7 +19,9 @@ mod lifecycle;
 mod logging;
 mod machine;
 mod memory;
+mod migration;
 mod payload;
+mod progress;
 mod snapshot;
 mod terminal;
 

@@ -50,9 +50,9 @@ impl Writer {
     /// # Errors
     /// It cannot be made or opened, is not empty, or is used by another writer.
     pub fn create(path: &Path) -> Result<Self, Error> {
-        let id = sys::random()
+        let id = StreamId::draw()
             .map_err(|source| Error::step("find an id for the snapshot in", path, source))?;
-        Self::create_with_id(path, StreamId(id))
+        Self::create_with_id(path, id)
     }
 
     pub(super) fn create_with_id(path: &Path, id: StreamId) -> Result<Self, Error> {

@@ -39,6 +39,16 @@ const MAGIC: [u8; 8] = *b"\x89FERRY\r\n";
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StreamId(pub [u8; 16]);
 
+impl StreamId {
+    /// A random one.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn draw() -> std::io::Result<Self> {
+        crate::sys::random().map(StreamId)
+    }
+}
+
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

@@ -11,21 +11,28 @@ const PAGE: u64 = 4096;
 /// Pages that a word of the log is about.
 const PAGES_IN_WORD: u64 = u64::BITS as u64;
 
+/// A virtual machine whose writes can be logged.
+#[derive(Clone)]
+pub struct Loggable(pub Arc<Vm>);
+
+impl Loggable {
+    /// Begins to log, with nothing logged yet. May be called while vCPUs run.
+    ///
+    /// # Errors
+    /// KVM does not do it.
+    pub fn start(&self) -> Result<DirtyLog, Error> {
+        let vm = self.0.clone();
+        register_ram(&vm.fd, &vm.ram, kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES)?;
+        Ok(DirtyLog { vm })
+    }
+}
+
 /// KVM's log of one virtual machine. It ends when this is dropped.
 pub struct DirtyLog {
     vm: Arc<Vm>,
 }
 
 impl DirtyLog {
-    /// Begins to log, with nothing logged yet. May be called while vCPUs run.
-    ///
-    /// # Errors
-    /// KVM does not do it.
-    pub fn start(vm: Arc<Vm>) -> Result<Self, Error> {
-        register_ram(&vm.fd, &vm.ram, kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES)?;
-        Ok(DirtyLog { vm })
-    }
-
     /// Takes what is logged: `each` gets 64 pages at a time, by the number of the first one (the guest-physical address
     /// divided by 4096), if any of them has been written. From now on they count as clean.
     ///

@@ -8,7 +8,7 @@ use ferry_devices::serial::SerialStateV1;
 use ferry_devices::vhost_user::VhostUserDevice;
 use ferry_devices::virtio::VirtioDevice;
 use ferry_devices::virtio::pci::{VirtioPci, VirtioPciStateV1};
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_migration::stream::{self, Saved, StreamReader, StreamWriter};
 
@@ -17,7 +17,7 @@ use crate::acpi::event::EventLine;
 use crate::console::Console;
 use crate::cpu::clock::{ClockStateV1, StoppedClock};
 use crate::cpu::cpuid::Cpuid;
-use crate::cpu::state::{Host, VcpuStateV1, capture, features, load};
+use crate::cpu::state::{Abi, Host, VcpuStateV1, capture, features, load};
 use crate::generation::{Generation, GenerationStateV1};
 use crate::hypervisor::chips::ChipsStateV1;
 use crate::hypervisor::{Hypervisor, Vm};

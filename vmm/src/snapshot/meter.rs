@@ -1,33 +1,23 @@
 //! How far a snapshot or restore is: written by its job, read by whoever asks, and the way to give it up.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ferry_api::snapshot::{DeviceProgress, Operation, Progress, Status, Step};
+use ferry_api::snapshot::{Operation, Progress, Status, Step};
 use vm_migration::Watch;
 
 use super::Error;
-
-/// How often a job that waits looks whether it has been given up.
-const LOOK: Duration = Duration::from_millis(20);
-
-/// It can be given up.
-const UNDECIDED: u8 = 0;
-/// It has been given up.
-const CANCELLED: u8 = 1;
-/// It is past the point at which it could be given up.
-const COMMITTED: u8 = 2;
+use crate::progress::{Decision, Device, GivenUp, Stretch, lengths};
 
 /// How far an operation is.
 pub struct Meter {
     operation: Operation,
     directory: PathBuf,
     begun: Instant,
-    /// [`UNDECIDED`], [`CANCELLED`] or [`COMMITTED`]. The first to decide does so for good.
-    decision: AtomicU8,
+    decision: Decision,
     ram_done: AtomicU64,
     // Held for a few assignments at a time.
     table: Mutex<Table>,
@@ -45,36 +35,6 @@ struct Table {
     error: Vec<String>,
 }
 
-struct Device {
-    id: String,
-    bytes: u64,
-    time: Stretch,
-    checked: bool,
-}
-
-/// A stretch of time that has not begun, goes on, or has ended.
-#[derive(Clone, Copy, Default)]
-struct Stretch {
-    begun: Option<Instant>,
-    ended: Option<Instant>,
-}
-
-impl Stretch {
-    fn begin(&mut self) {
-        self.begun.get_or_insert_with(Instant::now);
-    }
-
-    fn end(&mut self) {
-        self.ended.get_or_insert_with(Instant::now);
-    }
-
-    fn length(self) -> Duration {
-        let end = self.ended.unwrap_or_else(Instant::now);
-        self.begun
-            .map_or(Duration::ZERO, |begun| end.duration_since(begun))
-    }
-}
-
 impl Meter {
     pub fn new(operation: Operation, directory: &Path) -> Self {
         let now = Instant::now();
@@ -82,7 +42,7 @@ impl Meter {
             operation,
             directory: directory.to_owned(),
             begun: now,
-            decision: AtomicU8::new(UNDECIDED),
+            decision: Decision::default(),
             ram_done: AtomicU64::new(0),
             table: Mutex::new(Table {
                 status: Status::UnderWay,
@@ -104,7 +64,7 @@ impl Meter {
 
     /// Makes the operation end soon, unless it cannot be given up any more.
     pub fn cancel(&self) {
-        self.decide(CANCELLED);
+        self.decision.cancel();
     }
 
     /// From now on the operation cannot be given up.
@@ -112,16 +72,8 @@ impl Meter {
     /// # Errors
     /// [`Error::Cancelled`]: it has been already.
     pub fn commit(&self) -> Result<(), Error> {
-        self.decide(COMMITTED);
+        self.decision.commit();
         self.unless_cancelled()
-    }
-
-    fn decide(&self, decision: u8) {
-        let order = Ordering::SeqCst;
-        // If it is decided already, it stays so.
-        let _ = self
-            .decision
-            .compare_exchange(UNDECIDED, decision, order, order);
     }
 
     /// That the operation has not been given up.
@@ -140,16 +92,8 @@ impl Meter {
     /// # Errors
     /// [`Error::Cancelled`], soon after the operation was given up, or once nobody is left who could send anything.
     pub fn wait<T>(&self, receiver: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Error> {
-        loop {
-            self.unless_cancelled()?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            match receiver.recv_timeout(left.min(LOOK)) {
-                Ok(item) => return Ok(Some(item)),
-                Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled),
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-        }
+        let waited = self.decision.wait(receiver, deadline);
+        waited.map_err(|GivenUp| Error::Cancelled)
     }
 
     /// A step begins, and the one before has ended.
@@ -192,13 +136,7 @@ impl Meter {
 
     /// The devices whose back-ends have state to be moved.
     pub fn expect_devices(&self, ids: impl IntoIterator<Item = String>) {
-        let device = |id| Device {
-            id,
-            bytes: 0,
-            time: Stretch::default(),
-            checked: false,
-        };
-        self.table().devices = ids.into_iter().map(device).collect();
+        self.table().devices = ids.into_iter().map(Device::new).collect();
     }
 
     /// Watches the state of one of these devices.
@@ -214,7 +152,7 @@ impl Meter {
             return;
         }
         table.ended = Some(Instant::now());
-        if table.paused.begun.is_some() {
+        if table.paused.has_begun() {
             table.paused.end();
         }
         table.status = match error {
@@ -228,8 +166,6 @@ impl Meter {
     pub fn progress(&self) -> Progress {
         let table = self.table();
         let now = table.ended.unwrap_or_else(Instant::now);
-        let ends = table.steps.iter().skip(1).map(|(_, begun)| *begun);
-        let steps = table.steps.iter().zip(ends.chain([now]));
         let ram_done = self.ram_done.load(Ordering::Relaxed);
         let ram_seconds = table.ram.length().as_secs_f64();
         Progress {
@@ -237,9 +173,7 @@ impl Meter {
             directory: self.directory.clone(),
             status: table.status,
             step: table.steps.last().map_or(Step::Check, |(step, _)| *step),
-            steps: steps
-                .map(|((step, begun), end)| (*step, end.duration_since(*begun)))
-                .collect(),
+            steps: lengths(&table.steps, now),
             elapsed: now.duration_since(self.begun),
             paused: table.paused.length(),
             ram_done,
@@ -272,24 +206,7 @@ impl Watch for Meter {
     }
 
     fn cancelled(&self) -> bool {
-        self.decision.load(Ordering::SeqCst) == CANCELLED
-    }
-}
-
-impl Device {
-    fn progress(&self) -> DeviceProgress {
-        let Device {
-            id,
-            bytes,
-            time,
-            checked,
-        } = self;
-        DeviceProgress {
-            id: id.clone(),
-            bytes: *bytes,
-            elapsed: time.length(),
-            checked: *checked,
-        }
+        self.decision.is_cancelled()
     }
 }
 

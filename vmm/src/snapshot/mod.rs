@@ -28,7 +28,7 @@ pub use meter::Meter;
 const CONFIG: &str = "config";
 
 /// The section of a device.
-fn device_section(id: &str) -> String {
+pub fn device_section(id: &str) -> String {
     format!("device/{id}")
 }
 

@@ -1,0 +1,113 @@
+//! Why a guest cannot be moved.
+
+use std::io;
+use std::time::Duration;
+
+use ferry_devices::vhost_user;
+use vm_migration::manifest::Difference;
+use vm_migration::{link, stream};
+
+use crate::{hypervisor, machine, memory, snapshot};
+
+/// Why a guest cannot be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Link(#[from] link::Error),
+    #[error("the saved state")]
+    Stream(#[from] stream::Error),
+    #[error("the description of the guest")]
+    Description(#[from] stream::DecodeError),
+    #[error(transparent)]
+    Device(#[from] vhost_user::Error),
+    #[error(transparent)]
+    BackEnd(#[from] vhost_user::TransferError),
+    #[error(
+        "{device}: its back-end cannot log which RAM it writes (it offers no LOG_SHMFD and LOG_ALL); with \
+         \"unlogged\": \"resend\" all RAM is sent again while the guest stands still"
+    )]
+    Unlogged { device: String },
+    #[error("{device}: the back-end has not done within {limit:?} what it takes to {step}")]
+    Late {
+        device: String,
+        step: &'static str,
+        limit: Duration,
+    },
+    #[error("cannot make a log that back-ends can write to")]
+    Log(#[source] io::Error),
+    #[error(
+        "the guest's RAM was not sent within {0:?}: it is written faster than it can be sent; a longer downtime_ms, \
+         \"throttle\": true or \"timeout_strategy\": \"Ignore\" would move it all the same"
+    )]
+    Timeout(Duration),
+    #[error("the guest cannot be received as it was asked for")]
+    Request(#[from] snapshot::Error),
+    #[error("the sender has another {0} than what it says")]
+    Mismatch(&'static str),
+    #[error("the devices are not those that the guest has: {}", list(.0))]
+    Differences(Vec<Difference>),
+    #[error(
+        "the sender says that its serial port leads to {0}; over TCP a receiver has to say itself where that is to lead: \
+         name it as \"serial\""
+    )]
+    Serial(String),
+    #[error("{0} bytes of saved state are more than a machine can have")]
+    StateTooLarge(usize),
+    #[error("the sender has not handed the guest over within {0:?}")]
+    NoCommit(Duration),
+    #[error("the receiver has not started the guest; it says: {0}")]
+    NotStarted(&'static str),
+    #[error("the guest was taken back by vm.migration-reclaim")]
+    Reclaimed,
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error("cannot map the guest's RAM to receive it")]
+    Map(#[source] io::Error),
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    #[error("cannot draw a random number")]
+    Random(#[source] io::Error),
+    #[error("it was given up")]
+    Cancelled,
+}
+
+impl Error {
+    /// Whether it says no more than that the work was given up.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Error::Cancelled => true,
+            Error::Link(error) => error.is_cancelled(),
+            _ => false,
+        }
+    }
+
+    /// For the other side to know.
+    pub fn failure(&self) -> link::Failure {
+        link::Failure::new(ferry_api::chain(self))
+    }
+}
+
+fn list(differences: &[Difference]) -> String {
+    let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
+impl<E: Into<Error>> From<vhost_user::StateError<E>> for Error {
+    fn from(error: vhost_user::StateError<E>) -> Self {
+        match error {
+            vhost_user::StateError::BackEnd(error) => Error::BackEnd(error),
+            vhost_user::StateError::Sink(error) => error.into(),
+            vhost_user::StateError::Cancelled => Error::Cancelled,
+        }
+    }
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}

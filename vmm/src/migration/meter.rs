@@ -1,0 +1,285 @@
+//! How far a migration is: written by its job, read by whoever asks, and the way to give it up.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ferry_api::migration::{MigrationProgress, MigrationState, MigrationUrl, Phase, Role};
+use vm_migration::Watch;
+use vm_migration::pages;
+
+use super::Error;
+use crate::progress::{Decision, Device, GivenUp, Stretch, lengths};
+
+/// How far a migration is.
+pub struct Meter {
+    role: Role,
+    url: MigrationUrl,
+    begun: Instant,
+    decision: Decision,
+    /// Bytes of RAM that were looked at, on their way out or in, zeros included.
+    ram_done: AtomicU64,
+    /// What was sent of them.
+    pub pages: pages::Progress,
+    // Held for a few assignments at a time.
+    table: Mutex<Table>,
+}
+
+struct Table {
+    attempt: String,
+    state: MigrationState,
+    /// When each phase began.
+    phases: Vec<(Phase, Instant)>,
+    peer_phases: Vec<(String, Duration)>,
+    ended: Option<Instant>,
+    paused: Stretch,
+    ram_total: u64,
+    copying: Copying,
+    devices: Vec<Device>,
+    error: Vec<String>,
+}
+
+/// How the copying of RAM goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Copying {
+    /// From 1.
+    pub round: u32,
+    /// Bytes that were to be sent when the round began.
+    pub remaining: u64,
+    /// What was done when the round began.
+    pub done_before: u64,
+    /// Bytes a second.
+    pub rate: u64,
+    /// Bytes a second.
+    pub dirty_rate: u64,
+    pub downtime: Option<Duration>,
+    /// Percent.
+    pub throttle: u8,
+}
+
+impl Meter {
+    pub fn new(role: Role, url: MigrationUrl) -> Self {
+        let now = Instant::now();
+        let first = match role {
+            Role::Send => Phase::Connect,
+            Role::Receive => Phase::Listen,
+        };
+        Meter {
+            role,
+            url,
+            begun: now,
+            decision: Decision::default(),
+            ram_done: AtomicU64::new(0),
+            pages: pages::Progress::default(),
+            table: Mutex::new(Table {
+                attempt: String::new(),
+                state: MigrationState::UnderWay,
+                phases: vec![(first, now)],
+                peer_phases: Vec::new(),
+                ended: None,
+                paused: Stretch::default(),
+                ram_total: 0,
+                copying: Copying::default(),
+                devices: Vec::new(),
+                error: Vec::new(),
+            }),
+        }
+    }
+
+    /// Where the other side is, or is waited for.
+    pub fn url(&self) -> &MigrationUrl {
+        &self.url
+    }
+
+    /// Makes the migration end soon, unless it cannot be given up any more.
+    pub fn cancel(&self) {
+        self.decision.cancel();
+    }
+
+    /// From now on the migration cannot be given up.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]: it has been already.
+    pub fn commit(&self) -> Result<(), Error> {
+        match self.decision.commit() {
+            true => Ok(()),
+            false => Err(Error::Cancelled),
+        }
+    }
+
+    /// That the migration has not been given up.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn unless_cancelled(&self) -> Result<(), Error> {
+        match self.decision.is_cancelled() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    pub fn set_attempt(&self, attempt: String) {
+        self.table().attempt = attempt;
+    }
+
+    /// A phase begins, and the one before has ended.
+    pub fn enter(&self, phase: Phase) {
+        let mut table = self.table();
+        if phase == Phase::Unconfirmed {
+            table.state = MigrationState::Unconfirmed;
+        }
+        table.phases.push((phase, Instant::now()));
+    }
+
+    /// The guest stands still from now on.
+    pub fn guest_stops(&self) {
+        self.table().paused.begin();
+    }
+
+    /// The guest runs again, here or there.
+    pub fn guest_goes_on(&self) {
+        self.table().paused.end();
+    }
+
+    pub fn set_ram_total(&self, bytes: u64) {
+        self.table().ram_total = bytes;
+    }
+
+    /// Bytes of RAM that were looked at so far, zeros included.
+    pub fn ram_done(&self) -> u64 {
+        self.ram_done.load(Ordering::Relaxed)
+    }
+
+    /// Waits for something to arrive; nothing at the deadline.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], soon after the migration was given up, or once nobody is left who could send anything.
+    pub fn wait<T>(&self, receiver: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Error> {
+        let waited = self.decision.wait(receiver, deadline);
+        waited.map_err(|GivenUp| Error::Cancelled)
+    }
+
+    pub fn set_copying(&self, copying: Copying) {
+        self.table().copying = copying;
+    }
+
+    /// What the other side has done while the guest stood still.
+    pub fn set_peer_phases(&self, phases: Vec<(String, Duration)>) {
+        self.table().peer_phases = phases;
+    }
+
+    /// The devices whose back-ends have state to be moved.
+    pub fn expect_devices(&self, ids: impl IntoIterator<Item = String>) {
+        self.table().devices = ids.into_iter().map(Device::new).collect();
+    }
+
+    /// Watches the state of one of these devices.
+    pub fn device<'a>(&'a self, id: &'a str) -> DeviceWatch<'a> {
+        self.with_device(id, |device| device.time.begin());
+        DeviceWatch { meter: self, id }
+    }
+
+    /// The phases since the guest stood still, for the other side to know.
+    pub fn phases(&self) -> Vec<(Phase, Duration)> {
+        lengths(&self.table().phases, Instant::now())
+    }
+
+    /// Notes the end. The first word counts.
+    pub fn end(&self, error: Option<Vec<String>>) {
+        let mut table = self.table();
+        if table.ended.is_some() {
+            return;
+        }
+        table.ended = Some(Instant::now());
+        if table.paused.has_begun() {
+            table.paused.end();
+        }
+        table.state = match error {
+            Some(_) => MigrationState::Failed,
+            None => MigrationState::Done,
+        };
+        table.error = error.unwrap_or_default();
+    }
+
+    /// How it stands.
+    pub fn progress(&self) -> MigrationProgress {
+        let table = self.table();
+        let now = table.ended.unwrap_or_else(Instant::now);
+        let copying = table.copying;
+        let done_now = self.ram_done().saturating_sub(copying.done_before);
+        MigrationProgress {
+            role: self.role,
+            url: self.url.clone(),
+            attempt: table.attempt.clone(),
+            state: table.state,
+            phase: table.phases.last().map_or(Phase::Connect, |last| last.0),
+            phases: lengths(&table.phases, now),
+            peer_phases: table.peer_phases.clone(),
+            elapsed: now.duration_since(self.begun),
+            round: copying.round,
+            ram_total: table.ram_total,
+            ram_sent: match self.role {
+                Role::Send => self.pages.data(),
+                Role::Receive => self.ram_done(),
+            },
+            ram_remaining: copying.remaining.saturating_sub(done_now),
+            ram_rate: copying.rate,
+            dirty_rate: copying.dirty_rate,
+            throttle: copying.throttle,
+            downtime_estimate: copying.downtime,
+            downtime: table.paused.has_begun().then(|| table.paused.length()),
+            devices: table.devices.iter().map(Device::progress).collect(),
+            error: table.error.clone(),
+        }
+    }
+
+    fn with_device(&self, id: &str, work: impl FnOnce(&mut Device)) {
+        let mut table = self.table();
+        if let Some(device) = table.devices.iter_mut().find(|device| device.id == id) {
+            work(device);
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For RAM.
+impl Watch for Meter {
+    fn done(&self, bytes: u64) {
+        self.ram_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.decision.is_cancelled()
+    }
+}
+
+/// For the state of one back-end.
+pub struct DeviceWatch<'a> {
+    meter: &'a Meter,
+    id: &'a str,
+}
+
+impl DeviceWatch<'_> {
+    /// The back-end has said that all of its state was moved.
+    pub fn checked(&self) {
+        self.meter.with_device(self.id, |device| {
+            device.time.end();
+            device.checked = true;
+        });
+    }
+}
+
+impl Watch for DeviceWatch<'_> {
+    fn done(&self, bytes: u64) {
+        self.meter
+            .with_device(self.id, |device| device.bytes += bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.meter.cancelled()
+    }
+}

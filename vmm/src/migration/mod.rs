@@ -1,0 +1,55 @@
+//! Moving a guest that runs to another Ferry: the jobs, which run beside the vmm thread and may wait for the network and
+//! for back-ends. When the guest stands still, and who may let it go on, is the business of
+//! [`lifecycle`](crate::lifecycle).
+//!
+//! ```text
+//!  sender    connect │ describe │ log writes │ copy RAM │ pause │ rest of RAM, state │        │ COMMIT │           BYE
+//!                         │          ▲            │                    │             ▲           │     ▲            │
+//!                         ▼          │ PREPARED   ▼                    ▼             │ READY     ▼     │ RUNNING    ▼
+//!  receiver  listen ──── connect to back-ends,  RAM ──────────── machine, back-ends ─┘ wait      start the guest ── end
+//! ```
+//!
+//! Before COMMIT the guest is the sender's, whatever happens; from then on it is the receiver's. A sender that has lost the
+//! connection in between asks the receiver what became of the attempt ([`Attempts`]), and never lets its guest go on unless it
+//! is told that it was not started there.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `describe` | what the receiver is told beforehand |
+//! | `send`, `precopy`, `handover` | the sender's job: its course; RAM while the guest runs; from the pause to the end |
+//! | `listen`, `fill`, `farewell` | the receiver's: until a sender is there; filling a machine; after the commit |
+//! | `attempts` | what became of attempts |
+//! | `meter` | how far it is |
+
+mod attempts;
+mod describe;
+mod error;
+mod farewell;
+mod fill;
+mod handover;
+mod listen;
+mod meter;
+mod precopy;
+mod pulse;
+pub mod send;
+
+use ferry_api::migration::MigrationUrl;
+use vm_migration::link::Address;
+
+pub use attempts::Attempts;
+pub use describe::ArrivalV1;
+pub use error::Error;
+pub use farewell::{Answering, Farewell};
+pub use fill::Place;
+pub use listen::{Incoming, listen};
+pub use meter::Meter;
+
+fn address(url: &MigrationUrl) -> Address {
+    match url {
+        MigrationUrl::Unix(path) => Address::Unix(path.clone()),
+        MigrationUrl::Tcp { host, port } => Address::Tcp {
+            host: host.clone(),
+            port: *port,
+        },
+    }
+}

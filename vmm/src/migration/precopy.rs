@@ -1,0 +1,248 @@
+//! Copying RAM while the guest runs.
+//!
+//! A first round sends all of it, each further one what was written since. This goes on as long as it helps: until so little is
+//! left that it can be sent within the downtime that is allowed, and further rounds would not make it less.
+
+use std::time::{Duration, Instant};
+
+use ferry_api::migration::{Phase, Throttle, TimeoutStrategy};
+use ferry_devices::vhost_user::DirtyLog;
+use ferry_devices::virtio::VirtioDevice;
+use std::sync::Arc;
+use vm_migration::link::{Link, Message};
+use vm_migration::pages::{Bitmap, send_all, send_dirty};
+
+use super::meter::Copying;
+use super::send::{Job, Word, ask_all};
+use super::{Error, Meter};
+use crate::hypervisor::dirty::{self, Loggable};
+use crate::lifecycle::Ready;
+use crate::memory::GuestRam;
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+/// A rest that is sent in so short a time is not worth another round.
+const LITTLE: Duration = Duration::from_millis(1);
+/// The most rounds, if the downtime is kept already.
+const ROUNDS_MOST: u32 = 30;
+/// A round with fewer bytes says nothing about the connection.
+const ENOUGH: u64 = 4 << 20;
+/// What is taken for the rate, in bytes a second, as long as none is known.
+const ASSUMED: u64 = 128 << 20;
+/// How much vCPUs are held back at first, and how much more each time, in percent.
+const THROTTLE_FIRST: u8 = 20;
+const THROTTLE_MORE: u8 = 10;
+const THROTTLE_MOST: u8 = 99;
+
+/// The logs of all who write to RAM: the guest, and its back-ends.
+pub struct Logs {
+    loggable: Loggable,
+    guest: Option<dirty::DirtyLog>,
+    back_ends: Arc<DirtyLog>,
+    /// Where RAM ends.
+    end: u64,
+}
+
+impl Logs {
+    /// Logs that have not been started.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn new(loggable: &Loggable, ram: &GuestRam) -> Result<Self, Error> {
+        let regions = ram.shared_regions();
+        let ends = regions.iter().map(|region| region.guest.0 + region.size);
+        Ok(Logs {
+            loggable: loggable.clone(),
+            guest: None,
+            back_ends: Arc::new(DirtyLog::new(&regions).map_err(Error::Log)?),
+            end: ends.max().unwrap_or(0),
+        })
+    }
+
+    /// Begins to log, with nothing logged yet. Back-ends that cannot log are left alone.
+    ///
+    /// # Errors
+    /// KVM or a back-end does not do it, or not in time.
+    pub fn start(
+        &mut self,
+        devices: &[Ready],
+        meter: &Meter,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        self.guest = Some(self.loggable.start()?);
+        let loggers: Vec<&Ready> = devices.iter().filter(|device| device.can_log()).collect();
+        ask_all(
+            &loggers,
+            meter,
+            Instant::now() + limit,
+            |device, done| device.start_log(self.back_ends.clone(), done),
+            |device| Error::Late {
+                device: device.id().to_owned(),
+                step: "log what it writes to RAM",
+                limit,
+            },
+        )
+    }
+
+    /// Ends all logging. Nobody waits for it.
+    pub fn stop(self, devices: &[Ready]) {
+        for device in devices.iter().filter(|device| device.can_log()) {
+            // What goes wrong is the device's failure, of which the owner is told anyway.
+            device.stop_log(|_| {});
+        }
+    }
+
+    /// Takes what was written since the last time.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn take(&self) -> Result<Bitmap, Error> {
+        let mut pages = Bitmap::new(self.end);
+        if let Some(guest) = &self.guest {
+            guest.take(|first, bits| pages.or_word(first / u64::from(u64::BITS), bits))?;
+        }
+        self.back_ends
+            .take(|index, bits| pages.or_word(index as u64, bits));
+        Ok(pages)
+    }
+
+    /// All of RAM, and what is not.
+    pub fn everything(&self) -> Bitmap {
+        let mut pages = Bitmap::new(self.end);
+        pages.set_range(0, self.end);
+        pages
+    }
+}
+
+/// What is to be done with what was written during a round.
+enum Next {
+    /// It is sent while the guest runs.
+    Again,
+    /// It is the rest, to be sent while the guest stands still.
+    Stop,
+}
+
+impl<S: Fn(Word)> Job<S> {
+    /// Sends RAM while the guest runs; returns the rest.
+    pub(super) fn copy_while_it_runs(
+        &self,
+        links: &mut [Link],
+        logs: &Logs,
+    ) -> Result<Bitmap, Error> {
+        let meter = &*self.meter;
+        meter.enter(Phase::Precopy);
+        let regions = self.regions();
+        let total = regions.iter().map(|region| region.part.bytes).sum();
+        meter.set_ram_total(total);
+        let begun = Instant::now();
+        let mut pace = Pace::new(total);
+        let mut rest: Option<Bitmap> = None;
+        loop {
+            let remaining = rest.as_ref().map_or(total, |pages| pages.count() * PAGE);
+            pace.begin_round(remaining, meter);
+            (self.say)(Word::Round {
+                number: pace.copying.round,
+                remaining,
+            });
+            let number = pace.copying.round - 1;
+            links[0].send(&Message::Round { number }, meter)?;
+            let sent = match &rest {
+                None => send_all(links, &regions, &meter.pages, meter)?,
+                Some(pages) => send_dirty(links, &regions, pages, &meter.pages, meter)?,
+            };
+            let pages = logs.take()?;
+            pace.end_round(sent.data, pages.count() * PAGE, meter);
+            match self.next(&mut pace, begun.elapsed())? {
+                Next::Again => rest = Some(pages),
+                Next::Stop => return Ok(pages),
+            }
+        }
+    }
+
+    fn next(&self, pace: &mut Pace, elapsed: Duration) -> Result<Next, Error> {
+        let request = &self.request;
+        let estimate = pace.estimate();
+        if estimate <= request.downtime && !pace.gets_better(estimate) {
+            return Ok(Next::Stop);
+        }
+        if elapsed >= request.timeout && estimate > request.downtime {
+            return match request.timeout_strategy {
+                TimeoutStrategy::Ignore => Ok(Next::Stop),
+                TimeoutStrategy::Cancel => Err(Error::Timeout(request.timeout)),
+            };
+        }
+        if request.throttle == Throttle::On && pace.stagnates() {
+            let throttle = match pace.copying.throttle {
+                0 => THROTTLE_FIRST,
+                before => (before + THROTTLE_MORE).min(THROTTLE_MOST),
+            };
+            pace.copying.throttle = throttle;
+            (self.say)(Word::Throttle(throttle));
+        }
+        Ok(Next::Again)
+    }
+}
+
+/// How fast RAM is sent and written.
+struct Pace {
+    copying: Copying,
+    begun: Instant,
+    /// Bytes that were left after the last rounds.
+    before: u64,
+    left: u64,
+}
+
+impl Pace {
+    fn new(total: u64) -> Self {
+        Pace {
+            copying: Copying::default(),
+            begun: Instant::now(),
+            before: total,
+            left: total,
+        }
+    }
+
+    fn begin_round(&mut self, remaining: u64, meter: &Meter) {
+        self.begun = Instant::now();
+        self.copying.round += 1;
+        self.copying.remaining = remaining;
+        self.copying.done_before = meter.ram_done();
+        meter.set_copying(self.copying);
+    }
+
+    /// `sent` bytes were sent while `written` were written.
+    fn end_round(&mut self, sent: u64, written: u64, meter: &Meter) {
+        let seconds = self.begun.elapsed().as_secs_f64().max(1e-6);
+        let per_second = |bytes: u64| (bytes as f64 / seconds) as u64;
+        match sent {
+            ENOUGH.. => self.copying.rate = per_second(sent),
+            _ if self.copying.rate == 0 => self.copying.rate = ASSUMED,
+            _ => {}
+        }
+        self.copying.dirty_rate = per_second(written);
+        self.before = self.left;
+        self.left = written;
+        self.copying.remaining = written;
+        self.copying.done_before = meter.ram_done();
+        self.copying.downtime = Some(self.estimate());
+        meter.set_copying(self.copying);
+    }
+
+    /// How long it takes to send what is left.
+    fn estimate(&self) -> Duration {
+        let seconds = self.left as f64 / self.copying.rate.max(1) as f64;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Whether another round is worth it although the downtime is kept.
+    fn gets_better(&self, estimate: Duration) -> bool {
+        estimate > LITTLE
+            && self.left < self.before / 4 * 3
+            && self.copying.round < ROUNDS_MOST
+    }
+
+    /// Whether rounds do not make the rest less.
+    fn stagnates(&self) -> bool {
+        self.copying.round > 1 && self.left >= self.before / 10 * 7
+    }
+}

@@ -1,0 +1,48 @@
+//! Work that takes long while the other side waits.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_migration::Watch;
+use vm_migration::link::{self, Link, Message};
+
+/// Watches work as another one does, and lets the other side know in between that this one is still there.
+pub struct Pulse<'a> {
+    watch: &'a dyn Watch,
+    // Only ever held for one message.
+    link: Mutex<&'a mut Link>,
+}
+
+impl<'a> Pulse<'a> {
+    pub fn new(link: &'a mut Link, watch: &'a dyn Watch) -> Self {
+        Pulse {
+            watch,
+            link: Mutex::new(link),
+        }
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// As [`Link::send`].
+    pub fn send(&self, message: &Message<'_>) -> Result<(), link::Error> {
+        self.link().send(message, self.watch)
+    }
+
+    fn link(&self) -> MutexGuard<'_, &'a mut Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watch for Pulse<'_> {
+    fn done(&self, bytes: u64) {
+        self.watch.done(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        // A connection that is broken is found out by whoever uses it next.
+        if let Ok(mut link) = self.link.try_lock() {
+            let _ = link.keep_alive_if_due();
+        }
+        self.watch.cancelled()
+    }
+}

@@ -1,0 +1,258 @@
+//! The sender's job: its course.
+//!
+//! ```text
+//!  job thread   connect, describe, prepare, copy │        │ rest, state, end, READY │           │ COMMIT, RUNNING │ Ended
+//!                                          Ready ▼        ▲ Go::Paused     Complete ▼           ▲ Go::Commit
+//!  vmm thread                                    pause ───┘                         give it up ─┘
+//! ```
+//!
+//! The owner alone decides that the guest is given up. Until then every error leaves the guest where it is.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use ferry_api::config::{Timeouts, VmConfig};
+use ferry_api::control::Refusal;
+use ferry_api::migration::{Phase, SendRequest, Unlogged};
+use ferry_devices::virtio::VirtioDevice;
+use kvm_bindings::CpuId;
+use vm_migration::link::{FRAME_DATA_MOST, Last, Link, Message, Patience, Purpose, StreamId, Tls};
+use vm_migration::pages::Region;
+use vm_migration::stream;
+
+use super::describe::{ArrivalV1, GuestV1};
+use super::precopy::Logs;
+use super::{Error, Meter, address};
+use crate::hypervisor::Hypervisor;
+use crate::hypervisor::dirty::Loggable;
+use crate::lifecycle::Ready;
+use crate::machine;
+use crate::machine::saving::{MachineState, frequency};
+use crate::memory::GuestRam;
+use crate::progress::LOOK;
+
+/// What the vmm thread says to the job.
+pub enum Go {
+    /// The guest stands still.
+    Paused(Box<MachineState>),
+    /// The guest is given up: it may be handed over.
+    Commit,
+    /// The guest that was handed over is taken back: the receiver is not asked any longer.
+    Reclaim,
+}
+
+/// What the job says to the vmm thread.
+pub enum Word {
+    /// Another round of copying RAM begins.
+    Round { number: u32, remaining: u64 },
+    /// vCPUs are to be held back for so much of their time, in percent.
+    Throttle(u8),
+    /// The guest is to be paused, if it is not.
+    Ready,
+    /// The receiver has everything, and waits: the guest is to be given up.
+    Complete,
+    /// The guest has been handed over, and nobody has said that it runs.
+    Unconfirmed,
+    /// It has failed, for this reason, before the guest was given up.
+    Failed(Refusal),
+    /// The end. An error means that the guest may go on here.
+    Ended(Result<(), Error>),
+}
+
+/// What the job works with.
+pub struct Job<S> {
+    pub request: SendRequest,
+    pub config: VmConfig,
+    pub cpuids: Vec<CpuId>,
+    /// In the order of the bus.
+    pub devices: Vec<Ready>,
+    pub ram: GuestRam,
+    pub loggable: Loggable,
+    /// What the guest does, before and afterwards.
+    pub arrival: ArrivalV1,
+    pub timeouts: Timeouts,
+    pub meter: Arc<Meter>,
+    /// Closed when the job is given up.
+    pub orders: Receiver<Go>,
+    pub say: S,
+}
+
+impl<S: Fn(Word)> Job<S> {
+    /// Moves the guest.
+    pub fn run(self) {
+        let mut logs = None;
+        let outcome = self.send(&mut logs);
+        if let Err(error) = &outcome {
+            // The guest does not wait for what is still to be put back. (One that was given up waits for the end.)
+            (self.say)(Word::Failed(Refusal::failed(error)));
+        }
+        if let Some(logs) = logs {
+            logs.stop(&self.devices);
+        }
+        let Job {
+            say,
+            // Their connections may be closed from now on.
+            devices: _,
+            ram: _,
+            loggable: _,
+            ..
+        } = self;
+        say(Word::Ended(outcome));
+    }
+
+    fn send(&self, logs: &mut Option<Logs>) -> Result<(), Error> {
+        self.check()?;
+        let attempt = StreamId::draw().map_err(Error::Random)?;
+        self.meter.set_attempt(attempt.to_string());
+        let tls = self.request.tls.as_deref().map(Tls::load).transpose()?;
+        let way = Way {
+            tls: tls.as_ref(),
+            attempt,
+        };
+        let connections = self.request.connections;
+        let mut links = vec![self.connect(&way, Purpose::Migrate { connections })?];
+        match self.send_over(&way, &mut links, logs) {
+            Ok(()) => self.hand_over(&way, links),
+            Err(error) => {
+                // A receiver that is not told finds out by itself, later.
+                if let Some(main) = links.into_iter().next() {
+                    main.give_up(&error.failure());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What may stand in the way on this side.
+    fn check(&self) -> Result<(), Error> {
+        let cannot_log = |device: &&Ready| !device.can_log();
+        let refuse =
+            self.arrival == ArrivalV1::Running && self.request.unlogged == Unlogged::Refuse;
+        match self.devices.iter().find(cannot_log) {
+            Some(device) if refuse => Err(Error::Unlogged {
+                device: device.id().to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn connect(&self, way: &Way<'_>, purpose: Purpose) -> Result<Link, Error> {
+        let to = address(&self.request.destination);
+        let patience = Patience {
+            connect: self.timeouts.request,
+            silence: self.timeouts.request,
+        };
+        let meter = &*self.meter;
+        let link = Link::connect(&to, way.tls, way.attempt, purpose, patience, meter)?;
+        Ok(link)
+    }
+
+    /// Everything before the commit.
+    fn send_over(
+        &self,
+        way: &Way<'_>,
+        links: &mut Vec<Link>,
+        logs: &mut Option<Logs>,
+    ) -> Result<(), Error> {
+        let meter = &*self.meter;
+        self.describe(&mut links[0])?;
+        meter.enter(Phase::Prepare);
+        if self.arrival == ArrivalV1::Running {
+            // While the receiver prepares itself, too.
+            let logs = logs.insert(Logs::new(&self.loggable, &self.ram)?);
+            logs.start(&self.devices, meter, self.timeouts.request)?;
+        }
+        while !matches!(links[0].receive(meter)?, Message::Prepared) {}
+        for index in 1..self.request.connections {
+            links.push(self.connect(way, Purpose::Join { index })?);
+        }
+        let rest = match logs {
+            Some(logs) => Some(self.copy_while_it_runs(links, logs)?),
+            None => None,
+        };
+        meter.enter(Phase::Pause);
+        (self.say)(Word::Ready);
+        let state = self.wait_paused(links)?;
+        self.finish(links, &state, logs.as_ref().zip(rest))
+    }
+
+    fn wait_paused(&self, links: &mut [Link]) -> Result<Box<MachineState>, Error> {
+        loop {
+            match self.meter.wait(&self.orders, Instant::now() + LOOK)? {
+                Some(Go::Paused(state)) => return Ok(state),
+                Some(Go::Commit | Go::Reclaim) => return Err(Error::Cancelled),
+                None => links.iter_mut().try_for_each(Link::keep_alive_if_due)?,
+            }
+        }
+    }
+
+    /// Tells the receiver what there is to be told beforehand.
+    fn describe(&self, link: &mut Link) -> Result<(), Error> {
+        let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
+        let guest = GuestV1::new(
+            &self.config,
+            &self.cpuids,
+            frequency(hypervisor.kvm()),
+            &self.devices,
+            self.arrival,
+        );
+        let bytes = stream::encode(&guest)?;
+        let mut pieces = bytes.chunks(FRAME_DATA_MOST).peekable();
+        while let Some(piece) = pieces.next() {
+            let last = match pieces.peek() {
+                Some(_) => Last::No,
+                None => Last::Yes,
+            };
+            link.send(&Message::Describe { piece, last }, &*self.meter)?;
+        }
+        Ok(())
+    }
+
+    /// The guest's RAM.
+    pub(super) fn regions(&self) -> Vec<Region<'_>> {
+        let parts = self.ram.parts().into_iter();
+        parts
+            .map(|part| Region {
+                gpa: part.guest.0,
+                part: part.ram,
+            })
+            .collect()
+    }
+}
+
+/// How the receiver is reached.
+pub(super) struct Way<'a> {
+    pub tls: Option<&'a Tls>,
+    pub attempt: StreamId,
+}
+
+/// Waits for what devices were asked for, each with its own way to answer.
+pub(super) fn ask_all(
+    devices: &[&Ready],
+    meter: &Meter,
+    deadline: Instant,
+    ask: impl Fn(&Ready, Box<dyn FnOnce(Result<(), ferry_devices::vhost_user::Error>) + Send>),
+    late: impl Fn(&Ready) -> Error,
+) -> Result<(), Error> {
+    let waiting: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            let (sender, receiver) = channel();
+            ask(
+                device,
+                Box::new(move |outcome| {
+                    let _ = sender.send(outcome);
+                }),
+            );
+            receiver
+        })
+        .collect();
+    for (device, receiver) in devices.iter().zip(waiting) {
+        match meter.wait(&receiver, deadline)? {
+            Some(outcome) => outcome?,
+            None => return Err(late(device)),
+        }
+    }
+    Ok(())
+}
