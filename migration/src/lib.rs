@@ -6,13 +6,17 @@
 //! - [`ram`]: guest RAM on its way into a file and back;
 //! - [`manifest`]: what a snapshot holds, readable without Ferry;
 //! - [`directory`]: a snapshot as a directory;
+//! - [`link`]: the connections of a live migration;
+//! - [`pages`]: guest RAM on its way over them, and which of its pages have changed;
 //! - [`Watch`]: how who asked for one of these follows it, and ends it.
 //!
 //! This crate knows nothing of KVM, virtio or HTTP.
 
 pub mod chunk;
 pub mod directory;
+pub mod link;
 pub mod manifest;
+pub mod pages;
 pub mod ram;
 pub mod stream;
 mod sys;

@@ -55,6 +55,14 @@ pub(crate) fn allocate(file: &File, from: u64, bytes: u64) -> io::Result<()> {
     checked(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, from, bytes) }).map(drop)
 }
 
+/// Makes a part of a file a hole, which reads as zeros; of huge pages, too.
+pub(crate) fn punch_hole(file: &File, from: u64, bytes: u64) -> io::Result<()> {
+    let (from, bytes) = (offset(from)?, offset(bytes)?);
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: the call works on an open file and has no memory arguments.
+    checked(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, from, bytes) }).map(drop)
+}
+
 /// Makes `file` a clone of `source` that shares its blocks (`FICLONE`).
 pub(crate) fn clone_file(file: &File, source: &File) -> io::Result<()> {
     // SAFETY: the call works on two open files and has no memory arguments.

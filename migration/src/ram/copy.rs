@@ -203,7 +203,7 @@ fn runs(block: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
-fn is_zero(page: &[u8]) -> bool {
+pub(crate) fn is_zero(page: &[u8]) -> bool {
     page.chunks(64)
         .all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io;
 
 pub use blocks::BlockSums;
+pub(crate) use copy::is_zero;
 pub use copy::{BadBlocks, load, save, verify};
 pub use mapped::{MappedError, clone_for_guest, reserve};
 

@@ -1,0 +1,190 @@
+//! What can go wrong between the two sides.
+
+use std::io;
+use std::time::Duration;
+
+use super::failure::Failure;
+use super::order::Kind;
+use super::{Address, FRAME_DATA_MOST};
+
+/// A connection cannot be made, or be of use any longer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// [`Watch::cancelled`](crate::Watch::cancelled) said so.
+    #[error("{peer}: cancelled while {step}")]
+    Cancelled {
+        /// The other side.
+        peer: Address,
+        /// What was going on, as in "while …".
+        step: &'static str,
+    },
+    /// The other side neither sent nor took anything.
+    #[error("{peer}: nothing happened for {limit:?} while {step}")]
+    Silent {
+        /// The other side.
+        peer: Address,
+        /// What was going on, as in "while …".
+        step: &'static str,
+        /// For how long.
+        limit: Duration,
+    },
+    /// The other side is gone.
+    #[error("{peer}: the connection ended while {step}")]
+    Closed {
+        /// The other side.
+        peer: Address,
+        /// What was going on, as in "while …".
+        step: &'static str,
+    },
+    /// A system call failed.
+    #[error("{peer}: an error while {step}")]
+    Io {
+        /// The other side.
+        peer: Address,
+        /// What was going on, as in "while …".
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// TLS failed, or cannot be set up.
+    #[error("{peer}: TLS failed while {step}")]
+    Tls {
+        /// The other side.
+        peer: Address,
+        /// What was going on, as in "while …".
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: rustls::Error,
+    },
+    /// A side does not keep to the protocol, or the connection damages what it carries.
+    #[error("{peer}: the migration stream is wrong")]
+    Protocol {
+        /// The other side.
+        peer: Address,
+        /// How.
+        #[source]
+        violation: Violation,
+    },
+    /// The receiver wants nothing of it.
+    #[error("{peer}: refused: {reason}")]
+    Refused {
+        /// The other side.
+        peer: Address,
+        /// The receiver's reason.
+        reason: String,
+    },
+    /// The other side gave up, and said why.
+    #[error("{peer}: the other side gave up")]
+    PeerFailed {
+        /// The other side.
+        peer: Address,
+        /// Its reasons.
+        #[source]
+        failure: Failure,
+    },
+    /// Guest RAM on this side cannot be read or written.
+    #[error("guest RAM at {gpa:#x}")]
+    Ram {
+        /// The guest-physical address.
+        gpa: u64,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// An earlier error has ended the connection.
+    #[error("{peer}: the connection was given up before")]
+    Broken {
+        /// The other side.
+        peer: Address,
+    },
+}
+
+impl Error {
+    /// Whether it was cancelled on this side.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Error::Cancelled { .. })
+    }
+
+    /// Whether the other side is gone or silent, as opposed to wrong or failed: it may be asked again.
+    pub fn is_lost(&self) -> bool {
+        matches!(
+            self,
+            Error::Silent { .. } | Error::Closed { .. } | Error::Io { .. }
+        )
+    }
+}
+
+/// How a stream breaks the protocol.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// It does not begin as Ferry's do, or its beginning is damaged.
+    #[error("it does not begin as Ferry's migrations do")]
+    Preamble,
+    /// There is no version that both know.
+    #[error(
+        "it knows versions {oldest} to {newest} of the protocol, and this Ferry {}",
+        super::VERSIONS
+    )]
+    Version {
+        /// The oldest that the other side knows.
+        oldest: u16,
+        /// The newest that the other side knows.
+        newest: u16,
+    },
+    /// It answers another attempt.
+    #[error("it belongs to another attempt")]
+    Attempt,
+    /// A kind of message that does not exist.
+    #[error("message {0} is unknown")]
+    Unknown(u16),
+    /// A field that must be zero is not.
+    #[error("{0} has unknown flags")]
+    Flags(Kind),
+    /// A length that messages of its kind cannot have; at most [`FRAME_DATA_MOST`] bytes of data.
+    #[error("{kind} cannot have {length} bytes (data is at most {FRAME_DATA_MOST})")]
+    Length {
+        /// The kind.
+        kind: Kind,
+        /// The length that was read, in bytes.
+        length: u32,
+    },
+    /// What arrived is not what was sent here and now.
+    #[error("the checksum of {0} is wrong: it is damaged, or from another stream")]
+    Checksum(Kind),
+    /// A message that cannot come here.
+    #[error("{kind} cannot come while {step}")]
+    Order {
+        /// The kind.
+        kind: Kind,
+        /// What was going on, as in "while …".
+        step: &'static str,
+    },
+    /// What a message says makes no sense.
+    #[error("{kind}: {reason}")]
+    Content {
+        /// The kind.
+        kind: Kind,
+        /// What is wrong.
+        reason: &'static str,
+    },
+}
+
+impl Violation {
+    pub(crate) fn content(kind: Kind, reason: &'static str) -> Self {
+        Violation::Content { kind, reason }
+    }
+}
+
+impl Error {
+    pub(super) fn from_io(error: io::Error, peer: &Address, step: &'static str) -> Self {
+        let peer = peer.clone();
+        let kind = error.kind();
+        match error.downcast::<rustls::Error>() {
+            Ok(source) => Error::Tls { peer, step, source },
+            Err(_) if kind == io::ErrorKind::ConnectionReset => Error::Closed { peer, step },
+            Err(source) => Error::Io { peer, step, source },
+        }
+    }
+}

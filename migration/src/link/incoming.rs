@@ -1,0 +1,144 @@
+//! The frame that is on its way in. It is read as far as it has come, and so a wait can end within it and go on later.
+
+use std::io;
+
+use super::error::Violation;
+use super::order::{Kind, Side};
+use super::socket::Transport;
+use super::wire::{Direction, FRAME_HEADER, FrameHeader};
+use super::{Purpose, StreamId, Tally};
+
+pub(super) struct Incoming {
+    header: [u8; FRAME_HEADER],
+    header_there: usize,
+    frame: Option<FrameHeader>,
+    body: Vec<u8>,
+    body_there: usize,
+    direction: Direction,
+}
+
+/// How far it got.
+pub(super) enum Advance {
+    /// A whole frame is there, and right.
+    Whole(Kind),
+    /// Something came.
+    Some,
+    /// Nothing came, for now.
+    None,
+    /// The other side has ended the connection.
+    End,
+}
+
+/// Why it cannot go on.
+pub(super) enum Wrong {
+    Io(io::Error),
+    Stream(Violation),
+}
+
+impl From<Violation> for Wrong {
+    fn from(violation: Violation) -> Self {
+        Wrong::Stream(violation)
+    }
+}
+
+impl Incoming {
+    pub(super) fn new(attempt: StreamId, purpose: Purpose, from: Side) -> Self {
+        Incoming {
+            header: [0; FRAME_HEADER],
+            header_there: 0,
+            frame: None,
+            body: Vec::new(),
+            body_there: 0,
+            direction: Direction::new(attempt, purpose.index(), from),
+        }
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.direction.tally()
+    }
+
+    /// The kind of the frame, if its header is there.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        self.frame.map(|frame| frame.kind)
+    }
+
+    /// Whether part of a frame is there.
+    pub(super) fn is_begun(&self) -> bool {
+        self.header_there != 0
+    }
+
+    fn is_whole(&self) -> bool {
+        self.frame
+            .is_some_and(|frame| frame.length == self.body_there)
+    }
+
+    /// Reads on. `admit` says whether a kind can come now, before memory is set aside for it.
+    pub(super) fn advance(
+        &mut self,
+        transport: &mut Transport,
+        admit: impl FnOnce(Kind) -> Result<(), Violation>,
+    ) -> Result<Advance, Wrong> {
+        let Some(frame) = self.frame else {
+            return self.advance_header(transport, admit);
+        };
+        if self.is_whole() {
+            return Ok(Advance::Whole(frame.kind));
+        }
+        let read = transport.read(&mut self.body[self.body_there..frame.length]);
+        let advance = arrived(read, &mut self.body_there)?;
+        match self.is_whole() {
+            true => self.check(frame),
+            false => Ok(advance),
+        }
+    }
+
+    fn advance_header(
+        &mut self,
+        transport: &mut Transport,
+        admit: impl FnOnce(Kind) -> Result<(), Violation>,
+    ) -> Result<Advance, Wrong> {
+        let read = transport.read(&mut self.header[self.header_there..]);
+        let advance = arrived(read, &mut self.header_there)?;
+        if self.header_there < FRAME_HEADER {
+            return Ok(advance);
+        }
+        let frame = FrameHeader::decode(&self.header)?;
+        admit(frame.kind)?;
+        if self.body.len() < frame.length {
+            self.body.resize(frame.length, 0);
+        }
+        self.frame = Some(frame);
+        match self.is_whole() {
+            true => self.check(frame),
+            false => Ok(Advance::Some),
+        }
+    }
+
+    fn check(&mut self, frame: FrameHeader) -> Result<Advance, Wrong> {
+        let body = &self.body[..frame.length];
+        self.direction.check(&self.header, frame, body)?;
+        Ok(Advance::Whole(frame.kind))
+    }
+
+    /// Makes room for the next frame, and hands out the body of this one.
+    pub(super) fn take(&mut self) -> &[u8] {
+        let length = self.frame.take().map_or(0, |frame| frame.length);
+        self.header_there = 0;
+        self.body_there = 0;
+        &self.body[..length]
+    }
+}
+
+fn arrived(read: io::Result<usize>, there: &mut usize) -> Result<Advance, Wrong> {
+    match read {
+        Ok(0) => Ok(Advance::End),
+        Ok(bytes) => {
+            *there += bytes;
+            Ok(Advance::Some)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Advance::None),
+        // A reset is how a connection ends on which something was under way.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Advance::End),
+        Err(error) => Err(Wrong::Io(error)),
+    }
+}

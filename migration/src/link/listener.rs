@@ -1,0 +1,331 @@
+//! The receiver's way to connections.
+//!
+//! Clients are heard at the same time, so that one that says nothing keeps nobody waiting.
+
+use std::collections::VecDeque;
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::connection::{Introduction, Link};
+use super::error::Error;
+use super::order::Side;
+use super::socket::{self, TICK, Transport, Want};
+use super::wire::{PREAMBLE, Preamble};
+use super::{Address, Patience, Tls};
+use crate::watch::Watch;
+
+/// How long a client has to introduce itself.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+/// How many clients may be introducing themselves; the one that has taken longest makes room.
+const CLIENTS_MOST: usize = 32;
+const BACKLOG: libc::c_int = 128;
+
+const LISTENING: &str = "setting up the socket";
+const ACCEPTING: &str = "waiting for a sender";
+
+/// A socket that senders connect to.
+pub struct Listener {
+    socket: Socket,
+    address: Address,
+    tls: Option<Tls>,
+    _path: Option<OwnPath>,
+    clients: VecDeque<Client>,
+    patience: Patience,
+}
+
+/// A client that has not introduced itself.
+struct Client {
+    transport: Transport,
+    from: Address,
+    since: Instant,
+    preamble: [u8; PREAMBLE],
+    there: usize,
+}
+
+impl Listener {
+    /// Listens. A unix socket is for this user alone, takes the place of one that nobody listens on, and is removed in the
+    /// end. With `tls`, which is for TCP, every client has to show a certificate.
+    ///
+    /// # Errors
+    /// The address is in use, or cannot be used.
+    pub fn bind(address: &Address, tls: Option<&Tls>) -> Result<Listener, Error> {
+        let wrong = |error| Error::from_io(error, address, LISTENING);
+        let (socket, path) = match address {
+            Address::Unix(_) if tls.is_some() => {
+                return Err(wrong(io::Error::other("TLS is for TCP")));
+            }
+            Address::Unix(path) => {
+                let (socket, path) = bind_unix(path).map_err(wrong)?;
+                (socket, Some(path))
+            }
+            Address::Tcp { host, port } => (bind_tcp(host, *port).map_err(wrong)?, None),
+        };
+        socket.set_nonblocking(true).map_err(wrong)?;
+        socket.listen(BACKLOG).map_err(wrong)?;
+        let local = socket.local_addr().map_err(wrong)?.as_socket();
+        Ok(Listener {
+            socket,
+            address: local.map_or_else(|| address.clone(), Address::from),
+            tls: tls.cloned(),
+            _path: path,
+            clients: VecDeque::new(),
+            patience: Patience::default(),
+        })
+    }
+
+    /// Where it listens, with the port that the kernel has chosen.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Bounds how long nothing may come or go on the connections that are accepted from now on.
+    pub fn set_silence(&mut self, limit: Duration) {
+        self.patience.silence = limit;
+    }
+
+    /// Whether only this host can connect.
+    pub fn is_loopback(&self) -> bool {
+        match &self.address {
+            Address::Unix(_) => true,
+            Address::Tcp { host, .. } => host
+                .parse()
+                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
+        }
+    }
+
+    /// Waits for a client that has introduced itself. It has to be [accepted](Link::accept_it) or
+    /// [refused](Link::refuse) then. Others are dropped with a warning.
+    ///
+    /// # Errors
+    /// It was cancelled, the deadline has passed, or the socket failed.
+    pub fn accept(&mut self, watch: &dyn Watch, deadline: Option<Instant>) -> Result<Link, Error> {
+        let started = Instant::now();
+        loop {
+            if watch.cancelled() {
+                return Err(Error::Cancelled {
+                    peer: self.address.clone(),
+                    step: ACCEPTING,
+                });
+            }
+            self.take_clients()?;
+            if let Some(link) = self.introduced() {
+                return Ok(link);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Error::Silent {
+                    peer: self.address.clone(),
+                    step: ACCEPTING,
+                    limit: started.elapsed(),
+                });
+            }
+            self.wait()?;
+        }
+    }
+
+    fn wait(&self) -> Result<(), Error> {
+        let mut entries = vec![socket::poll_entry(self.socket.as_raw_fd(), libc::POLLIN)];
+        let clients = self.clients.iter();
+        entries.extend(clients.map(|client| client.transport.poll_entry(Want::Read)));
+        socket::poll(&mut entries, TICK)
+            .map(drop)
+            .map_err(|error| Error::from_io(error, &self.address, ACCEPTING))
+    }
+
+    /// Takes those who have connected.
+    fn take_clients(&mut self) -> Result<(), Error> {
+        for _ in 0..CLIENTS_MOST {
+            match self.socket.accept() {
+                Ok((socket, from)) => self.take_client(socket, &from),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Of this one client, or for the moment.
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!("{}: cannot accept a client: {error}", self.address);
+                    break;
+                }
+                Err(error) => return Err(Error::from_io(error, &self.address, ACCEPTING)),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_client(&mut self, socket: Socket, from: &SockAddr) {
+        let from = from
+            .as_socket()
+            .map_or_else(|| self.address.clone(), Address::from);
+        let session = self.tls.as_ref().map(Tls::server).transpose();
+        let session = session.map_err(io::Error::other);
+        match session.and_then(|session| Transport::new(socket, session)) {
+            Ok(transport) => {
+                if self.clients.len() == CLIENTS_MOST
+                    && let Some(client) = self.clients.pop_front()
+                {
+                    client.dropped("too many others came");
+                }
+                self.clients.push_back(Client {
+                    transport,
+                    from,
+                    since: Instant::now(),
+                    preamble: [0; PREAMBLE],
+                    there: 0,
+                });
+            }
+            Err(error) => tracing::warn!("{from}: a client was dropped: {error}"),
+        }
+    }
+
+    /// Hears all clients, and returns the first that has introduced itself.
+    fn introduced(&mut self) -> Option<Link> {
+        for _ in 0..self.clients.len() {
+            let mut client = self.clients.pop_front()?;
+            match client.hear() {
+                Heard::Preamble(preamble) => match client.introduce(preamble, self.patience) {
+                    Ok(link) => return Some(link),
+                    Err(error) => tracing::warn!("a client was refused: {error}"),
+                },
+                Heard::NotYet if client.since.elapsed() < INTRODUCTION => {
+                    self.clients.push_back(client);
+                }
+                Heard::NotYet => client.dropped("it did not introduce itself in time"),
+                Heard::Wrong(reason) => client.dropped(&reason),
+            }
+        }
+        None
+    }
+}
+
+enum Heard {
+    Preamble(Preamble),
+    NotYet,
+    Wrong(String),
+}
+
+impl Client {
+    fn hear(&mut self) -> Heard {
+        while self.there < PREAMBLE {
+            match self.transport.read(&mut self.preamble[self.there..]) {
+                Ok(0) => return Heard::Wrong("it hung up".into()),
+                Ok(read) => self.there += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::NotYet,
+                Err(error) => return Heard::Wrong(error.to_string()),
+            }
+        }
+        match Preamble::decode(&self.preamble) {
+            Ok(preamble) => Heard::Preamble(preamble),
+            Err(violation) => Heard::Wrong(violation.to_string()),
+        }
+    }
+
+    fn introduce(self, preamble: Preamble, patience: Patience) -> Result<Link, Error> {
+        let version = preamble.version();
+        let introduction = Introduction {
+            peer: self.from,
+            side: Side::Receiver,
+            attempt: preamble.attempt,
+            purpose: preamble.purpose,
+            version: *version.as_ref().unwrap_or(&0),
+        };
+        let link = Link::new(self.transport, introduction, patience);
+        match version {
+            Ok(_) => Ok(link),
+            Err(violation) => {
+                let error = link.violated(violation);
+                link.refuse(&format!(
+                    "this Ferry {}, and the sender {} to {}",
+                    super::VERSIONS,
+                    preamble.oldest,
+                    preamble.newest
+                ))?;
+                Err(error)
+            }
+        }
+    }
+
+    fn dropped(self, reason: &str) {
+        tracing::warn!("{}: a client was dropped: {reason}", self.from);
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(
+        code,
+        Some(libc::ECONNABORTED | libc::EINTR | libc::EMFILE | libc::ENFILE | libc::ENOBUFS)
+    )
+}
+
+/// The file of a unix socket that is ours.
+struct OwnPath {
+    path: PathBuf,
+    identity: [u64; 2],
+}
+
+impl Drop for OwnPath {
+    fn drop(&mut self) {
+        // Somebody else's may be there by now.
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<[u64; 2]> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok([metadata.dev(), metadata.ino()])
+}
+
+fn bind_unix(path: &Path) -> io::Result<(Socket, OwnPath)> {
+    let address = SockAddr::unix(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    match socket.bind(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path, &address)? => {
+            fs::remove_file(path)?;
+            socket.bind(&address)?;
+        }
+        result => result?,
+    }
+    let identity = identity(path)?;
+    let own = OwnPath {
+        path: path.to_owned(),
+        identity,
+    };
+    // Nobody can connect before it listens.
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok((socket, own))
+}
+
+/// Whether it is a socket on which nobody listens.
+fn is_stale(path: &Path, address: &SockAddr) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    Ok(probe.connect(address).is_err_and(refused))
+}
+
+fn bind_tcp(host: &str, port: u16) -> io::Result<Socket> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in (host, port).to_socket_addrs()? {
+        match bind_address(address) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn bind_address(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Connections that ended a moment ago must not be in the way.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}

@@ -1,0 +1,52 @@
+//! Guest RAM on its way over the [connections](crate::link) of a live migration, and which of its pages have changed.
+//!
+//! The sender [sends all](send_all) of it once, and then [what has changed](send_dirty), again and again. Holes of the RAM
+//! file and pages of zeros are not sent in the first round, because RAM is new and zero on the other side; in later rounds
+//! zeros are named and not sent. A page is copied out of RAM first, and the copy is looked at, summed up and sent: the guest
+//! may write to the page meanwhile, and what is sent must be what was summed up.
+//!
+//! The receiver checks each frame before it [writes](RamTarget) anything of it to RAM.
+
+mod bitmap;
+mod receive;
+mod send;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use bitmap::{Bitmap, Run};
+pub use receive::RamTarget;
+pub use send::{Sent, end_all, send_all, send_dirty};
+
+use crate::link::{BLOCK, PAGE};
+use crate::ram::RamPart;
+
+/// A region of guest RAM. Its address and size are multiples of 4096.
+#[derive(Clone, Copy, Debug)]
+pub struct Region<'a> {
+    /// Where the guest sees it.
+    pub gpa: u64,
+    /// Where it is.
+    pub part: RamPart<'a>,
+}
+
+/// How far RAM is sent, for others to look at meanwhile; it adds up over all rounds.
+#[derive(Debug, Default)]
+pub struct Progress {
+    data: AtomicU64,
+    zeros: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of pages that were sent.
+    pub fn data(&self) -> u64 {
+        self.data.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of pages that are zero, and were named or left out.
+    pub fn zeros(&self) -> u64 {
+        self.zeros.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! The receiving side.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::{BLOCK, PAGE, Region};
+use crate::link::{Error, Kind, Link, Message, Violation};
+use crate::sys;
+use crate::watch::Watch;
+
+/// Where RAM is received.
+pub struct RamTarget {
+    regions: Vec<Target>,
+    connections: u64,
+}
+
+struct Target {
+    gpa: u64,
+    bytes: u64,
+    offset: u64,
+    file: File,
+    /// Huge pages cannot be written to as a file.
+    mapping: Option<sys::Mapping>,
+}
+
+impl RamTarget {
+    /// RAM that is new and zero, and is to come over so many connections.
+    ///
+    /// # Errors
+    /// A file cannot be used, or does not hold its region; a region is not of whole pages.
+    pub fn new(regions: &[Region<'_>], connections: u16) -> io::Result<RamTarget> {
+        let regions = regions.iter().map(Target::new);
+        Ok(RamTarget {
+            regions: regions.collect::<io::Result<_>>()?,
+            connections: connections.max(1).into(),
+        })
+    }
+
+    /// Where so many bytes at `gpa` are, which come over connection `index`.
+    fn find(
+        &self,
+        kind: Kind,
+        index: u16,
+        gpa: u64,
+        bytes: u64,
+    ) -> Result<(&Target, u64), Violation> {
+        let wrong = |reason| Err(Violation::content(kind, reason));
+        if gpa / BLOCK % self.connections != u64::from(index) {
+            return wrong("its block belongs on another connection");
+        }
+        let inside = |target: &&Target| {
+            let at = gpa.checked_sub(target.gpa);
+            at.is_some_and(|at| at < target.bytes && bytes <= target.bytes - at)
+        };
+        match self.regions.iter().find(inside) {
+            Some(target) => Ok((target, target.offset + (gpa - target.gpa))),
+            None => wrong("it is outside of guest RAM"),
+        }
+    }
+}
+
+impl Target {
+    fn new(region: &Region<'_>) -> io::Result<Self> {
+        let Region { gpa, part } = *region;
+        let end = part.offset.checked_add(part.bytes);
+        let whole = [gpa, part.offset, part.bytes]
+            .iter()
+            .all(|number| number.is_multiple_of(PAGE));
+        if !whole || gpa.checked_add(part.bytes).is_none() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        match end {
+            Some(end) if end <= part.file.metadata()?.len() => Ok(Target {
+                gpa,
+                bytes: part.bytes,
+                offset: part.offset,
+                file: part.file.try_clone()?,
+                mapping: match sys::is_hugetlb(part.file)? {
+                    true => Some(sys::Mapping::new(part.file, end)?),
+                    false => None,
+                },
+            }),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        match &self.mapping {
+            Some(mapping) => mapping.write(at, data),
+            None => self.file.write_all_at(data, at),
+        }
+    }
+}
+
+impl Link {
+    /// Receives RAM, up to the first message about something else, which is returned. `watch` hears of every byte of it.
+    ///
+    /// # Errors
+    /// As [`Link::receive`]; or what arrives is not about this RAM, or RAM cannot be written. RAM is of no use then.
+    pub fn receive_into(
+        &mut self,
+        ram: &RamTarget,
+        watch: &dyn Watch,
+    ) -> Result<Message<'_>, Error> {
+        let index = self.purpose().index();
+        loop {
+            let kind = self.next_kind(watch)?;
+            if !matches!(kind, Kind::Pages | Kind::Zeros) {
+                return self.take_message(kind);
+            }
+            let peer = self.peer().clone();
+            let found = |gpa, bytes| {
+                ram.find(kind, index, gpa, bytes)
+                    .map_err(|violation| Error::Protocol { peer, violation })
+            };
+            match self.take_message(kind)? {
+                Message::Pages { gpa, data } => {
+                    let (target, at) = found(gpa, data.len() as u64)?;
+                    let written = target.write(at, data);
+                    written.map_err(|source| Error::Ram { gpa, source })?;
+                    watch.done(data.len() as u64);
+                }
+                Message::Zeros { gpa, bytes } => {
+                    let (target, at) = found(gpa, bytes)?;
+                    let cleared = sys::punch_hole(&target.file, at, bytes);
+                    cleared.map_err(|source| Error::Ram { gpa, source })?;
+                    watch.done(bytes);
+                }
+                _ => (),
+            }
+        }
+    }
+}
