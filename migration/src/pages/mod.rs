@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use bitmap::{Bitmap, Run};
 pub use receive::RamTarget;
-pub use send::{Sent, end_all, send_all, send_dirty};
+pub use send::{Sent, end_extra, end_main, send_all, send_dirty};
 
 use crate::link::{BLOCK, PAGE};
 use crate::ram::RamPart;

@@ -73,21 +73,27 @@ pub fn send_dirty(
     })
 }
 
-/// Ends all connections: each extra one by itself, and then the main one, which says what went over all of them.
+/// Ends the extra connections, once all RAM is sent. `links` are all connections, by index.
 ///
 /// # Errors
 /// A connection fails, or it was cancelled.
-pub fn end_all(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
+pub fn end_extra(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
+    links.iter_mut().skip(1).try_for_each(|link| {
+        let tallies = vec![link.sent()].into();
+        link.send(&Message::End { tallies }, watch)
+    })
+}
+
+/// Ends the main connection, the last, which says what went over all of them. `links` are all connections, by index.
+///
+/// # Errors
+/// The connection fails, or it was cancelled.
+pub fn end_main(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
     let tallies: Vec<Tally> = links.iter().map(Link::sent).collect();
-    for (index, link) in links.iter_mut().enumerate().rev() {
-        let tallies = match index {
-            0 => &tallies[..],
-            index => &tallies[index..=index],
-        };
+    links.first_mut().map_or(Ok(()), |link| {
         let tallies = tallies.into();
-        link.send(&Message::End { tallies }, watch)?;
-    }
-    Ok(())
+        link.send(&Message::End { tallies }, watch)
+    })
 }
 
 /// One connection, with the blocks that travel on it.

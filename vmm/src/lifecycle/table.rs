@@ -17,6 +17,8 @@ pub enum Situation {
     Booting,
     /// On its way from a snapshot to Paused.
     Restoring,
+    /// On its way from another Ferry to Running or Paused.
+    Receiving,
     /// The guest runs.
     Running,
     /// The vCPUs stand still, and devices are coming to rest.
@@ -25,6 +27,10 @@ pub enum Situation {
     Paused,
     /// A snapshot is being taken: the guest runs still, or stands still, or runs again.
     Saving,
+    /// The guest is being sent to another Ferry: it runs still, or stands still.
+    Sending,
+    /// The guest was handed over to another Ferry, which has not confirmed it. It stands still.
+    HandedOver,
     /// The vCPUs run again, and devices are being restarted.
     Resuming,
     /// The guest has ended, and devices are coming to rest before it starts again.
@@ -55,10 +61,12 @@ use Verdict::*;
 pub fn verdict(situation: Situation, request: &Request) -> Verdict {
     const FAILED: Verdict = Refused(RefusalKind::Failed);
     match (request, situation) {
-        (Request::ShutdownVmm | Request::Progress, _) => Allowed,
-        (Request::Create(_) | Request::Restore(_), Absent) => Allowed,
-        (Request::Create(_) | Request::Restore(_), _) => FAILED,
-        (Request::Delete, Absent) => AlreadyDone,
+        (Request::ShutdownVmm | Request::Progress | Request::Migration, _) => Allowed,
+        (Request::Create(_) | Request::Restore(_) | Request::ReceiveMigration(_), Absent) => {
+            Allowed
+        }
+        (Request::Create(_) | Request::Restore(_) | Request::ReceiveMigration(_), _) => FAILED,
+        (Request::Delete, Absent) => Allowed,
         (_, Absent) => Refused(RefusalKind::NotFound),
         (Request::Info | Request::Counters, _) => Allowed,
         (Request::Delete, _) => Allowed,
@@ -72,11 +80,14 @@ pub fn verdict(situation: Situation, request: &Request) -> Verdict {
         (Request::Snapshot(how), Running) if how.pause == PauseBy::Ferry => Allowed,
         (Request::Cancel, Saving | Restoring) => Allowed,
         (Request::ReleaseHold, Saving) => Allowed,
+        (Request::SendMigration(_), Running | Paused) => Allowed,
+        (Request::CancelMigration, Sending | Receiving) => Allowed,
+        (Request::ReclaimMigration, HandedOver) => Allowed,
         (
             Request::Shutdown,
-            Booting | Running | Pausing | Paused | Saving | Resuming | Rebooting,
+            Booting | Running | Pausing | Paused | Saving | Sending | Resuming | Rebooting,
         ) => Allowed,
-        (Request::Reboot, Running | Pausing | Paused | Saving | Resuming) => Allowed,
+        (Request::Reboot, Running | Pausing | Paused | Saving | Sending | Resuming) => Allowed,
         (
             Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_),
             Created | Shutdown,
@@ -91,18 +102,21 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
         request,
         Request::AddDisk(_) | Request::AddFs(_) | Request::RemoveDevice(_)
     );
+    let makes_one = matches!(
+        request,
+        Request::Create(_) | Request::Restore(_) | Request::ReceiveMigration(_)
+    );
     let reason = match situation {
-        Running | Pausing | Paused | Saving | Resuming | Rebooting | Booting | Restoring
+        Running | Pausing | Paused | Saving | Sending | HandedOver | Resuming | Rebooting
+        | Booting | Restoring | Receiving
             if hot_plug =>
         {
             "devices of a guest that runs or is paused cannot be changed: not supported yet; \
              shut the guest down first"
         }
         Absent => "there is no virtual machine: create one first",
-        Created if matches!(request, Request::Create(_) | Request::Restore(_)) => {
-            "there is a virtual machine already: delete it first"
-        }
-        _ if matches!(request, Request::Create(_) | Request::Restore(_)) => {
+        Created if makes_one => "there is a virtual machine already: delete it first",
+        _ if makes_one => {
             "there is a virtual machine already: shut it down and delete it first"
         }
         Created => "the guest has not been booted",
@@ -115,12 +129,21 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
         Running if matches!(request, Request::Snapshot(_)) => {
             "the guest is running; pause it first, or ask for a snapshot with \"pause\": true"
         }
+        _ if matches!(request, Request::CancelMigration) => "no migration is under way",
+        _ if matches!(request, Request::ReclaimMigration) => {
+            "no guest has been handed over that could be taken back"
+        }
         Booting => "the guest is being booted",
         Restoring => "the guest is being restored",
+        Receiving => "a guest is being received",
         Running => "the guest is running",
         Pausing => "the guest is being paused",
         Paused => "the guest is paused",
         Saving => "a snapshot of the guest is being taken",
+        Sending => "the guest is being sent to another Ferry",
+        HandedOver => {
+            "the guest was handed over to another Ferry, which has not confirmed that it runs there"
+        }
         Resuming => "the guest is being resumed",
         Rebooting => "the guest is being rebooted",
         ShuttingDown => "the guest is being shut down",
@@ -154,6 +177,11 @@ pub fn name(request: &Request) -> &'static str {
         Request::Progress => "vm.progress",
         Request::Cancel => "vm.cancel",
         Request::ReleaseHold => "vm.snapshot-release",
+        Request::SendMigration(_) => "vm.send-migration",
+        Request::ReceiveMigration(_) => "vm.receive-migration",
+        Request::Migration => "vm.migration",
+        Request::CancelMigration => "vm.migration-cancel",
+        Request::ReclaimMigration => "vm.migration-reclaim",
         Request::ShutdownVmm => "vmm.shutdown",
     }
 }
@@ -163,15 +191,18 @@ mod tests {
     use super::*;
 
     const DOCUMENTATION: &str = include_str!("../../../docs/states.md");
-    const SITUATIONS: [Situation; 13] = [
+    const SITUATIONS: [Situation; 16] = [
         Absent,
         Created,
         Booting,
         Restoring,
+        Receiving,
         Running,
         Pausing,
         Paused,
         Saving,
+        Sending,
+        HandedOver,
         Resuming,
         Rebooting,
         ShuttingDown,
@@ -192,8 +223,8 @@ mod tests {
 
     #[test]
     fn the_documentation_shows_this_table() {
-        let header = "| | absent | Created | booting | restoring | Running | pausing | Paused | saving \
-                      | resuming | rebooting | shutting down | Shutdown | deleting |";
+        let header = "| | absent | Created | booting | restoring | receiving | Running | pausing | Paused \
+                      | saving | sending | handed over | resuming | rebooting | shutting down | Shutdown | deleting |";
         assert!(DOCUMENTATION.contains(header), "{header}");
         for request in crate::lifecycle::tests::requests() {
             let mut row = format!("| {} |", name(&request));

@@ -7,6 +7,9 @@ use ferry_api::config::{
     VmConfig,
 };
 use ferry_api::control::Request;
+use ferry_api::migration::{
+    AfterSend, MigrationUrl, Openness, ReceiveRequest, SendRequest, Throttle, TimeoutStrategy, Unlogged,
+};
 use ferry_api::snapshot::{After, MemoryMode, PauseBy, RestoreRequest, SnapshotRequest, Start};
 
 fn backend(id: &str) -> BackendConfig {
@@ -91,6 +94,29 @@ pub fn requests() -> Vec<Request> {
         Request::Progress,
         Request::Cancel,
         Request::ReleaseHold,
+        Request::SendMigration(Box::new(SendRequest {
+            destination: MigrationUrl::Unix("/nowhere".into()),
+            downtime: SendRequest::DOWNTIME,
+            timeout: SendRequest::TIMEOUT,
+            timeout_strategy: TimeoutStrategy::Cancel,
+            connections: 1,
+            tls: None,
+            unlogged: Unlogged::Refuse,
+            throttle: Throttle::Off,
+            state_most: SnapshotRequest::STATE_MOST,
+            after: AfterSend::Exit,
+        })),
+        Request::ReceiveMigration(Box::new(ReceiveRequest {
+            receiver: MigrationUrl::Unix("/nowhere".into()),
+            sockets: Default::default(),
+            serial: None,
+            tls: None,
+            openness: Openness::Loopback,
+            state_most: SnapshotRequest::STATE_MOST,
+        })),
+        Request::Migration,
+        Request::CancelMigration,
+        Request::ReclaimMigration,
         Request::ShutdownVmm,
     ]
 }

@@ -1,9 +1,15 @@
 //! What became of the attempts to move a guest here, for senders that have lost their connection and ask.
+//!
+//! They ask at the address at which their attempt was received. So a listener that may be asked goes on listening
+//! ([`Attempts::keep_answering`]) until the next migration is received, or Ferry ends.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
-use vm_migration::link::{Outcome, StreamId};
+use vm_migration::Watch;
+use vm_migration::link::{Link, Listener, Message, Outcome, Purpose, StreamId};
 
 /// How many are remembered. A sender whose attempt is forgotten is told so, and does not let its guest go on.
 const MOST: usize = 64;
@@ -11,14 +17,15 @@ const MOST: usize = 64;
 /// What became of the last attempts.
 #[derive(Default)]
 pub struct Attempts {
-    // Held for one look at a time.
+    // Both are held for one look at a time.
     known: Mutex<VecDeque<(StreamId, Outcome)>>,
+    answering: Mutex<Option<Answering>>,
 }
 
 impl Attempts {
     /// Notes what has become of an attempt, in place of what was noted before.
     pub fn note(&self, attempt: StreamId, outcome: Outcome) {
-        let mut known = self.known();
+        let mut known = lock(&self.known);
         known.retain(|(id, _)| *id != attempt);
         if known.len() == MOST {
             known.pop_front();
@@ -28,14 +35,77 @@ impl Attempts {
 
     /// What has become of an attempt.
     pub fn outcome(&self, attempt: StreamId) -> Outcome {
-        let known = self.known();
+        let known = lock(&self.known);
         let found = known.iter().find(|(id, _)| *id == attempt);
         found.map_or(Outcome::Unknown, |(_, outcome)| *outcome)
     }
 
-    fn known(&self) -> MutexGuard<'_, VecDeque<(StreamId, Outcome)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Answers a sender that asks.
+    pub fn answer(&self, mut link: Link) {
+        let outcome = self.outcome(link.attempt());
+        let answered = link
+            .accept_it()
+            .and_then(|()| link.send(&Message::Outcome(outcome), &vm_migration::Unwatched));
+        if let Err(error) = answered {
+            tracing::debug!("a sender that asked: {error}");
+        }
     }
+
+    /// Goes on answering those who ask at an address, until [`Attempts::stop_answering`].
+    pub fn keep_answering(self: &Arc<Self>, listener: Listener) {
+        self.stop_answering();
+        let stop = Arc::new(Stop::default());
+        let (attempts, watch) = (self.clone(), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("answering".into())
+            .stack_size(128 << 10)
+            .spawn(move || attempts.answer_all(listener, &*watch));
+        match thread {
+            Ok(thread) => *lock(&self.answering) = Some(Answering { stop, thread }),
+            Err(error) => tracing::warn!("nobody can ask what became of a migration: {error}"),
+        }
+    }
+
+    /// Leaves the address to others.
+    pub fn stop_answering(&self) {
+        let answering = lock(&self.answering).take();
+        if let Some(Answering { stop, thread }) = answering {
+            stop.0.store(true, Ordering::SeqCst);
+            let _ = thread.join();
+        }
+    }
+
+    fn answer_all(&self, mut listener: Listener, watch: &dyn Watch) {
+        while let Ok(link) = listener.accept(watch, None) {
+            match link.purpose() {
+                Purpose::Ask => self.answer(link),
+                Purpose::Migrate { .. } | Purpose::Join { .. } => {
+                    let _ = link.refuse("nobody waits for a guest here");
+                }
+            }
+        }
+    }
+}
+
+/// A thread that answers.
+struct Answering {
+    stop: Arc<Stop>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Stop(AtomicBool);
+
+impl Watch for Stop {
+    fn done(&self, _: u64) {}
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

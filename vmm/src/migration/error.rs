@@ -51,6 +51,10 @@ pub enum Error {
          name it as \"serial\""
     )]
     Serial(String),
+    #[error(
+        "anybody who reaches this address could send a guest: name a \"tls_dir\", or say \"insecure\": true"
+    )]
+    Open,
     #[error("{0} bytes of saved state are more than a machine can have")]
     StateTooLarge(usize),
     #[error("the sender has not handed the guest over within {0:?}")]

@@ -8,7 +8,7 @@ use ferry_devices::vhost_user::{StateLimits, Transfer};
 use ferry_devices::virtio::VirtioDevice;
 use vm_migration::Watch;
 use vm_migration::link::{FRAME_DATA_MOST, Link, Message, Outcome, Purpose, Timing};
-use vm_migration::pages::{Bitmap, end_all, send_all, send_dirty};
+use vm_migration::pages::{Bitmap, end_extra, end_main, send_all, send_dirty};
 use vm_migration::stream::StreamWriter;
 
 use super::precopy::Logs;
@@ -35,6 +35,7 @@ impl<S: Fn(Word)> Job<S> {
         // They collect their state meanwhile.
         let transfers = self.begin_transfers();
         self.send_rest(links, rest)?;
+        end_extra(links, meter)?;
         meter.enter(Phase::Machine);
         let attempt = links[0].attempt();
         let mut values = StreamWriter::new(Pieces::new(&mut links[0], meter), attempt)?;
@@ -49,7 +50,7 @@ impl<S: Fn(Word)> Job<S> {
                 self.send_back_end(&mut links[0], index, transfer)?;
             }
         }
-        end_all(links, meter)?;
+        end_main(links, meter)?;
         meter.enter(Phase::Ready);
         while !matches!(links[0].receive(meter)?, Message::Ready) {}
         Ok(())

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use ferry_devices::vhost_user::VhostUserStateV1;
 use ferry_devices::virtio::VirtioDevice;
-use vm_migration::manifest::{Bits, Cpu, Device, DeviceState, Hex, Present};
+use vm_migration::manifest::{
+    Bits, Cpu, Device, DeviceState, Difference, Hex, Present, differences,
+};
 
 use crate::cpu::state::features;
 use crate::lifecycle::Ready;
@@ -59,8 +61,20 @@ pub fn devices(
         .collect()
 }
 
+/// In what devices differ from the saved ones, as the guest would notice.
+pub fn differing(saved: &[Device], devices: &[Ready]) -> Vec<Difference> {
+    let present: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            let saved = saved.iter().find(|saved| saved.id == device.id());
+            present(device, saved)
+        })
+        .collect();
+    differences(saved, &present)
+}
+
 /// A device as it is here, next to its saved form.
-pub fn present(device: &Ready, saved: Option<&Device>) -> Present {
+fn present(device: &Ready, saved: Option<&Device>) -> Present {
     let mut config = device.negotiated().config.clone();
     if let Some(Hex(saved)) = saved.map(|saved| &saved.config)
         && saved.len() == config.len()

@@ -15,15 +15,17 @@
 mod describe;
 mod error;
 mod meter;
+mod renaming;
 pub mod restore;
 pub mod save;
 
 use serde::{Deserialize, Serialize};
 use vm_migration::stream::Saved;
 
-pub use describe::{capacity, present};
+pub use describe::{capacity, differing};
 pub use error::Error;
 pub use meter::Meter;
+pub use renaming::Renaming;
 
 const CONFIG: &str = "config";
 

@@ -12,9 +12,8 @@ use ferry_devices::vhost_user::{BackEndStateV1, StateLimits, VhostUserStateV1};
 use ferry_devices::virtio::VirtioDevice;
 use ferry_devices::virtio::pci::VirtioPci;
 use vm_migration::directory::{self, Adoption, Reader};
-use vm_migration::manifest::{Manifest, differences};
 
-use super::super::{BACK_END_SCHEMA, Error, Meter, back_end_section, describe};
+use super::super::{BACK_END_SCHEMA, Error, Meter, back_end_section, differing};
 use super::look::Found;
 use crate::console::Console;
 use crate::generation::Number;
@@ -163,7 +162,11 @@ impl Filled {
             meter,
         } = self;
         meter.unless_cancelled()?;
-        compare(source.reader().manifest(), place.devices)?;
+        let saved = &source.reader().manifest().snapshot.devices;
+        let differences = differing(saved, place.devices);
+        if !differences.is_empty() {
+            return Err(Error::Differences(differences));
+        }
         let regions = ram.shared_regions();
         for device in place.devices {
             device.set_ram(regions.clone());
@@ -190,23 +193,6 @@ impl Filled {
         // The first write of all: the guest is to know that there may be another one with the same random numbers.
         machine.new_generation(&number)?;
         Ok((machine, ram))
-    }
-}
-
-/// Refuses devices that the guest would not know again.
-fn compare(manifest: &Manifest, devices: &[Ready]) -> Result<(), Error> {
-    let saved = &manifest.snapshot.devices;
-    let present: Vec<_> = devices
-        .iter()
-        .map(|device| {
-            let saved = saved.iter().find(|saved| saved.id == device.id());
-            describe::present(device, saved)
-        })
-        .collect();
-    let differences = differences(saved, &present);
-    match differences.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Differences(differences)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use ferry_api::config::{BackendConfig, SerialConfig, VmConfig};
+use ferry_api::config::VmConfig;
 use ferry_api::snapshot::RestoreRequest;
 use ferry_devices::vhost_user::{BackEndStateV1, VhostUserStateV1};
 use vm_migration::Watch;
@@ -12,7 +12,9 @@ use vm_migration::directory::{self, Reader};
 use vm_migration::manifest::Manifest;
 use vm_migration::stream::{self, StreamReader};
 
-use super::super::{CONFIG, ConfigStateV1, Error, Meter, back_end_section, device_section};
+use super::super::{
+    CONFIG, ConfigStateV1, Error, Meter, Renaming, back_end_section, device_section,
+};
 use crate::hypervisor::Hypervisor;
 use crate::layout;
 use crate::machine;
@@ -34,15 +36,11 @@ pub fn look(request: &RestoreRequest, meter: &Meter) -> Result<Found, Error> {
     // Whatever it has led to.
     meter.unless_cancelled()?;
     let mut found = read?;
-    rename_sockets(&mut found.config, request)?;
-    if let Some(serial) = &request.serial {
-        // The guest has a port, or has none.
-        let has_port = |serial: &SerialConfig| *serial != SerialConfig::Off;
-        if has_port(serial) != has_port(&found.config.serial) {
-            return Err(Error::Serial);
-        }
-        found.config.serial = serial.clone();
-    }
+    let renaming = Renaming {
+        sockets: &request.sockets,
+        serial: request.serial.as_ref(),
+    };
+    renaming.apply(&mut found.config)?;
     let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
     check_host(hypervisor.kvm(), &found.machine)?;
     check_frequency(hypervisor.kvm(), &found.machine)?;
@@ -97,23 +95,6 @@ fn must_have_all(
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     Ok(reader.must_have(&names)?)
-}
-
-fn rename_sockets(config: &mut VmConfig, request: &RestoreRequest) -> Result<(), Error> {
-    let disks = config.disks.iter_mut().map(|disk| &mut disk.backend);
-    let shares = config.fs.iter_mut().map(|share| &mut share.backend);
-    let others = config.vhost_user.iter_mut().map(|other| &mut other.backend);
-    let mut all: Vec<&mut BackendConfig> = disks.chain(shares).chain(others).collect();
-    for (id, socket) in &request.sockets {
-        match all.iter_mut().find(|backend| backend.id == *id) {
-            Some(backend) => backend.socket.clone_from(socket),
-            None => return Err(Error::NoSuchDevice(id.clone())),
-        }
-    }
-    // Two devices on one socket would wait for each other's back-end.
-    config
-        .complete()
-        .map_err(|misfit| Error::Sockets(misfit.fault))
 }
 
 fn check_layout(manifest: &Manifest, config: &VmConfig) -> Result<(), Error> {

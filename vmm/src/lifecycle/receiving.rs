@@ -1,0 +1,181 @@
+//! A migration from the receiver's owner's side.
+//!
+//! A job waits for a sender before there is a virtual machine. Then it is a boot with another content: [`boot`](super::boot)
+//! connects to back-ends, its job fills RAM and machine, up to the commit. What comes before that leaves nothing but
+//! the connections to back-ends, for the next attempt.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ferry_api::control::{Reply, Response, VmState};
+use ferry_api::migration::{Phase as Step, ReceiveRequest, Role};
+
+use super::boot::Cause;
+use super::boot_job::Content;
+use super::devices::Device;
+use super::pause::Asker;
+use super::vm::{Phase, Waiters};
+use super::{Error, Vmm, system};
+use crate::events::Event;
+use crate::logging::chain;
+use crate::migration::{self, ArrivalV1, Farewell, Incoming, Meter, listen};
+
+/// A sender that is waited for.
+pub struct Receiving {
+    /// Which one it is.
+    number: u64,
+    waiters: Waiters,
+    /// Who wants it to be forgotten instead.
+    deleters: Waiters,
+    meter: Arc<Meter>,
+    /// Why it has failed already, while its job has still to end.
+    failure: Option<Error>,
+    /// How long the job's end is waited for then.
+    pub deadline: Option<Instant>,
+}
+
+impl Vmm {
+    /// Begins to wait for a sender. There is no virtual machine.
+    pub(super) fn receive_migration(&mut self, request: ReceiveRequest, waiters: Waiters) {
+        let events = self.events.sender();
+        self.numbers += 1;
+        let number = self.numbers;
+        let url = request.receiver.clone();
+        let meter = Arc::new(Meter::new(Role::Receive, url.clone()));
+        self.migration = Some(meter.clone());
+        self.receiving = Some(Receiving {
+            number,
+            waiters,
+            deleters: Waiters::default(),
+            meter: meter.clone(),
+            failure: None,
+            deadline: None,
+        });
+        let (attempts, timeouts) = (self.attempts.clone(), self.timeouts);
+        let work = move || {
+            // The address may be the same.
+            attempts.stop_answering();
+            let ready = || events.send(Event::Listening { number });
+            let outcome = listen(&request, &timeouts, &attempts, &meter, ready).map(Box::new);
+            events.send(Event::Incoming { number, outcome });
+        };
+        let started = std::thread::Builder::new()
+            .name("migration".into())
+            .spawn(work)
+            .map_err(system("start a thread that waits for a sender"));
+        if let Err(error) = started {
+            self.not_received(error);
+        }
+    }
+
+    pub(super) fn on_listening(&mut self, number: u64) {
+        if let Some(receiving) = self.receiving.as_ref().filter(|it| it.number == number) {
+            let url = receiving.meter.url().to_string();
+            self.publish("migration", "receive-ready", [("url", url)]);
+        }
+    }
+
+    pub(super) fn on_incoming(
+        &mut self,
+        number: u64,
+        outcome: Result<Box<Incoming>, migration::Error>,
+    ) {
+        let Some(receiving) = self.receiving.as_mut().filter(|it| it.number == number) else {
+            return;
+        };
+        let incoming = match (receiving.failure.take(), outcome) {
+            (Some(failure), Ok(incoming)) => {
+                incoming.refuse(&migration::Error::Cancelled);
+                return self.not_received(failure);
+            }
+            (Some(failure), Err(_)) => return self.not_received(failure),
+            (None, Err(error)) => return self.not_received(error.into()),
+            (None, Ok(incoming)) => incoming,
+        };
+        let Some(Receiving { waiters, .. }) = self.receiving.take() else {
+            return;
+        };
+        self.publish("migration", "receive-started", []);
+        self.define(incoming.config.clone());
+        self.boot_with(
+            VmState::Created,
+            Cause::Received(incoming.arrival()),
+            None,
+            Some(Content::Migration(incoming)),
+            waiters,
+        );
+    }
+
+    /// Does not wait any longer for a job that was given up: what it still finds is nobody's any more.
+    pub(super) fn on_receive_late(&mut self) {
+        let failure = self.receiving.as_mut().and_then(|it| it.failure.take());
+        self.not_received(failure.unwrap_or(Error::Cancelled("it took too long")));
+    }
+
+    /// A migration has ended before there was a virtual machine.
+    fn not_received(&mut self, error: Error) {
+        let Some(receiving) = self.receiving.take() else {
+            return;
+        };
+        self.receive_failed(&error);
+        receiving.waiters.answer(&Err(error.refusal()));
+        receiving.deleters.answer(&Ok(Response::Done));
+    }
+
+    /// Notes that nobody was received.
+    pub(super) fn receive_failed(&mut self, error: &Error) {
+        if let Some(meter) = &self.migration {
+            meter.end(Some(ferry_api::chain(error)));
+        }
+        self.publish("migration", "receive-failed", [("reason", chain(error))]);
+    }
+
+    /// The guest is here, and stands still.
+    pub(super) fn received(&mut self, arrival: ArrivalV1, farewell: Farewell, waiters: Waiters) {
+        let meter = farewell.meter().clone();
+        meter.enter(Step::Resume);
+        let started = farewell.started();
+        match arrival {
+            // The vCPUs run when this returns.
+            ArrivalV1::Running => self.resume(Asker::Clients(Waiters::default())),
+            ArrivalV1::Paused => {}
+        }
+        let thread = std::thread::Builder::new()
+            .name("farewell".into())
+            .stack_size(256 << 10)
+            .spawn(move || started.run());
+        if let Err(error) = thread {
+            tracing::warn!("the sender is not told that its guest runs here: {error}");
+        }
+        meter.end(None);
+        self.publish("migration", "receive-finished", []);
+        waiters.answer(&Ok(Response::Done));
+    }
+
+    /// Gives a migration up, if one is being received.
+    pub(super) fn cancel_receiving(&mut self, why: &'static str) {
+        let deadline = Instant::now() + self.timeouts.request;
+        if let Some(receiving) = &mut self.receiving {
+            receiving.meter.cancel();
+            receiving.failure.get_or_insert(Error::Cancelled(why));
+            receiving.deadline.get_or_insert(deadline);
+            return;
+        }
+        let Some(vm) = &mut self.vm else { return };
+        if let Phase::Booting(booting) = &vm.phase
+            && matches!(booting.cause, Cause::Received(_))
+        {
+            vm.devices.iter_mut().for_each(Device::cancel);
+            self.give_boot_up(Error::Cancelled(why));
+        }
+    }
+
+    /// Forgets a migration, before there is a virtual machine.
+    pub(super) fn leave_receiving(&mut self, reply: Reply) {
+        self.cancel_receiving("vm.delete came");
+        match &mut self.receiving {
+            Some(receiving) => receiving.deleters.add(reply),
+            None => reply.answer(Ok(Response::Done)),
+        }
+    }
+}

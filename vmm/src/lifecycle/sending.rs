@@ -1,0 +1,374 @@
+//! A migration from the sender's owner's side: when the guest stands still, and whose it is.
+//!
+//! ```text
+//!               Word::Ready           all at rest          Word::Complete             Word::Unconfirmed
+//!   Preparing ─────────────▶ Pausing ────────────▶ Writing ──────────────▶ HandedOver ─────────────────▶ Unconfirmed
+//!       │                       │                     │                        │ Ended(Ok)                 │      │
+//!       └───── failed: the guest goes on here ────────┘                        ▼                           │      │
+//!                                                                            gone ◀────────────────────────┘      │
+//!                                                       the guest goes on here ◀── not started there, reclaimed ──┘
+//! ```
+//!
+//! Whatever fails before the guest is handed over leaves it as it was before. From then on it goes on here only if it is known
+//! not to run elsewhere.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use ferry_api::control::{Refusal, RefusalKind, Reply, Response};
+use ferry_api::migration::{AfterSend, Role, SendRequest};
+
+use super::pause::Asker;
+use super::stop;
+use super::vm::{Activity, Live, Phase, Waiters};
+use super::{Ending, Vmm, system};
+use crate::events::Event;
+use crate::migration::send::{Go, Job, Word};
+use crate::migration::{ArrivalV1, Error, Meter};
+
+/// A migration to another Ferry under way.
+pub struct Sending {
+    /// Which one it is.
+    number: u64,
+    /// Of which boot's guest.
+    boot: u64,
+    after: AfterSend,
+    before: ArrivalV1,
+    meter: Arc<Meter>,
+    /// To the job. Gone when the job is given up.
+    orders: Option<Sender<Go>>,
+    /// Why it has failed already, while its job has still to end.
+    failure: Option<Refusal>,
+    stage: Stage,
+    /// Who wants the guest back.
+    reclaimers: Waiters,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Preparing,
+    Pausing,
+    Writing,
+    /// The guest is not this Ferry's any more.
+    HandedOver,
+    /// The same, and nobody has said that it runs.
+    Unconfirmed,
+    /// The job has ended; the guest may be on its way back.
+    Settling,
+}
+
+impl Sending {
+    /// Whether it is the guest of this boot that is being sent.
+    pub fn is_of(&self, boot: u64) -> bool {
+        self.boot == boot
+    }
+
+    /// Whether the guest is, or may be, another Ferry's.
+    pub fn is_handed_over(&self) -> bool {
+        matches!(self.stage, Stage::HandedOver | Stage::Unconfirmed)
+    }
+
+    /// Makes it fail, unless the guest is handed over.
+    fn fail(&mut self, reason: Refusal) {
+        if self.is_handed_over() || self.stage == Stage::Settling {
+            return;
+        }
+        self.failure.get_or_insert(reason);
+        self.orders = None;
+        self.meter.cancel();
+    }
+}
+
+impl Vmm {
+    /// Begins to send a guest that runs or is paused. The client is answered at once.
+    pub(super) fn send_migration(&mut self, request: SendRequest, reply: Reply) {
+        if self.saving.is_some() || self.sending.is_some() {
+            let reason = "a snapshot or migration before this one is still coming to its end";
+            return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
+        }
+        let devices = match self.saveable_devices() {
+            Ok(devices) => devices,
+            Err(error) => return reply.answer(Err(Refusal::failed(&error))),
+        };
+        let events = self.events.sender();
+        let Some(vm) = &self.vm else { return };
+        let Phase::Live(live) = &vm.phase else { return };
+        let before = match live.activity {
+            Activity::Paused => ArrivalV1::Paused,
+            _ => ArrivalV1::Running,
+        };
+        self.numbers += 1;
+        let number = self.numbers;
+        let (orders, receiver) = channel();
+        let url = request.destination.clone();
+        let meter = Arc::new(Meter::new(Role::Send, url.clone()));
+        let sending = Sending {
+            number,
+            boot: live.boot,
+            after: request.after,
+            before,
+            meter: meter.clone(),
+            orders: Some(orders),
+            failure: None,
+            stage: Stage::Preparing,
+            reclaimers: Waiters::default(),
+        };
+        let job = Job {
+            config: vm.config.clone(),
+            cpuids: live.machine.cpuids().to_vec(),
+            devices,
+            ram: live.ram.clone(),
+            loggable: live.machine.loggable(),
+            arrival: before,
+            timeouts: self.timeouts,
+            meter: meter.clone(),
+            orders: receiver,
+            say: move |word| events.send(Event::Sending { number, word }),
+            request,
+        };
+        self.migration = Some(meter);
+        self.sending = Some(sending);
+        self.publish(
+            "migration",
+            "migration-started",
+            [("url", url.to_string())],
+        );
+        let started = std::thread::Builder::new()
+            .name("migration".into())
+            .spawn(move || job.run())
+            .map_err(system("start a thread that sends the guest"));
+        match started {
+            Ok(_) => reply.answer(Ok(Response::Done)),
+            Err(error) => {
+                reply.answer(Err(error.refusal()));
+                self.on_sent(Err(error.refusal()));
+            }
+        }
+    }
+
+    pub(super) fn on_sending(&mut self, number: u64, word: Word) {
+        let Some(sending) = self.sending.as_mut().filter(|it| it.number == number) else {
+            return;
+        };
+        match word {
+            Word::Round { number, remaining } => {
+                let properties = [
+                    ("iteration", number.to_string()),
+                    ("remaining_bytes", remaining.to_string()),
+                ];
+                self.publish("migration", "migration-memory-iteration", properties);
+            }
+            Word::Throttle(percent) => {
+                if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase) {
+                    live.machine.throttle(percent);
+                }
+            }
+            // The job finds out by itself.
+            Word::Ready if sending.failure.is_some() => {}
+            Word::Ready => {
+                sending.meter.guest_stops();
+                match sending.before {
+                    ArrivalV1::Paused => self.hand_state_over(),
+                    ArrivalV1::Running => {
+                        sending.stage = Stage::Pausing;
+                        self.pause(Asker::Migration);
+                    }
+                }
+            }
+            Word::Complete => self.give_guest_up(),
+            Word::Unconfirmed => {
+                sending.stage = Stage::Unconfirmed;
+                self.publish("migration", "migration-unconfirmed", []);
+            }
+            Word::Failed(reason) => self.fail_migration(reason),
+            Word::Ended(outcome) => {
+                let outcome = outcome.map_err(|error: Error| Refusal::failed(&error));
+                self.on_sent(outcome);
+            }
+        }
+    }
+
+    /// The pause that a migration has asked for has ended.
+    pub(super) fn on_paused_for_migration(&mut self, outcome: Result<(), Refusal>) {
+        match outcome {
+            Ok(()) => self.hand_state_over(),
+            Err(reason) => {
+                if let Some(sending) = &mut self.sending {
+                    sending.meter.guest_goes_on();
+                    sending.fail(reason);
+                    sending.stage = Stage::Preparing;
+                }
+            }
+        }
+    }
+
+    /// Hands the job the state of the guest, which stands still.
+    fn hand_state_over(&mut self) {
+        let Some(Phase::Live(Live { machine, .. })) = self.vm.as_ref().map(|vm| &vm.phase) else {
+            return;
+        };
+        let Some(sending) = self.sending.as_mut().filter(|it| it.failure.is_none()) else {
+            return;
+        };
+        match machine.save() {
+            Ok(state) => {
+                sending.stage = Stage::Writing;
+                if let Some(orders) = &sending.orders {
+                    // A job that has failed has said so.
+                    let _ = orders.send(Go::Paused(Box::new(state)));
+                }
+            }
+            Err(error) => self.fail_migration(Refusal::failed(&error)),
+        }
+    }
+
+    /// The receiver has everything. From here on the guest is not this Ferry's.
+    fn give_guest_up(&mut self) {
+        let Some(sending) = &mut self.sending else {
+            return;
+        };
+        if sending.failure.is_some() || sending.meter.commit().is_err() {
+            return;
+        }
+        sending.stage = Stage::HandedOver;
+        if let Some(orders) = &sending.orders {
+            // A job that has failed has said so.
+            let _ = orders.send(Go::Commit);
+        }
+    }
+
+    /// Gives the migration up, unless the guest is handed over. The guest goes on at once, and does not wait for the job's end.
+    fn fail_migration(&mut self, reason: Refusal) {
+        let Some(sending) = &mut self.sending else {
+            return;
+        };
+        let stage = sending.stage;
+        sending.fail(reason.clone());
+        match stage {
+            Stage::Pausing => self.give_pause_up(reason),
+            Stage::Writing => self.let_guest_stay(),
+            _ => {}
+        }
+    }
+
+    /// Resumes a guest that was to leave, if it ran before.
+    fn let_guest_stay(&mut self) {
+        let Some(sending) = &self.sending else { return };
+        let (meter, boot, before) = (sending.meter.clone(), sending.boot, sending.before);
+        if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
+            && live.boot == boot
+            && matches!(live.activity, Activity::Paused)
+        {
+            meter.guest_goes_on();
+            if before == ArrivalV1::Running {
+                self.resume(Asker::Migration);
+            }
+        }
+    }
+
+    /// The job has ended, one way or the other.
+    fn on_sent(&mut self, outcome: Result<(), Refusal>) {
+        let Some(sending) = &mut self.sending else {
+            return;
+        };
+        let was_given_up = sending.is_handed_over();
+        sending.stage = Stage::Settling;
+        sending.orders = None;
+        if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase) {
+            live.machine.throttle(0);
+        }
+        if let Err(reason) = outcome {
+            // Of two reasons the first one is the cause.
+            sending.failure.get_or_insert(reason);
+            if was_given_up {
+                tracing::warn!("the guest that was handed over goes on here");
+            }
+            self.let_guest_stay();
+        }
+        self.settle_migration();
+    }
+
+    /// Ends a migration whose job has ended, unless its guest is still on its way back.
+    pub(super) fn settle_migration(&mut self) {
+        if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
+            && matches!(live.activity, Activity::Resuming(_))
+            && self.sending.as_ref().is_some_and(|it| it.is_of(live.boot))
+        {
+            return;
+        }
+        let Some(sending) = self.sending.take_if(|it| it.stage == Stage::Settling) else {
+            return;
+        };
+        match sending.failure {
+            None => self.guest_has_left(sending),
+            Some(reason) => {
+                let text = reason.chain.join(": ");
+                tracing::warn!("the migration has failed: {text}");
+                sending.meter.end(Some(reason.chain));
+                self.publish("migration", "migration-failed", [("reason", text)]);
+                sending.reclaimers.answer(&Ok(Response::Done));
+            }
+        }
+    }
+
+    fn guest_has_left(&mut self, sending: Sending) {
+        sending.meter.end(None);
+        let downtime = sending.meter.progress().downtime.unwrap_or_default();
+        let properties = [("downtime_us", downtime.as_micros().to_string())];
+        self.publish("migration", "migration-finished", properties);
+        let gone = "the guest runs elsewhere after all";
+        sending
+            .reclaimers
+            .answer(&Err(Refusal::new(RefusalKind::Failed, gone)));
+        match sending.after {
+            AfterSend::Exit => self.end(Ok(Ending::Migrated)),
+            AfterSend::Stay => self.stop_guest(stop::After::Delete, Waiters::default()),
+        }
+    }
+
+    /// The guest that is being sent has ended here.
+    pub(super) fn guest_of_migration_ended(&mut self) {
+        if let Some(sending) = &mut self.sending {
+            sending.meter.guest_goes_on();
+            sending.fail(Refusal::new(
+                RefusalKind::Failed,
+                "the guest has ended meanwhile",
+            ));
+        }
+        self.settle_migration();
+    }
+
+    /// Gives a migration up because a client says so.
+    pub(super) fn cancel_sending(&mut self) -> Result<Response, Refusal> {
+        let reason = Refusal::new(RefusalKind::Failed, "vm.migration-cancel came");
+        self.fail_migration(reason);
+        Ok(Response::Done)
+    }
+
+    /// Takes a guest back that nobody has confirmed to run elsewhere.
+    pub(super) fn reclaim_guest(&mut self, reply: Reply) {
+        let Some(sending) = &mut self.sending else {
+            return;
+        };
+        if sending.stage != Stage::Unconfirmed {
+            let reason = "the guest is just being handed over, and the answer is still due";
+            return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
+        }
+        tracing::warn!("the guest is taken back, although it may run elsewhere");
+        sending.reclaimers.add(reply);
+        if let Some(orders) = &sending.orders {
+            let _ = orders.send(Go::Reclaim);
+        }
+    }
+
+    /// How the last migration stands.
+    pub(super) fn migration(&self) -> Result<Response, Refusal> {
+        match &self.migration {
+            Some(meter) => Ok(Response::Migration(Box::new(meter.progress()))),
+            None => Err(Refusal::new(
+                RefusalKind::NotFound,
+                "there has been no migration",
+            )),
+        }
+    }
+}

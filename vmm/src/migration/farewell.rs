@@ -1,0 +1,104 @@
+//! The receiver's last duty: a guest that was committed runs or does not, and the sender is to know.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vm_migration::link::{Error, Link, Listener, Message, Outcome, Timing};
+
+use super::{Attempts, Meter};
+
+/// How long a sender has to say that it has heard.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What is left of a migration once the guest is here. Dropped before [`Farewell::started`], it tells the sender that the guest was
+/// never started, so that it can go on there.
+pub struct Farewell {
+    attempts: Arc<Attempts>,
+    meter: Arc<Meter>,
+    /// Until it is said.
+    rest: Option<Rest>,
+}
+
+struct Rest {
+    link: Link,
+    listener: Listener,
+}
+
+impl Farewell {
+    pub(super) fn new(
+        attempts: &Arc<Attempts>,
+        meter: &Arc<Meter>,
+        link: Link,
+        listener: Listener,
+    ) -> Self {
+        Farewell {
+            attempts: attempts.clone(),
+            meter: meter.clone(),
+            rest: Some(Rest { link, listener }),
+        }
+    }
+
+    /// How far the migration is.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    /// The guest is about to run. From now on nobody is told otherwise.
+    pub fn started(mut self) -> Started {
+        let rest = self.rest.take();
+        if let Some(Rest { link, .. }) = &rest {
+            self.attempts.note(link.attempt(), Outcome::Running);
+        }
+        Started {
+            attempts: self.attempts.clone(),
+            meter: self.meter.clone(),
+            rest,
+        }
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if let Some(Rest { link, listener }) = self.rest.take() {
+            self.attempts.note(link.attempt(), Outcome::NeverStarted);
+            // It asks then.
+            drop(link);
+            self.attempts.keep_answering(listener);
+        }
+    }
+}
+
+/// The guest runs, and the sender is still to be told.
+pub struct Started {
+    attempts: Arc<Attempts>,
+    meter: Arc<Meter>,
+    rest: Option<Rest>,
+}
+
+impl Started {
+    /// Tells the sender. One that does not say that it has heard may ask later.
+    pub fn run(self) {
+        let Some(Rest { mut link, listener }) = self.rest else {
+            return;
+        };
+        let timings = self.meter.phases().into_iter().map(|(phase, time)| Timing {
+            name: phase.name().to_owned(),
+            micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
+        });
+        let timings: Vec<Timing> = timings.collect();
+        if let Err(error) = say_goodbye(&mut link, timings) {
+            tracing::warn!("the sender has not heard that its guest runs here: {error}");
+            drop(link);
+            self.attempts.keep_answering(listener);
+        }
+    }
+}
+
+fn say_goodbye(link: &mut Link, timings: Vec<Timing>) -> Result<(), Error> {
+    let watch = vm_migration::Unwatched;
+    let timings = timings.into();
+    link.send(&Message::Running { timings }, &watch)?;
+    link.set_silence(LIMIT);
+    while !matches!(link.receive(&watch)?, Message::Bye) {}
+    Ok(())
+}

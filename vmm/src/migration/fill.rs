@@ -1,0 +1,428 @@
+//! The receiver's job from the description to the commit: it connects to nothing, but is given devices, and makes a machine that
+//! stands where the sender's stood.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+use ferry_api::config::Timeouts;
+use ferry_api::migration::Phase;
+use ferry_devices::vhost_user::{BackEndStateV1, Loading, StateLimits, VhostUserStateV1};
+use ferry_devices::virtio::VirtioDevice;
+use vm_migration::link::{Error as LinkError, Link, Message, Outcome, Purpose, StreamId, Tally};
+use vm_migration::pages::{RamTarget, Region};
+use vm_migration::stream::StreamReader;
+
+use super::listen::Incoming;
+use super::pulse::Pulse;
+use super::send::ask_all;
+use super::{Error, Farewell, Meter};
+use crate::console::Console;
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::Ready;
+use crate::machine::Machine;
+use crate::machine::saving::{MachineState, RestoreParts};
+use crate::memory::GuestRam;
+use crate::progress::LOOK;
+use crate::snapshot::{device_section, differing};
+
+/// The most bytes of saved state, back-ends' apart.
+const STATE_MOST: usize = 64 << 20;
+/// How much longer than its own limits a sender is waited for to commit.
+const COMMIT: Duration = Duration::from_secs(30);
+
+/// What a guest that is received is filled into.
+pub struct Place<'a> {
+    /// Where the devices come from, in the order of the bus, once all are there.
+    pub devices: &'a Receiver<Vec<Ready>>,
+    pub console: Option<&'a Console>,
+    pub timeouts: &'a Timeouts,
+}
+
+impl Incoming {
+    /// Receives the guest; in the end it is this Ferry's, and nothing runs yet.
+    ///
+    /// # Errors
+    /// The sender has kept it, or takes it back. Devices may have been given some of their state.
+    pub fn fill(mut self, place: &Place<'_>) -> Result<(Machine, GuestRam, Farewell), Error> {
+        let outcome = self.receive(place).and_then(|parts| {
+            self.wait_for_commit(place.timeouts)?;
+            Ok(parts)
+        });
+        let attempt = self.link.attempt();
+        match outcome {
+            Ok((machine, ram)) => {
+                let Incoming {
+                    listener,
+                    link,
+                    attempts,
+                    meter,
+                    ..
+                } = self;
+                let farewell = Farewell::new(&attempts, &meter, link, listener);
+                Ok((machine, ram, farewell))
+            }
+            Err(error) => {
+                let told = self.attempts.outcome(attempt);
+                self.attempts.note(attempt, Outcome::Discarded);
+                self.link.give_up(&error.failure());
+                // A sender that was told that all is here may be in doubt.
+                if told == Outcome::Waiting {
+                    self.attempts.keep_answering(self.listener);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn receive(&mut self, place: &Place<'_>) -> Result<(Machine, GuestRam), Error> {
+        let meter = self.meter.clone();
+        meter.enter(Phase::Prepare);
+        let hypervisor = Hypervisor::open()?;
+        let ram = self.prepare_ram()?;
+        let devices = self.wait_for_devices(place)?;
+        let differences = differing(&self.guest.devices(), &devices);
+        if !differences.is_empty() {
+            return Err(Error::Differences(differences));
+        }
+        let shared = ram.shared_regions();
+        for device in &devices {
+            device.set_ram(shared.clone());
+        }
+        let regions: Vec<Region<'_>> = ram
+            .parts()
+            .into_iter()
+            .map(|part| Region {
+                gpa: part.guest.0,
+                part: part.ram,
+            })
+            .collect();
+        meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
+        let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
+        self.link.send(&Message::Prepared, &*meter)?;
+        meter.enter(Phase::Precopy);
+        let extra = self.wait_for_joins(place.timeouts.request)?;
+        let (state, tallies) = self.receive_ram(&target, extra)?;
+        meter.enter(Phase::Machine);
+        let (state, rests) = read_state(&state, self.link.attempt(), &devices)?;
+        let machine = Machine::from_state(
+            &RestoreParts {
+                hypervisor: &hypervisor,
+                ram: &ram,
+                devices: &devices,
+                console: place.console,
+            },
+            &state,
+        )?;
+        meter.enter(Phase::Devices);
+        let limit = place.timeouts.request;
+        restore(&machine, &devices, &rests, &meter, limit)?;
+        self.load(&devices, &rests, limit, tallies)?;
+        set_up_rings(&devices, &rests, &meter, limit)?;
+        Ok((machine, ram))
+    }
+
+    /// Sets RAM aside, and touches it if the definition says so, while the sender waits.
+    fn prepare_ram(&mut self) -> Result<GuestRam, Error> {
+        let memory = &self.config.memory;
+        let ram = GuestRam::new(memory)?;
+        if !memory.prefault {
+            return Ok(ram);
+        }
+        let (meter, link) = (&*self.meter, &mut self.link);
+        std::thread::scope(|scope| {
+            let cancel = std::sync::atomic::AtomicBool::new(false);
+            let cancel = &cancel;
+            let (sender, done) = channel::<()>();
+            let work = || {
+                ram.prefault(memory, cancel);
+                drop(sender);
+            };
+            std::thread::Builder::new()
+                .name("prefault".into())
+                .spawn_scoped(scope, work)
+                .map_err(Error::Thread)?;
+            loop {
+                let alive = meter.unless_cancelled().and_then(|()| look(link, meter));
+                if let Err(error) = alive {
+                    cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+                    return Err(error);
+                }
+                if done.recv_timeout(LOOK) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected) {
+                    return Ok(());
+                }
+            }
+        })?;
+        Ok(ram)
+    }
+
+    fn wait_for_devices(&mut self, place: &Place<'_>) -> Result<Vec<Ready>, Error> {
+        loop {
+            match self.meter.wait(place.devices, Instant::now() + LOOK)? {
+                Some(devices) => return Ok(devices),
+                None => look(&mut self.link, &self.meter)?,
+            }
+        }
+    }
+
+    /// Takes the other connections. Whoever asks meanwhile is answered.
+    fn wait_for_joins(&mut self, limit: Duration) -> Result<Vec<Link>, Error> {
+        let deadline = Instant::now() + limit;
+        let attempt = self.link.attempt();
+        let mut extra = Vec::new();
+        while extra.len() + 1 < usize::from(self.connections) {
+            let due = extra.len() as u16 + 1;
+            let mut link = self.listener.accept(&*self.meter, Some(deadline))?;
+            match link.purpose() {
+                Purpose::Join { index } if index == due && link.attempt() == attempt => {
+                    link.accept_it()?;
+                    extra.push(link);
+                }
+                Purpose::Ask => self.attempts.answer(link),
+                _ => {
+                    let _ = link.refuse("a migration is being received already");
+                }
+            }
+        }
+        Ok(extra)
+    }
+
+    /// Receives RAM over all connections, and the saved state; returns it, with what went over the extra connections.
+    fn receive_ram(
+        &mut self,
+        target: &RamTarget,
+        extra: Vec<Link>,
+    ) -> Result<(Vec<u8>, Vec<Tally>), Error> {
+        let meter = &*self.meter;
+        let main = &mut self.link;
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = extra
+                .into_iter()
+                .map(|link| {
+                    std::thread::Builder::new()
+                        .name("pages".into())
+                        .spawn_scoped(scope, move || receive_extra(link, target, meter))
+                        .map_err(Error::Thread)
+                })
+                .collect();
+            let state = receive_main(main, target, meter);
+            // Connections that still wait for something would wait for their limit.
+            let state = state.inspect_err(|_| meter.cancel());
+            let tallies: Result<Vec<Tally>, Error> = threads.into_iter().map(join).collect();
+            match (state, tallies) {
+                (Ok(state), Ok(tallies)) => Ok((state, tallies)),
+                // When one fails, the other ones are cancelled.
+                (Err(error), Err(other)) if error.is_cancelled() => Err(other),
+                (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+            }
+        })
+    }
+
+    /// Loads what back-ends hold, as it comes, up to the end of the stream.
+    fn load(
+        &mut self,
+        devices: &[Ready],
+        rests: &[VhostUserStateV1],
+        limit: Duration,
+        extra: Vec<Tally>,
+    ) -> Result<(), Error> {
+        let limits = StateLimits {
+            reply: limit,
+            silence: limit,
+            most: self.state_most,
+        };
+        let begin = |(device, rest): (&Ready, &VhostUserStateV1)| {
+            (rest.back_end == BackEndStateV1::Carried).then(|| device.begin_load(&limits))
+        };
+        let mut loads: Vec<Option<Loading>> = devices.iter().zip(rests).map(begin).collect();
+        let carriers = devices.iter().zip(&loads).filter(|(_, load)| load.is_some());
+        self.meter
+            .expect_devices(carriers.map(|(device, _)| device.id().to_owned()));
+        let meter = self.meter.clone();
+        loop {
+            // What was received, without the end itself.
+            let received = self.link.received();
+            match self.link.receive(&*meter)? {
+                Message::Chunk { device, data } => {
+                    let index = usize::from(device);
+                    let loading = loads.get_mut(index).and_then(Option::as_mut);
+                    let loading = loading.ok_or(Error::Mismatch("list of back-ends with state"))?;
+                    loading.write(data, &meter.device(devices[index].id()))?;
+                }
+                Message::ChunkEnd { device, total } => {
+                    let index = usize::from(device);
+                    let loading = loads.get_mut(index).and_then(Option::take);
+                    let loading = loading.ok_or(Error::Mismatch("list of back-ends with state"))?;
+                    let watch = meter.device(devices[index].id());
+                    let pulse = Pulse::new(&mut self.link, &watch);
+                    if loading.finish(&pulse)? != total {
+                        return Err(Error::Mismatch("size of a back-end's state"));
+                    }
+                    watch.checked();
+                }
+                Message::End { tallies } => {
+                    if loads.iter().any(Option::is_some) {
+                        return Err(Error::Mismatch("list of back-ends with state"));
+                    }
+                    let expected = std::iter::once(&received).chain(&extra);
+                    return match tallies.iter().eq(expected) {
+                        true => Ok(()),
+                        false => Err(Error::Mismatch("count or digest of all frames")),
+                    };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Says that everything is here, and waits until the guest is this Ferry's.
+    fn wait_for_commit(&mut self, timeouts: &Timeouts) -> Result<(), Error> {
+        let meter = self.meter.clone();
+        meter.enter(Phase::Ready);
+        let limit = timeouts.request + COMMIT;
+        self.attempts.note(self.link.attempt(), Outcome::Waiting);
+        self.link.set_silence(limit);
+        self.link.send(&Message::Ready, &*meter)?;
+        loop {
+            match self.link.receive(&*meter) {
+                Ok(Message::Commit) => break,
+                Ok(_) => {}
+                Err(LinkError::Silent { .. }) => return Err(Error::NoCommit(limit)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        meter.commit()?;
+        meter.enter(Phase::Commit);
+        Ok(())
+    }
+}
+
+/// Lets a sender that waits know that this side is there, and notices if the sender is not.
+fn look(link: &mut Link, meter: &Meter) -> Result<(), Error> {
+    link.keep_alive_if_due()?;
+    if link.has_input() {
+        link.receive_for(meter, Instant::now())?;
+    }
+    Ok(())
+}
+
+fn receive_main(link: &mut Link, target: &RamTarget, meter: &Meter) -> Result<Vec<u8>, Error> {
+    let mut state = Vec::new();
+    loop {
+        match link.receive_into(target, meter)? {
+            Message::State(piece) => {
+                if state.len() + piece.len() > STATE_MOST {
+                    return Err(Error::StateTooLarge(state.len() + piece.len()));
+                }
+                state.extend_from_slice(piece);
+            }
+            Message::StateEnd => return Ok(state),
+            _ => {}
+        }
+    }
+}
+
+/// Receives RAM over an extra connection to its end; returns what went over it.
+fn receive_extra(mut link: Link, target: &RamTarget, meter: &Meter) -> Result<Tally, Error> {
+    let outcome = loop {
+        match link.receive_into(target, meter) {
+            Ok(Message::End { tallies }) => break Ok(tallies.into_owned()),
+            Ok(_) => {}
+            Err(error) => break Err(error),
+        }
+    };
+    match outcome {
+        Ok(tallies) if tallies == [link.received()] => Ok(link.received()),
+        Ok(_) => {
+            meter.cancel();
+            Err(Error::Mismatch("count or digest of a connection's frames"))
+        }
+        Err(error) => {
+            // The main connection need not wait for its limit.
+            meter.cancel();
+            Err(error.into())
+        }
+    }
+}
+
+fn join<T>(thread: Result<ScopedJoinHandle<'_, Result<T, Error>>, Error>) -> Result<T, Error> {
+    match thread?.join() {
+        Ok(outcome) => outcome,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn read_state(
+    bytes: &[u8],
+    attempt: StreamId,
+    devices: &[Ready],
+) -> Result<(MachineState, Vec<VhostUserStateV1>), Error> {
+    let mut stream = StreamReader::new(bytes)?;
+    if stream.id() != attempt {
+        return Err(Error::Mismatch("attempt"));
+    }
+    let state = MachineState::read(&mut stream)?;
+    let rests = devices
+        .iter()
+        .map(|device| stream.load(&device_section(device.id())))
+        .collect::<Result<Vec<_>, _>>()?;
+    stream.finish()?;
+    Ok((state, rests))
+}
+
+/// Gives every device its rings, and memory and features to its back-end.
+fn restore(
+    machine: &Machine,
+    devices: &[Ready],
+    rests: &[VhostUserStateV1],
+    meter: &Meter,
+    limit: Duration,
+) -> Result<(), Error> {
+    let all: Vec<&Ready> = devices.iter().collect();
+    ask_all(
+        &all,
+        meter,
+        Instant::now() + limit,
+        |device, done| {
+            let place = devices.iter().position(|it| it.id() == device.id());
+            let parts = place.and_then(|at| rests.get(at).zip(machine.functions().get(at)));
+            let Some((rest, function)) = parts else {
+                return;
+            };
+            let activation = match rest.rings.is_empty() {
+                true => None,
+                false => function.activation(),
+            };
+            device.restore(activation, rest, done);
+        },
+        |device| Error::Late {
+            device: device.id().to_owned(),
+            step: "take the device's memory and features",
+            limit,
+        },
+    )
+}
+
+fn set_up_rings(
+    devices: &[Ready],
+    rests: &[VhostUserStateV1],
+    meter: &Meter,
+    limit: Duration,
+) -> Result<(), Error> {
+    let pairs = devices.iter().zip(rests);
+    let running: Vec<&Ready> = pairs
+        .filter(|(_, rest)| !rest.rings.is_empty())
+        .map(|(device, _)| device)
+        .collect();
+    ask_all(
+        &running,
+        meter,
+        Instant::now() + limit,
+        |device, done| device.set_up_rings(done),
+        |device| Error::Late {
+            device: device.id().to_owned(),
+            step: "take the device's rings",
+            limit,
+        },
+    )
+}

@@ -1,0 +1,142 @@
+//! The receiver's job until a sender is there and has described its guest. There is no virtual machine yet.
+
+use std::sync::Arc;
+
+use ferry_api::config::{SerialConfig, Timeouts, VmConfig};
+use ferry_api::migration::{MigrationUrl, Openness, Phase, ReceiveRequest};
+use vm_migration::link::{DESCRIPTION_MOST, Last, Link, Listener, Message, Purpose, Tls};
+use vm_migration::stream::Saved;
+
+use super::describe::GuestV1;
+use super::{Attempts, Error, Meter, address};
+use crate::hypervisor::Hypervisor;
+use crate::machine;
+use crate::machine::saving::{check_frequencies, check_processors};
+use crate::snapshot::{self, Renaming};
+
+/// A guest that is on its way here.
+pub struct Incoming {
+    /// For the other connections, and for senders that ask.
+    pub(super) listener: Listener,
+    pub(super) link: Link,
+    pub(super) guest: GuestV1,
+    /// The definition, with the sockets that were asked for.
+    pub config: VmConfig,
+    pub(super) connections: u16,
+    pub(super) attempts: Arc<Attempts>,
+    /// The most bytes of state that one back-end may have.
+    pub(super) state_most: u64,
+    pub meter: Arc<Meter>,
+}
+
+/// Waits for a sender, and compares what it describes with what is asked for and with this host. Whoever asks meanwhile what
+/// has become of an attempt is told. `listening` is called once a sender can come.
+pub fn listen(
+    request: &ReceiveRequest,
+    timeouts: &Timeouts,
+    attempts: &Arc<Attempts>,
+    meter: &Arc<Meter>,
+    listening: impl FnOnce(),
+) -> Result<Incoming, Error> {
+    let tls = request.tls.as_deref().map(Tls::load).transpose()?;
+    let mut listener = Listener::bind(&address(&request.receiver), tls.as_ref())?;
+    if !listener.is_loopback() && tls.is_none() && request.openness == Openness::Loopback {
+        return Err(Error::Open);
+    }
+    listener.set_silence(timeouts.request);
+    listening();
+    let (mut link, connections) = wait_for_sender(&mut listener, attempts, meter)?;
+    meter.set_attempt(link.attempt().to_string());
+    meter.enter(Phase::Connect);
+    match receive_description(&mut link, request, meter) {
+        Ok((guest, config)) => Ok(Incoming {
+            listener,
+            link,
+            guest,
+            config,
+            connections,
+            attempts: attempts.clone(),
+            state_most: request.state_most,
+            meter: meter.clone(),
+        }),
+        Err(error) => {
+            link.give_up(&error.failure());
+            Err(error)
+        }
+    }
+}
+
+fn wait_for_sender(
+    listener: &mut Listener,
+    attempts: &Attempts,
+    meter: &Meter,
+) -> Result<(Link, u16), Error> {
+    loop {
+        let mut link = listener.accept(meter, None)?;
+        match link.purpose() {
+            Purpose::Migrate { connections } => {
+                link.accept_it()?;
+                return Ok((link, connections));
+            }
+            Purpose::Ask => attempts.answer(link),
+            Purpose::Join { .. } => {
+                let _ = link.refuse("there is no migration that it could be a part of");
+            }
+        }
+    }
+}
+
+fn receive_description(
+    link: &mut Link,
+    request: &ReceiveRequest,
+    meter: &Meter,
+) -> Result<(GuestV1, VmConfig), Error> {
+    let mut bytes = Vec::new();
+    loop {
+        if let Message::Describe { piece, last } = link.receive(meter)? {
+            // The link has a limit of its own to all pieces.
+            debug_assert!(bytes.len() as u64 <= DESCRIPTION_MOST);
+            bytes.extend_from_slice(piece);
+            if last == Last::Yes {
+                break;
+            }
+        }
+    }
+    let guest = GuestV1::read(GuestV1::VERSION, &bytes)?;
+    let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
+    check_processors(hypervisor.kvm(), &guest.cpuids)?;
+    let frequencies: Vec<u32> = guest.tsc_khz.into_iter().collect();
+    check_frequencies(hypervisor.kvm(), &frequencies)?;
+    let config = definition(&guest, request)?;
+    Ok((guest, config))
+}
+
+/// The definition that the guest gets here.
+fn definition(guest: &GuestV1, request: &ReceiveRequest) -> Result<VmConfig, Error> {
+    let mut config = VmConfig::from_json(&guest.config).map_err(|error| {
+        Error::Request(snapshot::Error::Config(
+            ferry_api::chain(&error).join(": "),
+        ))
+    })?;
+    if usize::from(config.cpus.boot_vcpus) != guest.cpuids.len() {
+        return Err(Error::Mismatch("number of processors"));
+    }
+    if let (MigrationUrl::Tcp { .. }, None, SerialConfig::File(path) | SerialConfig::Socket(path)) =
+        (&request.receiver, &request.serial, &config.serial)
+    {
+        return Err(Error::Serial(path.display().to_string()));
+    }
+    let renaming = Renaming {
+        sockets: &request.sockets,
+        serial: request.serial.as_ref(),
+    };
+    renaming.apply(&mut config)?;
+    Ok(config)
+}
+
+impl Incoming {
+    /// Tells the sender that its guest is not wanted any more.
+    pub fn refuse(self, error: &Error) {
+        self.link.give_up(&error.failure());
+    }
+}
