@@ -3,6 +3,7 @@
 //! Nothing here waits: the transport calls from vCPU threads. What the back-end has to do is posted to the worker's
 //! [inbox](super::inbox), and what can be said at once is read from what the worker [shares](super::shared).
 
+mod logging;
 mod moving;
 
 use std::io;
@@ -210,7 +211,9 @@ impl VhostUserDevice {
     /// not be waited for: what the guest asks of the device meanwhile is done when it runs again.
     ///
     /// *Afterwards*, if `done` is told `Ok`: every ring that had been stopped runs again from where it was, has
-    /// been looked at by the back-end once, and has raised one interrupt. For a device without rings, with
+    /// been looked at by the back-end once, and has raised one interrupt. (Of rings that
+    /// [`VhostUserDevice::set_up_rings`] has set up, the back-end is told their kicks and to enable them, and nothing else.) A
+    /// dirty log stays as it is. For a device without rings, with
     /// rings that were not stopped, or that has failed, there is nothing to do: `Ok`.
     ///
     /// *An error* says that the device has failed, which the transport and the observer have been told, too.

@@ -4,6 +4,7 @@
 //! answer says; none waits longer than [`Frontend::set_patience`] says. Where REPLY_ACK is negotiated, every
 //! message without an answer of its own asks for an acknowledgement.
 
+mod log;
 mod state;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,6 +23,7 @@ use super::connection::{Connection, Request};
 use super::error::{Cause, During, Violation};
 use super::memory::{RamRegion, token};
 use super::message::{Acknowledge, ReplyShape, RequestCode, payload};
+use super::negotiated::RingLog;
 use super::socket::MAX_FDS;
 use crate::virtio::ActiveQueue;
 
@@ -157,11 +159,17 @@ impl Frontend {
         self.set_ring_state(FrontendReq::SET_VRING_BASE, index, base)
     }
 
-    /// Where the parts of a ring lie, as address tokens; they are aligned and in guest RAM.
-    pub fn set_vring_addr(&mut self, queue: &ActiveQueue) -> Result<(), Cause> {
+    /// Where the parts of a ring lie, as address tokens; they are aligned and in guest RAM. Never for a ring that runs: a
+    /// completion could be lost. So the flag that has the used ring logged is given from the beginning; it counts
+    /// while LOG_ALL is accepted.
+    pub fn set_vring_addr(&mut self, queue: &ActiveQueue, log: RingLog) -> Result<(), Cause> {
+        let flags = match log {
+            RingLog::Offered => VhostUserVringAddrFlags::VHOST_VRING_F_LOG,
+            RingLog::Absent => VhostUserVringAddrFlags::empty(),
+        };
         let address = VhostUserVringAddr::new(
             u32::from(queue.index),
-            VhostUserVringAddrFlags::empty(),
+            flags,
             token(queue.descriptors),
             token(queue.used),
             token(queue.available),

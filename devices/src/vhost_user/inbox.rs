@@ -9,7 +9,7 @@
 //! not add up, because a newer order clears away what nobody waits for any more ([`Order::is_moot_before`]):
 //!
 //! - Preparing and its opposite: only the last word counts, so that one of them waits at most. An attempt is never left
-//!   prepared because there was no room to say so.
+//!   prepared because there was no room to say so. The same of beginning a dirty log and of its end.
 //! - A move of state that has been given up is not begun, nor asked about.
 
 use std::collections::VecDeque;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::BackendSpec;
+use super::dirty_log::DirtyLog;
 use super::error::{Cause, Error};
 use super::moving::{Begin, Check, TransferError, VhostUserStateV1};
 use crate::virtio::{Activation, TransportEvents};
@@ -30,9 +31,10 @@ const MAX_FROM_TRANSPORT: usize = 16;
 /// before both are answered.
 const MAX_FROM_OWNER: usize = 2;
 
-/// Orders of jobs that may wait, as one job goes on at a time: one to prepare or the opposite, whoever gave it; one to move
-/// state and the one that gives that up; and a restoration, which comes before any move and is given up with its machine.
-const MAX_FROM_JOBS: usize = 4;
+/// Orders of jobs that may wait, as one job goes on at a time: one to prepare or the opposite, whoever gave it; the same of the dirty
+/// log; one to move state and the one that gives that up; and a restoration and setting up its rings, which come before
+/// and after any move and are given up with their machine.
+const MAX_FROM_JOBS: usize = 6;
 
 /// Writes to the configuration space that may wait.
 const MAX_WRITES: usize = 16;
@@ -51,6 +53,12 @@ pub(super) enum Order {
     Prepare(Done),
     /// Let it be.
     Unprepare(Done),
+    /// Have the back-end note there what it writes to guest RAM.
+    StartLog(Arc<DirtyLog>, Done),
+    /// Have it do so no more.
+    StopLog(Done),
+    /// Tell the back-end all of the rings but what starts them.
+    SetUpRings(Done),
     /// Ask the back-end to move its state.
     BeginState(Begin),
     /// Ask the back-end how that went.
@@ -76,6 +84,9 @@ impl Order {
             Order::Suspend(_) | Order::Resume(_) => Giver::Owner,
             Order::Prepare(_)
             | Order::Unprepare(_)
+            | Order::StartLog(..)
+            | Order::StopLog(_)
+            | Order::SetUpRings(_)
             | Order::BeginState(_)
             | Order::CheckState(_)
             | Order::Restore(..)
@@ -90,6 +101,10 @@ impl Order {
             Order::Prepare(_) | Order::Unprepare(_) => {
                 matches!(newer, Order::Prepare(_) | Order::Unprepare(_))
             }
+            // So does a log.
+            Order::StartLog(..) | Order::StopLog(_) => {
+                matches!(newer, Order::StartLog(..) | Order::StopLog(_))
+            }
             Order::BeginState(begin) => begin.given_up.load(Ordering::Acquire),
             Order::CheckState(check) => check.given_up.load(Ordering::Acquire),
             _ => false,
@@ -99,7 +114,12 @@ impl Order {
     /// Answers an order of a job that is not carried out.
     pub fn refuse_job(self, error: &Error) {
         match self {
-            Order::Prepare(done) | Order::Unprepare(done) | Order::Restore(_, done) => {
+            Order::Prepare(done)
+            | Order::Unprepare(done)
+            | Order::StartLog(_, done)
+            | Order::StopLog(done)
+            | Order::SetUpRings(done)
+            | Order::Restore(_, done) => {
                 done.tell(Err(error.clone()));
             }
             Order::BeginState(begin) => begin.done.tell(Err(error.clone())),

@@ -12,7 +12,8 @@
 //!   ready(Err): the worker ends                closed, violation, dead:   Failed
 //! ```
 //!
-//! A device that is restored comes from *Idle* to *Suspended*, by way of *Changing* if state has to be loaded into its back-end.
+//! A device that is restored comes from *Idle* to *Suspended*, by way of *Changing* if state has to be loaded into its back-end. A reset
+//! leads back to *Idle* from anywhere there, also when the load has failed or was given up: the connection stays.
 //!
 //! A device that has failed stays failed: it answers activations with an error and resets at once, so that the guest
 //! can go on without it.
@@ -21,7 +22,7 @@
 //! |---|---|
 //! | `device` | the handle |
 //! | `shared`, `inbox`, `counters` | what the handle and the worker share; what is to be done; what can be counted |
-//! | `worker` | the thread: its loop; `orders`: one at a time; `session`: from activation to reset; `suspend`: stopping and going on in between; `drain`: requests in flight; `config`: the configuration space; `moving`: asking for a move of state; `restore`: from a session's state back to it |
+//! | `worker` | the thread: its loop; `orders`: one at a time; `session`: from activation to reset; `suspend`: stopping and going on in between; `drain`: requests in flight; `logging`: LOG_ALL; `config`: the configuration space; `moving`: asking for a move of state; `restore`: from a session's state back to it |
 //! | `moving` | the state inside the back-end on its way, and what is saved beside it |
 //! | `negotiation` | connecting, and agreeing on everything before the guest may see the device |
 //! | `profile` | what is particular to a device's type |
@@ -30,12 +31,14 @@
 //! | `backend_channel` | requests from the back-end |
 //! | `incoming`, `message`, `socket` | the wire |
 //! | `negotiated` | what was agreed on, apart from the socket |
+//! | `dirty_log` | the pages that back-ends write to |
 //! | `memory`, `rings` | guest RAM and the rings in it |
 
 mod backend_channel;
 mod connection;
 mod counters;
 mod device;
+mod dirty_log;
 mod error;
 mod frontend;
 mod inbox;
@@ -59,6 +62,7 @@ use std::time::Duration;
 
 pub use counters::{DeviceCounters, RingCounters};
 pub use device::{DeviceObserver, DeviceState, Starting, VhostUserDevice};
+pub use dirty_log::{DirtyLog, LOG_PAGE};
 pub use error::{Cause, During, Error, Violation};
 pub use memory::RamRegion;
 pub use message::RequestCode;

@@ -4,6 +4,15 @@
 
 use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
+/// Whether a back-end can note that it has written to a used ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingLog {
+    /// It can: while LOG_ALL is accepted, it does.
+    Offered,
+    /// It cannot.
+    Absent,
+}
+
 /// The result of negotiation with one back-end: plain data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Negotiated {
@@ -39,9 +48,21 @@ impl Negotiated {
     /// Whether the back-end can be told that its state is going to be saved: by LOG_ALL, which may be accepted where
     /// there is LOG_SHMFD.
     pub fn offers_preparation(&self) -> bool {
+        self.offers_device_state() && self.offers_log()
+    }
+
+    /// Whether the back-end can note which pages of guest RAM it writes to.
+    pub fn offers_log(&self) -> bool {
         let log_all = VhostUserVirtioFeatures::LOG_ALL.bits();
-        self.offers_device_state()
-            && self.backend_features & log_all != 0
+        self.backend_features & log_all != 0
             && self.protocol.contains(VhostUserProtocolFeatures::LOG_SHMFD)
+    }
+
+    /// The same of what it writes to used rings.
+    pub fn ring_log(&self) -> RingLog {
+        match self.offers_log() {
+            true => RingLog::Offered,
+            false => RingLog::Absent,
+        }
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub counters: Arc<Counters>,
     /// The rings of the running session.
     rings: Mutex<RunningRings>,
+    /// Why the back-end has not noted all that it wrote, although it was to.
+    unlogged: Mutex<Option<Error>>,
     /// Where the rings of the session that is suspended are to go on.
     stopped: Mutex<Vec<RingStateV1>>,
 }
@@ -58,6 +60,7 @@ impl Shared {
             error: Mutex::default(),
             counters: Arc::default(),
             rings: Mutex::default(),
+            unlogged: Mutex::default(),
             stopped: Mutex::default(),
         })
     }
@@ -114,6 +117,14 @@ impl Shared {
 
     pub fn set_rings(&self, rings: RunningRings) {
         *lock(&self.rings) = rings;
+    }
+
+    pub fn unlogged(&self) -> Option<Error> {
+        lock(&self.unlogged).clone()
+    }
+
+    pub fn set_unlogged(&self, error: Option<Error>) {
+        *lock(&self.unlogged) = error;
     }
 
     pub fn stopped(&self) -> Vec<RingStateV1> {

@@ -16,7 +16,8 @@ impl VhostUserDevice {
     /// nothing to prepare, this is `Ok` at once.
     ///
     /// *Who calls, and when*: a job, once for each attempt. [`VhostUserDevice::resume`] puts it back;
-    /// so does [`VhostUserDevice::unprepare`], for an attempt that has not come to the suspension.
+    /// so does [`VhostUserDevice::unprepare`], for an attempt that has not come to the suspension. Not needed where there is a dirty
+    /// log: that has prepared it, so that this and its opposite change nothing then.
     ///
     /// *An error* that leaves the device alive means that saving it will take longer; or that this or its opposite was asked for
     /// again before the worker came to it ([`Cause::GivenUp`]).
@@ -54,9 +55,13 @@ impl VhostUserDevice {
     /// [`DeviceState::Idle`], and nobody asks anything of it meanwhile.
     ///
     /// # Errors
-    /// It does not rest; has buffers in flight, which would be lost; or has failed.
+    /// It does not rest; has buffers in flight, which would be lost; has written what its dirty log does not tell
+    /// ([`VhostUserDevice::log_error`]); or has failed.
     pub fn rest(&self) -> Result<VhostUserStateV1, Error> {
         if let Some(error) = self.error() {
+            return Err(error);
+        }
+        if let Some(error) = self.shared.unlogged() {
             return Err(error);
         }
         let not_at_rest = |reason| Err(self.shared.error_from(Cause::NotAtRest { reason }));
@@ -100,7 +105,10 @@ impl VhostUserDevice {
     /// device, if it has.
     ///
     /// *Afterwards*, if `done` is told `Ok`: a device that was started is suspended. If `state` says that state is carried,
-    /// it has to be loaded first ([`VhostUserDevice::begin_load`]); until that has succeeded, `resume` is the device's end.
+    /// it has to be loaded first ([`VhostUserDevice::begin_load`]); until that has succeeded, `resume` is the device's end. A
+    /// restoration that is not wanted any more, wherever it has come to short of `resume`, is undone by
+    /// [`VirtioDevice::reset`](crate::virtio::VirtioDevice::reset): the device is idle then, over the same connection, and may be
+    /// restored anew, also with other RAM ([`VhostUserDevice::set_ram`]).
     ///
     /// *An error* that leaves the device alive leaves it idle.
     ///
@@ -121,5 +129,24 @@ impl VhostUserDevice {
     /// by the methods of [`Loading`].
     pub fn begin_load(&self, limits: &StateLimits) -> Loading {
         Loading::begin(&self.shared, limits)
+    }
+
+    /// Tells the back-end of a restored device all of its rings (NUM, BASE, ADDR, CALL) but what would start them, so
+    /// that [`VhostUserDevice::resume`] has less to do. Where this was not asked for, `resume` does it all.
+    ///
+    /// *Who calls, and when*: a job, once all of guest RAM is there (back-ends read the used rings now) and the state inside the
+    /// back-end, if there is one, is loaded.
+    ///
+    /// *Afterwards*, if `done` is told `Ok`: the device is suspended as before, and its rings stand still, because
+    /// back-ends start a ring at its kick. They may have raised an interrupt. A device without rings, or with rings that run, has
+    /// nothing to be set up: `Ok` at once.
+    ///
+    /// *An error* that leaves the device alive changes nothing: it can be asked for again, or be reset; if `resume` follows, it tries
+    /// once more.
+    ///
+    /// `done` is called as for `suspend`.
+    pub fn set_up_rings(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        let done = Done::new(&self.shared.spec, done);
+        self.shared.post_order(Order::SetUpRings(done));
     }
 }

@@ -15,8 +15,10 @@ use crate::vhost_user::shared::Shared;
 
 /// State on its way into a back-end.
 ///
-/// Dropping it before [`Loading::finish`] has succeeded is the device's end: its back-end has a part of a state and takes it
-/// for the whole, and must not be let start. The device fails then, with the reason.
+/// Dropping it before [`Loading::finish`] has succeeded leaves a back-end that has a part of a state and takes it for the whole,
+/// and that must not be let start: the device's `resume` is refused then, and is its end, with the reason. The connection
+/// lives on, and a reset puts the device back to where it can be restored anew. Not before this has been dropped: the reset waits for the
+/// back-end, which waits for the state's end.
 pub struct Loading {
     half: Half,
     progress: Progress,
@@ -55,7 +57,7 @@ impl Loading {
     /// Ends the state, and asks the back-end whether it is good. Returns how many bytes it were.
     ///
     /// # Errors
-    /// The load has failed, and the device with it.
+    /// The load has failed: the device cannot go on, only be reset, or be loaded anew.
     pub fn finish(mut self, watch: &dyn Watch) -> Result<u64, StateError> {
         let result = self.try_finish(watch);
         self.note(result)?;

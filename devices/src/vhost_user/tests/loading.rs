@@ -32,6 +32,19 @@ fn waiting<'a>(script: Script, ram: &'a TestRam) -> (Disk, Ring<'a>) {
     (share, ring)
 }
 
+/// The device lives, and whoever lets it go on is refused for this reason, which is its end.
+pub fn is_refused(share: &Disk, reason: &str) {
+    eventually("it was told that the load has failed", || {
+        share.device.state() == DeviceState::Changing
+    });
+    share.is_well();
+    assert!(share.device.rest().is_err());
+    let error = outcome(&resume(&share.device)).unwrap_err();
+    assert!(matches!(*error.cause, Cause::NotLoaded { .. }));
+    assert!(chain(&error).contains(reason), "{}", chain(&error));
+    is_at_its_end(share, reason);
+}
+
 /// The device has failed for this reason, never to be started.
 fn is_at_its_end(share: &Disk, reason: &str) {
     let line = chain(&failure(&share.reports));
@@ -48,7 +61,7 @@ fn is_at_its_end(share: &Disk, reason: &str) {
     assert!(share.device.rest().is_err());
 }
 
-/// A load with these limits fails at this step, and the device for this reason.
+/// A load with these limits fails at this step, and the device cannot go on for this reason.
 fn fails(script: Script, limits: &StateLimits, step: StateStep, reason: &str) {
     let ram = TestRam::new();
     let (share, _ring) = waiting(script, &ram);
@@ -59,7 +72,7 @@ fn fails(script: Script, limits: &StateLimits, step: StateStep, reason: &str) {
         }
         other => panic!("{other:?}"),
     }
-    is_at_its_end(&share, reason);
+    is_refused(&share, reason);
 }
 
 #[test]
@@ -172,10 +185,16 @@ fn a_back_end_that_closes_its_end_is_an_error_and_no_signal() {
 
 #[test]
 fn death_is_the_end_wherever_it_comes() {
-    let script = once(BEGIN, Reaction::Close);
-    fails(script, &PATIENT, StateStep::Begin, "closed the connection");
-    let script = with_state(Vec::new(), once(CHECK, Reaction::Close)).script;
-    fails(script, &PATIENT, StateStep::Check, "closed the connection");
+    for (at, step) in [(BEGIN, StateStep::Begin), (CHECK, StateStep::Check)] {
+        let ram = TestRam::new();
+        let script = with_state(Vec::new(), once(at, Reaction::Close)).script;
+        let (share, _ring) = waiting(script, &ram);
+        match load(&share.device, &PATIENT, &blob(3 * MIB)) {
+            Err(StateError::BackEnd(error)) => assert_eq!(error.step, step),
+            other => panic!("{other:?}"),
+        }
+        is_at_its_end(&share, "closed the connection");
+    }
 }
 
 #[test]
@@ -198,7 +217,7 @@ fn a_load_that_is_given_up_is_the_end() {
         let mut loading = share.device.begin_load(&PATIENT);
         loading.write(&blob(written), &Counting::default()).unwrap();
         drop(loading);
-        is_at_its_end(&share, "given up before the end of the state");
+        is_refused(&share, "given up before the end of the state");
     }
 }
 
@@ -226,7 +245,7 @@ fn a_load_is_cancelled_wherever_it_waits() {
             let result = loading.join().unwrap();
             assert!(matches!(result, Err(StateError::Cancelled)), "{result:?}");
         });
-        is_at_its_end(&share, "given up before the end of the state");
+        is_refused(&share, "given up before the end of the state");
     }
 }
 
@@ -241,7 +260,7 @@ fn nothing_follows_what_has_failed() {
         assert!(matches!(error, Err(StateError::BackEnd(_))), "{error:?}");
     }
     assert!(loading.finish(&Counting::default()).is_err());
-    is_at_its_end(&share, "its own log has the reason");
+    is_refused(&share, "its own log has the reason");
 }
 
 #[test]

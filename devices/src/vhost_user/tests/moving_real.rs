@@ -213,6 +213,8 @@ fn a_state_that_was_damaged_does_not_start_a_guest() {
             }
             other => panic!("{other:?}"),
         }
+        assert_eq!(destination.device.state(), DeviceState::Changing);
+        assert!(outcome(&resume(&destination.device)).is_err());
         let line = chain(&failure(&destination.reports));
         assert!(line.contains("was not restored"), "{line}");
         outcome(&resume(&destination.device)).unwrap();

@@ -6,6 +6,7 @@
 
 mod config;
 mod drain;
+mod logging;
 mod moving;
 mod orders;
 mod restore;
@@ -23,9 +24,11 @@ use self::orders::Current;
 use self::session::Session;
 use super::connection::Connection;
 use super::device::{DeviceObserver, DeviceState, VhostUserDevice};
+use super::dirty_log::DirtyLog;
 use super::error::Cause;
 use super::frontend::{Frontend, Patience};
 use super::memory::RamRegion;
+use super::moving::TransferError;
 use super::negotiated::Negotiated;
 use super::shared::Shared;
 use super::{Limits, negotiation};
@@ -44,14 +47,18 @@ pub(super) struct Worker {
     told_ram: Option<Arc<[RamRegion]>>,
     /// Since the guest's last reset: which rings the back-end has been given.
     session: Option<Session>,
-    /// Whether the back-end has been told to get its state ready to be saved, by LOG_ALL among the features.
-    prepared: bool,
+    /// Whether LOG_ALL may be among the features that the back-end has been told.
+    log_all: bool,
+    /// Where the back-end is to note what it writes.
+    log: Option<Arc<DirtyLog>>,
     /// The move of state that is under way.
     moving: Option<Moving>,
     /// Whether the back-end may still be busy with a move that nobody has asked it about.
     unsettled: bool,
     /// Whether state has been on its way into the back-end since the device last went on.
     loads: bool,
+    /// Why the state of the device that is being restored is not there, once that is known.
+    not_loaded: Option<TransferError>,
     /// How many moves have been begun.
     moves: u64,
     /// The configuration space has to be fetched again.
@@ -144,10 +151,12 @@ impl Worker {
             negotiated,
             told_ram: None,
             session: None,
-            prepared: false,
+            log_all: false,
+            log: None,
             moving: None,
             unsettled: false,
             loads: false,
+            not_loaded: None,
             moves: 0,
             config_is_stale: false,
             current: None,

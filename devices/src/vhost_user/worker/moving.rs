@@ -6,7 +6,6 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use vhost::vhost_user::VhostUserVirtioFeatures;
 use vhost::vhost_user::message::FrontendReq;
 
 use super::Worker;
@@ -41,14 +40,25 @@ impl Worker {
             Order::Unprepare(done) => {
                 self.current = Some(Current::Owners(done));
                 self.be_as_patient_as_for_requests();
-                let outcome = match self.session.take() {
-                    None => Ok(()),
-                    Some(session) => {
-                        let outcome = self.unprepare(&session);
-                        self.session = Some(session);
-                        outcome
-                    }
-                };
+                let outcome = self.unprepare_session();
+                self.answer_done(outcome)
+            }
+            Order::StartLog(log, done) => {
+                self.current = Some(Current::Owners(done));
+                self.be_as_patient_as_for_requests();
+                let outcome = self.start_log(log);
+                self.answer_done(outcome)
+            }
+            Order::StopLog(done) => {
+                self.current = Some(Current::Owners(done));
+                self.be_as_patient_as_for_requests();
+                let outcome = self.stop_log();
+                self.answer_done(outcome)
+            }
+            Order::SetUpRings(done) => {
+                self.current = Some(Current::Owners(done));
+                self.be_as_patient_as_for_requests();
+                let outcome = self.set_up_rings();
                 self.answer_done(outcome)
             }
             Order::Restore(restoring, done) => {
@@ -60,18 +70,29 @@ impl Worker {
             Order::BeginState(begin) => self.begin_state(begin),
             Order::CheckState(check) if check.given_up.load(Ordering::Acquire) => Ok(()),
             Order::CheckState(check) => self.check_state(check),
-            Order::GiveUpLoad(source) => self.give_up_load(source),
+            Order::GiveUpLoad(source) => {
+                self.give_up_load(source);
+                Ok(())
+            }
             // The owner's and the transport's are carried out elsewhere.
             Order::Activate(..) | Order::Reset(_) | Order::Suspend(_) | Order::Resume(_) => Ok(()),
         }
     }
 
-    /// It does not matter how far it had come. What was never to be loaded lacks nothing.
-    fn give_up_load(&self, source: TransferError) -> Result<(), Cause> {
-        match self.loads || self.refuse_unloaded().is_err() {
-            true => Err(Cause::NotLoaded { source }),
-            false => Ok(()),
+    /// The device must not be started any more, until it is reset or all of a state is there. It does not matter how far the load had
+    /// come: what nobody has waited for counts for nothing. What was never to be loaded lacks nothing.
+    fn give_up_load(&mut self, source: TransferError) {
+        if !self.loads && self.refuse_unloaded().is_ok() {
+            return;
         }
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        session.service = Service::Unloaded;
+        self.not_loaded = Some(source);
+        self.moving = None;
+        self.shared.set_stopped(Vec::new());
+        self.shared.set_state(DeviceState::Changing);
     }
 
     fn be_as_patient_as_for_requests(&mut self) {
@@ -92,43 +113,6 @@ impl Worker {
             Err(cause) if cause.is_fatal() => Err(cause),
             outcome => Ok(outcome.map_err(|cause| self.shared.error_from(cause))),
         }
-    }
-
-    /// Clears LOG_ALL, then sets it, which lets a back-end begin anew: what it had collected, an earlier save has used up.
-    fn prepare(&mut self) -> Result<(), Cause> {
-        let has_session = |session: &Session| session.service == Service::Complete;
-        if !self.session.as_ref().is_some_and(has_session) || !self.negotiated.offers_preparation()
-        {
-            return Ok(());
-        }
-        self.settle()?;
-        let features = self.accepted();
-        self.frontend.set_features(features)?;
-        // Whether it arrives may stay unknown.
-        self.prepared = true;
-        let log_all = VhostUserVirtioFeatures::LOG_ALL.bits();
-        self.frontend.set_features(features | log_all)?;
-        self.frontend.fence()
-    }
-
-    /// Clears LOG_ALL if it was set.
-    pub(super) fn unprepare(&mut self, session: &Session) -> Result<(), Cause> {
-        if !self.prepared || session.service != Service::Complete {
-            return Ok(());
-        }
-        match self.frontend.set_features(self.accepted()) {
-            Err(cause @ Cause::Refused { .. }) => {
-                self.log_refusal(cause, "the back-end stays prepared to be saved");
-            }
-            other => other?,
-        }
-        self.prepared = false;
-        Ok(())
-    }
-
-    /// The features of the session.
-    fn accepted(&self) -> u64 {
-        self.negotiated.acknowledge(self.shared.rings().features)
     }
 
     fn begin_state(&mut self, begin: Begin) -> Result<(), Cause> {
@@ -188,10 +172,19 @@ impl Worker {
         result
     }
 
+    /// Waits for the end of a load that has been given up. Not with what is being loaded still on its way is a back-end reset, nor
+    /// given other memory: in virtiofsd, what a reset had cleared would be filled again.
+    pub(super) fn settle_load(&mut self) -> Result<(), Cause> {
+        match self.loads {
+            true => self.settle(),
+            false => Ok(()),
+        }
+    }
+
     /// Waits for the end of a move that has been given up, by asking how it went. In virtiofsd, a save that still goes on while
     /// the next one is prepared or begun takes from that what it has collected: the state lacks files then, and its check says nothing.
     /// Not done when a move is given up, because a guest that goes on need not wait for that.
-    fn settle(&mut self) -> Result<(), Cause> {
+    pub(super) fn settle(&mut self) -> Result<(), Cause> {
         if !self.unsettled {
             return Ok(());
         }
@@ -238,6 +231,7 @@ impl Worker {
         if let Some(session) = &mut self.session {
             session.service = Service::Complete;
         }
+        self.not_loaded = None;
         self.publish_stopped();
         self.shared.set_state(DeviceState::Suspended);
     }
@@ -258,12 +252,12 @@ impl Worker {
     pub(super) fn refuse_unloaded(&self) -> Result<(), Cause> {
         match &self.session {
             Some(session) if session.service == Service::Unloaded => Err(Cause::NotLoaded {
-                source: TransferError {
+                source: self.not_loaded.clone().unwrap_or_else(|| TransferError {
                     device: self.shared.spec.id.clone(),
                     socket: self.shared.spec.socket.clone(),
                     step: StateStep::Begin,
                     cause: StateCause::GivenUp.into(),
-                },
+                }),
             }),
             _ => Ok(()),
         }

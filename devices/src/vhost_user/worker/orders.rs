@@ -129,13 +129,17 @@ impl Worker {
     /// that cannot be stopped would go on writing to guest memory, so here a late answer is the device's end.
     fn reset(&mut self) -> Result<(), Cause> {
         if let Some(mut session) = self.session.take() {
-            let result = self.end_session(&mut session);
+            let result = self
+                .settle_load()
+                .and_then(|()| self.end_session(&mut session));
             if let Err(cause) = result {
                 self.session = Some(session);
                 return Err(cause.late_is_dead());
             }
         }
         self.moving = None;
+        self.loads = false;
+        self.not_loaded = None;
         self.shared.set_stopped(Vec::new());
         self.shared.set_rings(Default::default());
         self.shared.counters.resets.add();

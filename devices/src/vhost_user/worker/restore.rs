@@ -1,7 +1,8 @@
 //! Giving a fresh back-end what was saved of another.
 //!
 //! Everything is checked before the back-end is told anything. Afterwards the session is as one that has been suspended:
-//! each ring is noted with the place where it is to go on, and is set up only when the device resumes.
+//! each ring is noted with the place where it is to go on, and is set up when that is asked for, or when the device resumes. A
+//! back-end starts a ring at its kick, so that one that is only set up stands still.
 
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ impl Worker {
         self.tell_features_and_ram(activation.features, &ram)?;
         self.frontend.fence()?;
         let running = RunningRings::new(activation.features, &ram, &activation.queues);
-        let session = session(ram, activation.queues, &state);
+        let session = session(ram, activation, &state);
         let service = session.service;
         self.session = Some(session);
         self.shared.set_rings(running);
@@ -153,7 +154,8 @@ impl Worker {
     }
 }
 
-fn session(ram: Arc<[RamRegion]>, queues: Vec<ActiveQueue>, state: &VhostUserStateV1) -> Session {
+fn session(ram: Arc<[RamRegion]>, activation: Activation, state: &VhostUserStateV1) -> Session {
+    let Activation { features, queues } = activation;
     let rings = queues
         .into_iter()
         .zip(&state.rings)
@@ -161,8 +163,10 @@ fn session(ram: Arc<[RamRegion]>, queues: Vec<ActiveQueue>, state: &VhostUserSta
             place: rings::Place::of(&queue),
             queue,
             stopped_at: Some(ring.base),
+            is_set_up: false,
         });
     Session {
+        features,
         ram,
         rings: rings.collect(),
         service: match state.back_end {

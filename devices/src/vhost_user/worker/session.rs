@@ -10,11 +10,14 @@ use crate::vhost_user::error::Cause;
 use crate::vhost_user::frontend::Frontend;
 use crate::vhost_user::inbox::Order;
 use crate::vhost_user::memory::RamRegion;
+use crate::vhost_user::negotiated::RingLog;
 use crate::vhost_user::rings;
 use crate::virtio::{Activation, ActiveQueue};
 
 /// The time from an activation to the reset that ends it.
 pub(super) struct Session {
+    /// The features that the driver has accepted.
+    pub features: u64,
     /// Where the rings are.
     pub ram: Arc<[RamRegion]>,
     /// Rings that the back-end has been given.
@@ -40,6 +43,8 @@ pub(super) struct Ring {
     pub place: rings::Place,
     /// `None`: it may be running. Else where it is to go on when it is started again.
     pub stopped_at: Option<u16>,
+    /// Whether a stopped ring needs no more than its kick and its being enabled.
+    pub is_set_up: bool,
 }
 
 impl Worker {
@@ -57,6 +62,7 @@ impl Worker {
             }
         }
         let mut session = Session {
+            features: activation.features,
             ram,
             rings: Vec::new(),
             service: Service::Incomplete,
@@ -73,18 +79,20 @@ impl Worker {
     ) -> Result<(), Cause> {
         let ram = Arc::clone(&session.ram);
         self.tell_features_and_ram(activation.features, &ram)?;
+        let log = self.negotiated.ring_log();
         let frontend = &mut self.frontend;
         for queue in &activation.queues {
             let given_up = |order: &Order| matches!(order, Order::Reset(_));
             if self.shared.has_order(given_up) {
                 return Err(Cause::Overtaken);
             }
-            set_up(frontend, queue, 0)?;
+            set_up(frontend, queue, 0, log)?;
             // Whether the kick arrives may stay unknown, so the ring counts as running before it.
             session.rings.push(Ring {
                 queue: queue.clone(),
                 place: rings::Place::of(queue),
                 stopped_at: None,
+                is_set_up: false,
             });
             frontend.set_vring_kick(queue)?;
         }
@@ -103,7 +111,8 @@ impl Worker {
         Ok(())
     }
 
-    /// The features that the driver has accepted, and guest RAM if the back-end does not know it.
+    /// The features that the driver has accepted, guest RAM if the back-end does not know it, and the dirty log if there is one: a
+    /// back-end may log only what it knew when it was given that.
     pub(super) fn tell_features_and_ram(
         &mut self,
         features: u64,
@@ -111,7 +120,7 @@ impl Worker {
     ) -> Result<(), Cause> {
         let frontend = &mut self.frontend;
         frontend.set_features(self.negotiated.acknowledge(features))?;
-        self.prepared = false;
+        self.log_all = false;
         let knows = |told: &Arc<[RamRegion]>| Arc::ptr_eq(told, ram);
         if !self.told_ram.as_ref().is_some_and(knows) {
             // Should the answer be lost, the table is sent again.
@@ -120,11 +129,11 @@ impl Worker {
             frontend.set_mem_table(ram)?;
             self.told_ram = Some(Arc::clone(ram));
         }
-        Ok(())
+        self.log_new_session(features, ram)
     }
 
     /// Stops the rings, then resets the back-end's device if it knows how. Rings that are stopped already
-    /// have nothing in flight, and asking for them again would tell nothing.
+    /// have nothing in flight, and asking for them again would tell nothing; the same of those that were only set up.
     pub(super) fn end_session(&mut self, session: &mut Session) -> Result<(), Cause> {
         self.drain_for_reset(session)?;
         for ring in &mut session.rings {
@@ -151,10 +160,15 @@ impl Worker {
 
 /// Everything that a back-end needs to know of a ring before it may start it, which the kick's eventfd lets it do.
 /// The call comes before that: back-ends start at the kick, and what they complete then must raise its interrupt.
-pub(super) fn set_up(frontend: &mut Frontend, queue: &ActiveQueue, base: u16) -> Result<(), Cause> {
+pub(super) fn set_up(
+    frontend: &mut Frontend,
+    queue: &ActiveQueue,
+    base: u16,
+    log: RingLog,
+) -> Result<(), Cause> {
     frontend.set_vring_num(queue.index, queue.size)?;
     frontend.set_vring_base(queue.index, base)?;
-    frontend.set_vring_addr(queue)?;
+    frontend.set_vring_addr(queue, log)?;
     frontend.set_vring_call(queue)
 }
 

@@ -126,6 +126,7 @@ impl Worker {
         self.moving = None;
         self.refuse_unloaded()?;
         self.loads = false;
+        self.not_loaded = None;
         if let Some(mut session) = self.session.take() {
             self.shared.set_stopped(Vec::new());
             let result = self
@@ -140,20 +141,55 @@ impl Worker {
         Ok(())
     }
 
+    /// Tells the back-end all of the stopped rings but what would start them.
+    pub(super) fn set_up_rings(&mut self) -> Result<(), Cause> {
+        let Some(mut session) = self.session.take() else {
+            return Ok(());
+        };
+        let outcome = self.set_up_stopped(&mut session);
+        self.session = Some(session);
+        outcome
+    }
+
+    fn set_up_stopped(&mut self, session: &mut Session) -> Result<(), Cause> {
+        match session.service {
+            Service::Complete => {}
+            Service::Incomplete => return Ok(()),
+            Service::Unloaded => {
+                let reason = "the state inside its back-end is not loaded yet".into();
+                return Err(Cause::BadState { reason });
+            }
+        }
+        // Back-ends read where the used ring ends when they are told where it is.
+        self.drain_for_resume(session)?;
+        let log = self.negotiated.ring_log();
+        for ring in session.rings.iter_mut().filter(|ring| !ring.is_set_up) {
+            if let Some(base) = ring.stopped_at {
+                set_up(&mut self.frontend, &ring.queue, base, log)?;
+                ring.is_set_up = true;
+            }
+        }
+        self.frontend.fence()
+    }
+
     fn restart_rings(&mut self, session: &mut Session) -> Result<(), Cause> {
         // What was not running before stays for the guest to reset.
         if session.service == Service::Incomplete {
             return Ok(());
         }
         self.drain_for_resume(session)?;
+        let log = self.negotiated.ring_log();
         let frontend = &mut self.frontend;
         let mut restarted = Vec::new();
         for ring in &mut session.rings {
             let Some(base) = ring.stopped_at else {
                 continue;
             };
-            set_up(frontend, &ring.queue, base)?;
-            ring.stopped_at = None;
+            if !ring.is_set_up {
+                set_up(frontend, &ring.queue, base, log)?;
+            }
+            // Whether the kick arrives may stay unknown.
+            (ring.stopped_at, ring.is_set_up) = (None, false);
             frontend.set_vring_kick(&ring.queue)?;
             restarted.push(&ring.queue);
         }
