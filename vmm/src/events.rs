@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpu::vcpu::GuestEnd;
 use crate::lifecycle::{self, Built, DeviceKey, Outside, Ready};
+use crate::migration::{self, Incoming, send};
 use crate::snapshot;
 use crate::snapshot::restore::Found;
 use crate::snapshot::save::Word;
@@ -40,6 +41,15 @@ pub enum Event {
     },
     /// The job of a snapshot has come to a point where the owner has something to do.
     Saving { number: u64, word: Word },
+    /// The job that sends a guest has come to a point where the owner has something to do.
+    Sending { number: u64, word: send::Word },
+    /// A sender can come.
+    Listening { number: u64 },
+    /// A sender has come, and described its guest.
+    Incoming {
+        number: u64,
+        outcome: Result<Box<Incoming>, migration::Error>,
+    },
     /// A snapshot has been read and checked, as far as that is possible without its devices.
     Found {
         number: u64,

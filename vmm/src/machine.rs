@@ -269,6 +269,13 @@ impl Machine {
         Loggable(self.vm.clone())
     }
 
+    /// Holds vCPUs back for so many percent of their time, at most 99.
+    pub fn throttle(&mut self, percent: u8) {
+        if let Some(vcpus) = &mut self.vcpus {
+            vcpus.throttle(percent);
+        }
+    }
+
     /// What the processors say of themselves, by ascending index.
     pub fn cpuids(&self) -> &[CpuId] {
         &self.processors.cpuids

@@ -40,19 +40,11 @@ impl Decision {
         self.0.load(Ordering::SeqCst) == CANCELLED
     }
 
-    pub fn is_committed(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == COMMITTED
-    }
-
     /// Waits for something to arrive; nothing at the deadline.
     ///
     /// # Errors
     /// [`GivenUp`], soon after the job was given up, or once nobody is left who could send anything.
-    pub fn wait<T>(
-        &self,
-        receiver: &Receiver<T>,
-        deadline: Instant,
-    ) -> Result<Option<T>, GivenUp> {
+    pub fn wait<T>(&self, receiver: &Receiver<T>, deadline: Instant) -> Result<Option<T>, GivenUp> {
         loop {
             if self.is_cancelled() {
                 return Err(GivenUp);

@@ -16,7 +16,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 
@@ -80,6 +80,8 @@ struct Word {
     /// Whether the guest has ended by itself.
     guest_ended: bool,
     hidden_ticks: u64,
+    /// Until then vCPUs are held back, though they are to run.
+    hold_until: Option<Instant>,
     /// How many errands there have been, and the last one, until it is done.
     errands: u64,
     errand: Option<Errand>,
@@ -94,6 +96,7 @@ impl Gate {
                 running: count,
                 guest_ended: false,
                 hidden_ticks,
+                hold_until: None,
                 errands: 0,
                 errand: None,
             }),
@@ -109,6 +112,13 @@ impl Gate {
         self.attention
             .store(wanted != Wanted::Run, Ordering::SeqCst);
         self.changed.notify_all();
+    }
+
+    /// Holds vCPUs that run for so long. Those in the guest look once they have been signalled.
+    pub fn hold(&self, time: Duration) {
+        let mut word = self.word();
+        word.hold_until = Some(Instant::now() + time);
+        self.attention.store(true, Ordering::SeqCst);
     }
 
     /// Lets parked vCPUs go on, and hides `ticks` more of the host's TSC from the guest.
@@ -182,6 +192,18 @@ impl Gate {
                 }
             }
             word.running += 1;
+        }
+        while word.wanted == Wanted::Run
+            && let Some(until) = word.hold_until
+        {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                word.hold_until = None;
+                self.attention.store(false, Ordering::SeqCst);
+                break;
+            }
+            let waited = self.changed.wait_timeout(word, left);
+            word = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         match word.wanted {
             Wanted::End => Order::End,

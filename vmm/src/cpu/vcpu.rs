@@ -18,6 +18,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::signal::register_signal_handler;
 
+use super::brake::Brake;
 use super::clock;
 use super::gate::{Gate, NotAllHere, NotParked, Order, Wanted};
 use crate::io_space::{ExitCounters, IoSpace};
@@ -62,7 +63,8 @@ thread_local! {
     static SHARED_PAGE: Cell<*mut kvm_run> = const { Cell::new(std::ptr::null_mut()) };
 }
 
-fn kick_signal() -> libc::c_int {
+/// The signal that makes a vCPU's thread look at its gate.
+pub fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
@@ -83,6 +85,8 @@ pub fn install_kick_handler() -> io::Result<()> {
 
 /// The threads of a machine's vCPUs, from the outside. Dropping it ends them.
 pub struct Vcpus {
+    /// Before the threads, which it signals.
+    brake: Option<Brake>,
     threads: Vec<JoinHandle<()>>,
     gate: Arc<Gate>,
 }
@@ -105,6 +109,7 @@ impl Vcpus {
         };
         let gate = Arc::new(Gate::new(fds.len(), wanted, hidden_ticks));
         let mut vcpus = Vcpus {
+            brake: None,
             threads: Vec::with_capacity(fds.len()),
             gate,
         };
@@ -159,6 +164,18 @@ impl Vcpus {
         self.gate.release(hidden_ticks);
     }
 
+    /// Holds vCPUs back for so many percent of their time, at most 99.
+    pub fn throttle(&mut self, percent: u8) {
+        match (&self.brake, percent) {
+            (_, 0) => self.brake = None,
+            (Some(brake), _) => brake.set(percent),
+            (None, _) => match Brake::new(&self.gate, &self.threads, percent) {
+                Ok(brake) => self.brake = Some(brake),
+                Err(error) => tracing::warn!("vCPUs cannot be held back: {error}"),
+            },
+        }
+    }
+
     /// Has every vCPU's own thread run `errand`, all at the same time, while they are parked; returns what each came
     /// back with, by ascending index.
     ///
@@ -207,6 +224,7 @@ impl Vcpus {
 impl Drop for Vcpus {
     // No exit's answer waits for anyone, so this does not take long.
     fn drop(&mut self) {
+        self.brake = None;
         self.gate.want(Wanted::End);
         self.signal();
         for thread in self.threads.drain(..) {

@@ -20,7 +20,7 @@ use ferry_api::snapshot::{Start, Step};
 use ferry_devices::vhost_user;
 use vm_migration::Watch;
 
-use super::boot_job::{Built, Job, Outside};
+use super::boot_job::{Built, Content, Job, Outside};
 use super::devices::{Device, DeviceKey, Link, Ready};
 use super::pause::Asker;
 use super::stop::After;
@@ -32,8 +32,8 @@ use crate::events::Event;
 use crate::logging::chain;
 use crate::machine::Begin;
 use crate::memory::GuestRam;
+use crate::migration::{self, ArrivalV1};
 use crate::snapshot::Meter;
-use crate::snapshot::restore::Content;
 
 /// Bytes of the job's stack.
 const STACK: usize = 512 << 10;
@@ -62,6 +62,7 @@ pub struct Booting {
 enum Orders {
     Boot(Arc<AtomicBool>),
     Restore(Arc<Meter>),
+    Receive(Arc<migration::Meter>),
 }
 
 impl Orders {
@@ -73,6 +74,10 @@ impl Orders {
                 true
             }
             Orders::Restore(meter) => {
+                meter.cancel();
+                meter.cancelled()
+            }
+            Orders::Receive(meter) => {
                 meter.cancel();
                 meter.cancelled()
             }
@@ -95,6 +100,8 @@ pub enum Cause {
     Reset,
     /// It comes out of a snapshot, to do this.
     Restored(Start),
+    /// It comes from another Ferry, to do this.
+    Received(ArrivalV1),
 }
 
 impl Booting {
@@ -105,6 +112,7 @@ impl Booting {
             (None, Cause::Reset) => Situation::Rebooting,
             (None, Cause::Asked) => Situation::Booting,
             (None, Cause::Restored(_)) => Situation::Restoring,
+            (None, Cause::Received(_)) => Situation::Receiving,
         }
     }
 }
@@ -121,13 +129,13 @@ impl Vmm {
         self.boot_with(left, cause, old_ram, None, waiters);
     }
 
-    /// Starts a boot; with `content`, that of a machine which is filled from a snapshot.
+    /// Starts a boot; with `content`, that of a machine which is filled with it.
     pub(super) fn boot_with(
         &mut self,
         left: VmState,
         cause: Cause,
         old_ram: Option<GuestRam>,
-        content: Option<Box<Content>>,
+        content: Option<Content>,
         waiters: Waiters,
     ) {
         let escape = self
@@ -149,7 +157,8 @@ impl Vmm {
             failure: None,
             deadline: None,
             orders: match &content {
-                Some(content) => Orders::Restore(content.meter.clone()),
+                Some(Content::Snapshot(content)) => Orders::Restore(content.meter.clone()),
+                Some(Content::Migration(incoming)) => Orders::Receive(incoming.meter.clone()),
                 None => Orders::Boot(cancel.clone()),
             },
             instead: None,
@@ -317,7 +326,7 @@ impl Vmm {
     /// because they may be long in coming.
     pub(super) fn replace_boot(&mut self, after: After, reply: Reply) {
         let request = match after {
-            After::Delete => "vm.delete came",
+            After::Delete | After::Reserve => "vm.delete came",
             After::Shutdown | After::Restart => "vm.shutdown came",
         };
         let Some(vm) = &mut self.vm else { return };
@@ -356,7 +365,7 @@ impl Vmm {
         let boot = booting.number;
         let (begin, activity) = match booting.cause {
             Cause::Asked | Cause::Reset => (Begin::Running, Activity::Running),
-            Cause::Restored(_) => (Begin::Parked, Activity::Paused),
+            Cause::Restored(_) | Cause::Received(_) => (Begin::Parked, Activity::Paused),
         };
         let started = outcome.and_then(|mut built| {
             let ended = move |end| sender.send(Event::GuestEnded { boot, end });
@@ -369,7 +378,11 @@ impl Vmm {
             }
         });
         match started {
-            Ok(Built { machine, ram }) => {
+            Ok(Built {
+                machine,
+                ram,
+                farewell,
+            }) => {
                 vm.phase = Phase::Live(Live {
                     machine,
                     ram,
@@ -377,7 +390,12 @@ impl Vmm {
                     activity,
                 });
                 self.boots += 1;
-                self.booted(booting.cause, booting.waiters);
+                match (booting.cause, farewell) {
+                    (Cause::Received(arrival), Some(farewell)) => {
+                        self.received(arrival, farewell, booting.waiters);
+                    }
+                    (cause, _) => self.booted(cause, booting.waiters),
+                }
             }
             Err(error) => {
                 let left = booting.left;
@@ -386,9 +404,9 @@ impl Vmm {
                     // Its console is opened by the boot that succeeds.
                     vm.outside = None;
                 }
-                let ram = unwanted.map(|Built { machine, ram }| {
-                    drop(machine);
-                    ram
+                let ram = unwanted.map(|built| {
+                    drop(built.machine);
+                    built.ram
                 });
                 self.boot_failed(left, error, booting, ram);
             }
@@ -398,7 +416,7 @@ impl Vmm {
     /// There is a guest.
     fn booted(&mut self, cause: Cause, waiters: Waiters) {
         match cause {
-            Cause::Asked | Cause::Reset => {
+            Cause::Asked | Cause::Reset | Cause::Received(_) => {
                 self.publish("vm", "booted", []);
                 waiters.answer(&Ok(Response::Done));
             }
@@ -431,6 +449,12 @@ impl Vmm {
         } = booting;
         // Whoever has asked for something else does not want Ferry to end.
         let asked_by_client = waiters.asked_by_client() || instead.is_some();
+        if let Cause::Received(_) = cause {
+            self.receive_failed(&error);
+            let (after, mut deleters) = instead.unwrap_or((After::Reserve, Waiters::default()));
+            waiters.fail_behind(&error.refusal(), &mut deleters);
+            return self.quieten_devices(left, after, ram, deleters);
+        }
         if let Cause::Restored(_) = cause {
             self.restore_failed(&error);
             // Nobody has defined anything, so nothing stays; and who hears of it may try again at once.

@@ -16,8 +16,9 @@ use crate::events::{Event, EventSender};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Machine, Parts};
 use crate::memory::GuestRam;
+use crate::migration::{self, Farewell, Incoming};
 use crate::payload::Payload;
-use crate::snapshot::restore::{Content, Place};
+use crate::snapshot::restore::{self, Place};
 
 /// What a guest is loaded from and talks to beyond its devices. A reboot keeps both, a shutdown the console.
 #[derive(Clone)]
@@ -27,10 +28,18 @@ pub struct Outside {
     pub console: Option<Arc<Console>>,
 }
 
+/// What a machine is filled with, instead of being booted.
+pub enum Content {
+    Snapshot(Box<restore::Content>),
+    Migration(Box<Incoming>),
+}
+
 /// What a job has made.
 pub struct Built {
     pub machine: Machine,
     pub ram: GuestRam,
+    /// Of a guest that was received: what its sender is still to be told.
+    pub farewell: Option<Farewell>,
 }
 
 /// What the job works with.
@@ -41,7 +50,7 @@ pub(super) struct Job {
     pub payload: Option<Arc<Payload>>,
     pub console: Option<Option<Arc<Console>>>,
     /// A machine is filled with that, and not loaded.
-    pub content: Option<Box<Content>>,
+    pub content: Option<Content>,
     pub timeouts: Timeouts,
     /// The RAM of the guest before this one.
     pub old_ram: Option<GuestRam>,
@@ -74,9 +83,12 @@ impl Job {
     }
 
     fn check(&mut self) -> Result<Outside, Error> {
-        if let Some(content) = self.content.take() {
-            self.content = Some(Box::new(content.map_ram()?));
-        }
+        self.content = match self.content.take() {
+            Some(Content::Snapshot(content)) => {
+                Some(Content::Snapshot(Box::new(content.map_ram()?)))
+            }
+            other => other,
+        };
         let payload = match self.payload.take() {
             Some(payload) => Some(payload),
             None if self.content.is_some() => None,
@@ -104,14 +116,15 @@ impl Job {
 
     fn build(mut self, outside: &Outside) -> Result<Built, Error> {
         match (self.content.take(), &outside.payload) {
-            (Some(content), _) => self.fill(*content, outside),
+            (Some(Content::Snapshot(content)), _) => self.fill(*content, outside),
+            (Some(Content::Migration(incoming)), _) => self.receive(*incoming, outside),
             (None, Some(payload)) => self.load(payload, outside),
             (None, None) => Err(Error::Cancelled("there is nothing to boot")),
         }
     }
 
     /// Brings a saved guest back.
-    fn fill(self, content: Content, outside: &Outside) -> Result<Built, Error> {
+    fn fill(self, content: restore::Content, outside: &Outside) -> Result<Built, Error> {
         let hypervisor = Hypervisor::open()?;
         let filled = content.fill_ram()?;
         filled.meter.enter(Step::Connect);
@@ -122,7 +135,25 @@ impl Job {
             console: outside.console.as_deref(),
             timeouts: &self.timeouts,
         })?;
-        Ok(Built { machine, ram })
+        Ok(Built {
+            machine,
+            ram,
+            farewell: None,
+        })
+    }
+
+    /// Takes a guest from another Ferry.
+    fn receive(self, incoming: Incoming, outside: &Outside) -> Result<Built, Error> {
+        let (machine, ram, farewell) = incoming.fill(&migration::Place {
+            devices: &self.devices,
+            console: outside.console.as_deref(),
+            timeouts: &self.timeouts,
+        })?;
+        Ok(Built {
+            machine,
+            ram,
+            farewell: Some(farewell),
+        })
     }
 
     fn receive_devices(&self) -> Result<Vec<Ready>, Error> {
@@ -157,6 +188,10 @@ impl Job {
             devices: &devices,
             console: outside.console.as_deref(),
         })?;
-        Ok(Built { machine, ram })
+        Ok(Built {
+            machine,
+            ram,
+            farewell: None,
+        })
     }
 }

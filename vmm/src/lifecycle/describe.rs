@@ -14,7 +14,10 @@ impl Vmm {
         let Some(vm) = &self.vm else {
             return Err(Refusal::new(
                 RefusalKind::NotFound,
-                "there is no virtual machine yet: the snapshot is still being read",
+                match self.receiving {
+                    Some(_) => "there is no virtual machine yet: a sender is waited for",
+                    None => "there is no virtual machine yet: the snapshot is still being read",
+                },
             ));
         };
         let devices = vm.devices.iter().enumerate();
@@ -36,6 +39,9 @@ fn transition(situation: Situation) -> Option<&'static str> {
         Situation::Booting => Some("being booted"),
         Situation::Restoring => Some("being restored"),
         Situation::Saving => Some("being saved"),
+        Situation::Sending => Some("being sent to another Ferry"),
+        Situation::HandedOver => Some("handed over to another Ferry, unconfirmed"),
+        Situation::Receiving => Some("being received"),
         Situation::Pausing => Some("being paused"),
         Situation::Resuming => Some("being resumed"),
         Situation::Rebooting => Some("being rebooted"),

@@ -19,9 +19,11 @@ mod counters;
 mod describe;
 mod devices;
 mod pause;
+mod receiving;
 mod requests;
 mod restoring;
 mod saving;
+mod sending;
 mod stop;
 mod table;
 #[cfg(test)]
@@ -42,7 +44,7 @@ use ferry_devices::power::ResetSource;
 use ferry_devices::vhost_user;
 
 use crate::cli::OnReset;
-use crate::{console, hypervisor, machine, memory, payload, snapshot};
+use crate::{console, hypervisor, machine, memory, migration, payload, snapshot};
 
 pub use boot_job::{Built, Outside};
 pub use devices::{DeviceKey, Ready};
@@ -59,6 +61,8 @@ pub enum Ending {
     Reset(ResetSource),
     /// The guest's processor gave up.
     TripleFault,
+    /// The guest runs elsewhere now.
+    Migrated,
 }
 
 /// Why a guest could not be started or run on.
@@ -78,6 +82,8 @@ pub enum Error {
     Console(#[from] console::Error),
     #[error("the guest cannot be restored")]
     Snapshot(#[from] snapshot::Error),
+    #[error("the guest cannot be received")]
+    Migration(#[from] migration::Error),
     #[error("cannot {step}")]
     System {
         step: &'static str,

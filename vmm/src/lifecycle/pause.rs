@@ -23,6 +23,8 @@ pub enum Asker {
     Clients(Waiters),
     /// The snapshot under way, on its own behalf.
     Snapshot,
+    /// The migration under way, on its own behalf.
+    Migration,
     /// A restore, for those who wait for it.
     Restore(Waiters),
 }
@@ -223,6 +225,7 @@ impl Vmm {
                 waiters.answer(&outcome.map(|()| Response::Done));
             }
             Asker::Snapshot => self.on_paused_for_snapshot(outcome),
+            Asker::Migration => self.on_paused_for_migration(outcome),
         }
     }
 
@@ -235,6 +238,7 @@ impl Vmm {
                 waiters.answer(&Ok(Response::Done));
             }
             Asker::Snapshot => self.settle_snapshot(),
+            Asker::Migration => self.settle_migration(),
         }
     }
 

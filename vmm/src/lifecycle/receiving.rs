@@ -12,7 +12,6 @@ use ferry_api::migration::{Phase as Step, ReceiveRequest, Role};
 
 use super::boot::Cause;
 use super::boot_job::Content;
-use super::devices::Device;
 use super::pause::Asker;
 use super::vm::{Phase, Waiters};
 use super::{Error, Vmm, system};
@@ -161,11 +160,9 @@ impl Vmm {
             receiving.deadline.get_or_insert(deadline);
             return;
         }
-        let Some(vm) = &mut self.vm else { return };
-        if let Phase::Booting(booting) = &vm.phase
+        if let Some(Phase::Booting(booting)) = self.vm.as_ref().map(|vm| &vm.phase)
             && matches!(booting.cause, Cause::Received(_))
         {
-            vm.devices.iter_mut().for_each(Device::cancel);
             self.give_boot_up(Error::Cancelled(why));
         }
     }

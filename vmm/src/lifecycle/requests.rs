@@ -15,7 +15,6 @@ impl Vmm {
         let situation = self.situation();
         match table::verdict(situation, &request) {
             Verdict::Allowed => self.carry_out(request, reply),
-            Verdict::AlreadyDone => reply.answer(Ok(Response::Done)),
             Verdict::Refused(kind) => {
                 reply.answer(Err(table::refusal(situation, &request, kind)));
             }
@@ -63,6 +62,17 @@ impl Vmm {
                     reply.answer(Ok(Response::Done));
                 }
             },
+            Request::SendMigration(request) => self.send_migration(*request, reply),
+            Request::ReceiveMigration(request) => self.receive_migration(*request, reply.into()),
+            Request::Migration => reply.answer(self.migration()),
+            Request::CancelMigration => match self.situation() {
+                Situation::Sending => reply.answer(self.cancel_sending()),
+                _ => {
+                    self.cancel_receiving("vm.migration-cancel came");
+                    reply.answer(Ok(Response::Done));
+                }
+            },
+            Request::ReclaimMigration => self.reclaim_guest(reply),
             Request::ReleaseHold => reply.answer(self.release_hold()),
             Request::ShutdownVmm => {
                 reply.answer(Ok(Response::Done));
@@ -74,13 +84,21 @@ impl Vmm {
     /// Where the virtual machine stands, snapshots and restores included.
     pub(super) fn situation(&self) -> Situation {
         let Some(vm) = &self.vm else {
-            return match self.restoring {
-                Some(_) => Situation::Restoring,
-                None => Situation::Absent,
+            return match (&self.restoring, &self.receiving) {
+                (Some(_), _) => Situation::Restoring,
+                (None, Some(_)) => Situation::Receiving,
+                (None, None) => Situation::Absent,
             };
         };
-        match (&vm.phase, &self.saving) {
-            (Phase::Live(live), Some(saving)) if saving.is_of(live.boot) => Situation::Saving,
+        let Phase::Live(live) = &vm.phase else {
+            return vm.situation();
+        };
+        match (&self.saving, &self.sending) {
+            (Some(saving), _) if saving.is_of(live.boot) => Situation::Saving,
+            (_, Some(sending)) if sending.is_of(live.boot) => match sending.is_handed_over() {
+                true => Situation::HandedOver,
+                false => Situation::Sending,
+            },
             _ => vm.situation(),
         }
     }
@@ -99,7 +117,12 @@ impl Vmm {
     /// Leaves whatever there is for what is to come after.
     fn leave(&mut self, after: After, reply: Reply) {
         let Some(vm) = &self.vm else {
-            return self.leave_restore(reply);
+            // Closes their connections.
+            self.reserve.clear();
+            return match self.receiving {
+                Some(_) => self.leave_receiving(reply),
+                None => self.leave_restore(reply),
+            };
         };
         match &vm.phase {
             Phase::Created | Phase::Shutdown => {

@@ -11,6 +11,7 @@ use ferry_api::control::{Reply, Response, VmState};
 use ferry_api::snapshot::{Operation, RestoreRequest};
 
 use super::boot::Cause;
+use super::boot_job::Content;
 use super::devices::Device;
 use super::vm::{Phase, Waiters};
 use super::{Error, Vmm, system};
@@ -91,7 +92,7 @@ impl Vmm {
             VmState::Created,
             cause,
             None,
-            Some(Box::new(content)),
+            Some(Content::Snapshot(Box::new(content))),
             waiters,
         );
     }

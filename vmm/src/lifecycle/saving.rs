@@ -145,7 +145,7 @@ impl Vmm {
     }
 
     /// All devices, in the order of the bus, unless one cannot be saved.
-    fn saveable_devices(&self) -> Result<Vec<Ready>, Error> {
+    pub(super) fn saveable_devices(&self) -> Result<Vec<Ready>, Error> {
         let devices = self.vm.iter().flat_map(|vm| &vm.devices);
         let unsupported = |device: &str, reason: &str| Error::Unsupported {
             device: device.to_owned(),

@@ -128,11 +128,7 @@ impl Vmm {
         };
         self.migration = Some(meter);
         self.sending = Some(sending);
-        self.publish(
-            "migration",
-            "migration-started",
-            [("url", url.to_string())],
-        );
+        self.publish("migration", "migration-started", [("url", url.to_string())]);
         let started = std::thread::Builder::new()
             .name("migration".into())
             .spawn(move || job.run())
@@ -159,7 +155,7 @@ impl Vmm {
                 self.publish("migration", "migration-memory-iteration", properties);
             }
             Word::Throttle(percent) => {
-                if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase) {
+                if let Some(Phase::Live(live)) = self.vm.as_mut().map(|vm| &mut vm.phase) {
                     live.machine.throttle(percent);
                 }
             }
@@ -274,7 +270,7 @@ impl Vmm {
         let was_given_up = sending.is_handed_over();
         sending.stage = Stage::Settling;
         sending.orders = None;
-        if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase) {
+        if let Some(Phase::Live(live)) = self.vm.as_mut().map(|vm| &mut vm.phase) {
             live.machine.throttle(0);
         }
         if let Err(reason) = outcome {

@@ -25,6 +25,8 @@ pub enum After {
     Shutdown,
     /// Nothing, and nothing stays.
     Delete,
+    /// Nothing; the connections stay in reserve. The guest has not arrived.
+    Reserve,
 }
 
 /// Devices coming to rest, or the job at work.
@@ -43,7 +45,7 @@ enum Stage {
         /// When clients are told that it takes longer; none once they have been.
         answer_at: Option<Instant>,
         deadline: Instant,
-        ram: GuestRam,
+        ram: Option<GuestRam>,
     },
     /// Which job it is.
     Cleaning(u64),
@@ -54,7 +56,7 @@ impl Stopping {
         match self.after {
             After::Restart => Situation::Rebooting,
             After::Shutdown => Situation::ShuttingDown,
-            After::Delete => Situation::Deleting,
+            After::Delete | After::Reserve => Situation::Deleting,
         }
     }
 
@@ -73,10 +75,6 @@ impl Stopping {
 impl Vmm {
     /// Takes the machine apart, and stops its devices.
     pub(super) fn stop_guest(&mut self, after: After, waiters: Waiters) {
-        let events = self.events.sender();
-        // A worker answers an unfinished suspend and the reset within the dead timeout each, whatever its back-end
-        // does; the rest is for busy machines.
-        let deadline = Instant::now() + 2 * self.timeouts.dead + self.timeouts.request;
         let Some(vm) = &mut self.vm else { return };
         let left = vm.state();
         let phase = std::mem::replace(&mut vm.phase, Phase::Shutdown);
@@ -89,6 +87,34 @@ impl Vmm {
             Activity::Running | Activity::Paused => None,
         };
         live.machine.stop();
+        let ram = Some(live.ram);
+        if let Some(asker) = asker {
+            self.tell_of_end(asker);
+        }
+        let event = match after {
+            After::Restart => "rebooting",
+            After::Shutdown => "shutting-down",
+            After::Delete | After::Reserve => "deleting",
+        };
+        self.publish("vm", event, []);
+        self.guest_of_snapshot_ended();
+        self.guest_of_migration_ended();
+        self.quieten_devices(left, after, ram, waiters);
+    }
+
+    /// Stops all devices, and goes on when they are at rest. `ram` is that of the guest that is no more.
+    pub(super) fn quieten_devices(
+        &mut self,
+        left: VmState,
+        after: After,
+        ram: Option<GuestRam>,
+        waiters: Waiters,
+    ) {
+        let events = self.events.sender();
+        // A worker answers an unfinished suspend and the reset within the dead timeout each, whatever its back-end
+        // does; the rest is for busy machines.
+        let deadline = Instant::now() + 2 * self.timeouts.dead + self.timeouts.request;
+        let Some(vm) = &mut self.vm else { return };
         self.numbers += 1;
         for device in &vm.devices {
             device.quieten(self.numbers, &events);
@@ -108,19 +134,9 @@ impl Vmm {
                 waiting,
                 answer_at: Some(Instant::now() + self.timeouts.request),
                 deadline,
-                ram: live.ram,
+                ram,
             },
         });
-        if let Some(asker) = asker {
-            self.tell_of_end(asker);
-        }
-        let event = match after {
-            After::Restart => "rebooting",
-            After::Shutdown => "shutting-down",
-            After::Delete => "deleting",
-        };
-        self.publish("vm", event, []);
-        self.guest_of_snapshot_ended();
         self.go_on_if_quiet();
     }
 
@@ -133,8 +149,9 @@ impl Vmm {
                 self.restore_failed(&ended);
                 waiters.answer(&Err(ended.refusal()));
             }
-            // The snapshot is told by itself that its guest has ended.
-            Asker::Snapshot => {}
+            // A snapshot is told by itself that its guest has ended.
+            // As is a migration.
+            Asker::Snapshot | Asker::Migration => {}
         }
     }
 
@@ -189,7 +206,7 @@ impl Vmm {
             After::Shutdown => {
                 "the guest has ended, and is shut down once its devices have come to rest"
             }
-            After::Delete => {
+            After::Delete | After::Reserve => {
                 "the guest has ended, and is deleted once its devices have come to rest"
             }
         };
@@ -232,9 +249,9 @@ impl Vmm {
                 waiters,
                 stage: Stage::Quietening { waiting, ram, .. },
             }) if waiting.is_empty() => match after {
-                After::Restart => self.boot(left, Cause::Reset, Some(ram), waiters),
-                After::Shutdown | After::Delete => {
-                    self.clean_up(left, after, Some(ram), waiters);
+                After::Restart => self.boot(left, Cause::Reset, ram, waiters),
+                After::Shutdown | After::Delete | After::Reserve => {
+                    self.clean_up(left, after, ram, waiters);
                 }
             },
             other => vm.phase = other,
@@ -255,7 +272,7 @@ impl Vmm {
         let number = self.numbers;
         let Some(vm) = &mut self.vm else { return };
         let console = match after {
-            After::Delete => vm.outside.take(),
+            After::Delete | After::Reserve => vm.outside.take(),
             After::Restart | After::Shutdown => None,
         };
         vm.phase = Phase::Stopping(Stopping {
@@ -298,6 +315,11 @@ impl Vmm {
             }
             After::Shutdown => {
                 self.publish("vm", "shutdown", []);
+                stopping.waiters.answer(&Ok(Response::Done));
+            }
+            After::Reserve => {
+                self.reserve = vm.devices.drain(..).collect();
+                self.vm = None;
                 stopping.waiters.answer(&Ok(Response::Done));
             }
             After::Delete => {

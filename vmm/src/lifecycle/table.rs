@@ -48,8 +48,6 @@ pub enum Situation {
 pub enum Verdict {
     /// It is carried out.
     Allowed,
-    /// There is nothing to do for it, and that is a success.
-    AlreadyDone,
     /// It is refused.
     Refused(RefusalKind),
 }
@@ -116,9 +114,7 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
         }
         Absent => "there is no virtual machine: create one first",
         Created if makes_one => "there is a virtual machine already: delete it first",
-        _ if makes_one => {
-            "there is a virtual machine already: shut it down and delete it first"
-        }
+        _ if makes_one => "there is a virtual machine already: shut it down and delete it first",
         Created => "the guest has not been booted",
         Saving if matches!(request, Request::Snapshot(_)) => {
             "another snapshot of the guest is being taken"
@@ -213,7 +209,6 @@ mod tests {
     fn cell(verdict: Verdict) -> &'static str {
         match verdict {
             Allowed => "yes",
-            AlreadyDone => "none",
             Refused(RefusalKind::Invalid) => "400",
             Refused(RefusalKind::NotFound) => "404",
             Refused(RefusalKind::Duplicate) => "409",

@@ -8,7 +8,8 @@ use ferry_api::config::{
 };
 use ferry_api::control::Request;
 use ferry_api::migration::{
-    AfterSend, MigrationUrl, Openness, ReceiveRequest, SendRequest, Throttle, TimeoutStrategy, Unlogged,
+    AfterSend, MigrationUrl, Openness, ReceiveRequest, SendRequest, Throttle, TimeoutStrategy,
+    Unlogged,
 };
 use ferry_api::snapshot::{After, MemoryMode, PauseBy, RestoreRequest, SnapshotRequest, Start};
 

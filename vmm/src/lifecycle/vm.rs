@@ -118,10 +118,11 @@ impl From<Reply> for Waiters {
 
 impl VirtualMachine {
     /// A definition of which nothing exists yet.
-    pub fn new(config: VmConfig, next_key: &mut u64) -> Self {
+    /// Devices that are `kept` lend it their connections, as far as it has the same ones.
+    pub fn new(config: VmConfig, kept: Vec<Device>, next_key: &mut u64) -> Self {
         let mut vm = VirtualMachine {
             config,
-            devices: Vec::new(),
+            devices: kept,
             outside: None,
             phase: Phase::Created,
         };

@@ -10,8 +10,10 @@ use ferry_devices::power::PowerRequest;
 
 use super::boot::Cause;
 use super::devices::{Device, DeviceKey};
+use super::receiving::Receiving;
 use super::restoring::Restoring;
 use super::saving::Saving;
+use super::sending::Sending;
 use super::stop::After;
 use super::vm::{Phase, VirtualMachine, Waiters};
 use super::{Ending, Error, First, Plan, system};
@@ -19,6 +21,7 @@ use crate::cli::OnReset;
 use crate::cpu::vcpu::{self, GuestEnd};
 use crate::events::{Event, EventSender, Events};
 use crate::logging::chain;
+use crate::migration::{self, Attempts};
 use crate::snapshot::Meter;
 
 /// The owner of the virtual machine.
@@ -31,6 +34,16 @@ pub struct Vmm {
     pub(super) saving: Option<Saving>,
     /// A snapshot that is being read, before there is a virtual machine.
     pub(super) restoring: Option<Restoring>,
+    /// A migration to another Ferry under way.
+    pub(super) sending: Option<Sending>,
+    /// A sender that is waited for, before there is a virtual machine.
+    pub(super) receiving: Option<Receiving>,
+    /// What has become of guests that were to be received.
+    pub(super) attempts: Arc<Attempts>,
+    /// Connections to back-ends that a guest was to have who has not arrived: the next one that has the same devices gets them.
+    pub(super) reserve: Vec<Device>,
+    /// How the last migration stands.
+    pub(super) migration: Option<Arc<migration::Meter>>,
     /// How the last snapshot or restore stands.
     pub(super) meter: Option<Arc<Meter>>,
     /// Who is told of events; none if nobody could see them.
@@ -56,6 +69,11 @@ impl Vmm {
             vm: None,
             saving: None,
             restoring: None,
+            sending: None,
+            receiving: None,
+            attempts: Arc::default(),
+            reserve: Vec::new(),
+            migration: None,
             meter: None,
             log: None,
             ended: None,
@@ -92,7 +110,11 @@ impl Vmm {
             }
             let deadline = match &self.vm {
                 Some(vm) => vm.deadline(),
-                None => self.restoring.as_ref().and_then(|it| it.deadline),
+                None => match (&self.restoring, &self.receiving) {
+                    (Some(restoring), _) => restoring.deadline,
+                    (None, Some(receiving)) => receiving.deadline,
+                    (None, None) => None,
+                },
             };
             match self
                 .events
@@ -113,6 +135,9 @@ impl Vmm {
             Event::DeviceFailed { key, error } => self.on_device_failed(key, &error),
             Event::Built { boot, outcome } => self.on_built(boot, outcome),
             Event::Saving { number, word } => self.on_saving(number, word),
+            Event::Sending { number, word } => self.on_sending(number, word),
+            Event::Listening { number } => self.on_listening(number),
+            Event::Incoming { number, outcome } => self.on_incoming(number, outcome),
             Event::Found { number, outcome } => self.on_found(number, outcome),
             Event::DeviceSuspended { key, outcome } => self.on_device_suspended(key, outcome),
             Event::DeviceResumed { key, outcome } => self.on_device_resumed(key, outcome),
@@ -128,6 +153,7 @@ impl Vmm {
             Some(Phase::Stopping(_)) => self.on_not_quiet(),
             Some(Phase::Live(_)) => self.on_attempt_late(),
             Some(Phase::Booting(_)) => self.on_boot_late(),
+            None if self.receiving.is_some() => self.on_receive_late(),
             None => self.on_restore_late(),
             _ => {}
         }
@@ -135,7 +161,8 @@ impl Vmm {
 
     /// Takes a definition. There is none yet.
     pub(super) fn define(&mut self, config: VmConfig) {
-        self.vm = Some(VirtualMachine::new(config, &mut self.keys));
+        let kept = std::mem::take(&mut self.reserve);
+        self.vm = Some(VirtualMachine::new(config, kept, &mut self.keys));
         self.publish("vm", "created", []);
     }
 
@@ -207,6 +234,7 @@ impl Vmm {
             live.machine.stop();
         }
         self.wait_for_snapshot();
+        self.wait_for_migration();
         self.publish("vmm", "shutdown", []);
     }
 
@@ -238,6 +266,20 @@ impl Vmm {
         while self.saving.is_some() {
             match self.events.next(Some(deadline)) {
                 Ok(Some(Event::Saving { number, word })) => self.on_saving(number, word),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// A receiver is to know that the guest does not come. A guest that was handed over is not waited for.
+    fn wait_for_migration(&mut self) {
+        const LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
+        let deadline = std::time::Instant::now() + LIMIT;
+        self.guest_of_migration_ended();
+        while self.sending.as_ref().is_some_and(|it| !it.is_handed_over()) {
+            match self.events.next(Some(deadline)) {
+                Ok(Some(Event::Sending { number, word })) => self.on_sending(number, word),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return,
             }

@@ -14,6 +14,8 @@ use crate::{hypervisor, machine, memory, snapshot};
 pub enum Error {
     #[error(transparent)]
     Link(#[from] link::Error),
+    #[error(transparent)]
+    Tls(#[from] link::TlsError),
     #[error("the saved state")]
     Stream(#[from] stream::Error),
     #[error("the description of the guest")]

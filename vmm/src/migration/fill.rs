@@ -1,7 +1,8 @@
 //! The receiver's job from the description to the commit: it connects to nothing, but is given devices, and makes a machine that
 //! stands where the sender's stood.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
@@ -130,11 +131,11 @@ impl Incoming {
             return Ok(ram);
         }
         let (meter, link) = (&*self.meter, &mut self.link);
+        let cancel = &AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let cancel = std::sync::atomic::AtomicBool::new(false);
-            let cancel = &cancel;
             let (sender, done) = channel::<()>();
-            let work = || {
+            let ram = &ram;
+            let work = move || {
                 ram.prefault(memory, cancel);
                 drop(sender);
             };
@@ -145,10 +146,10 @@ impl Incoming {
             loop {
                 let alive = meter.unless_cancelled().and_then(|()| look(link, meter));
                 if let Err(error) = alive {
-                    cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+                    cancel.store(true, Ordering::Relaxed);
                     return Err(error);
                 }
-                if done.recv_timeout(LOOK) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected) {
+                if done.recv_timeout(LOOK) == Err(RecvTimeoutError::Disconnected) {
                     return Ok(());
                 }
             }
@@ -235,7 +236,10 @@ impl Incoming {
             (rest.back_end == BackEndStateV1::Carried).then(|| device.begin_load(&limits))
         };
         let mut loads: Vec<Option<Loading>> = devices.iter().zip(rests).map(begin).collect();
-        let carriers = devices.iter().zip(&loads).filter(|(_, load)| load.is_some());
+        let carriers = devices
+            .iter()
+            .zip(&loads)
+            .filter(|(_, load)| load.is_some());
         self.meter
             .expect_devices(carriers.map(|(device, _)| device.id().to_owned()));
         let meter = self.meter.clone();

@@ -56,11 +56,7 @@ impl<S: Fn(Word)> Job<S> {
         Ok(())
     }
 
-    fn send_rest(
-        &self,
-        links: &mut [Link],
-        rest: Option<(&Logs, Bitmap)>,
-    ) -> Result<(), Error> {
+    fn send_rest(&self, links: &mut [Link], rest: Option<(&Logs, Bitmap)>) -> Result<(), Error> {
         let meter = &*self.meter;
         let regions = self.regions();
         let Some((logs, mut pages)) = rest else {
@@ -92,16 +88,11 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     /// Passes on what a back-end holds, as it comes.
-    fn send_back_end(
-        &self,
-        link: &mut Link,
-        device: u16,
-        transfer: Transfer,
-    ) -> Result<(), Error> {
+    fn send_back_end(&self, link: &mut Link, device: u16, transfer: Transfer) -> Result<(), Error> {
         let watch = self.meter.device(self.devices[usize::from(device)].id());
         let pulse = Pulse::new(link, &watch);
         let total = transfer.read(
-            |data: &[u8]| pulse.send(&Message::Chunk { device, data }),
+            &mut |data: &[u8]| pulse.send(&Message::Chunk { device, data }),
             &pulse,
         )?;
         pulse.send(&Message::ChunkEnd { device, total })?;

@@ -7,7 +7,7 @@ use ferry_api::migration::{MigrationUrl, Openness, Phase, ReceiveRequest};
 use vm_migration::link::{DESCRIPTION_MOST, Last, Link, Listener, Message, Purpose, Tls};
 use vm_migration::stream::Saved;
 
-use super::describe::GuestV1;
+use super::describe::{ArrivalV1, GuestV1};
 use super::{Attempts, Error, Meter, address};
 use crate::hypervisor::Hypervisor;
 use crate::machine;
@@ -114,9 +114,7 @@ fn receive_description(
 /// The definition that the guest gets here.
 fn definition(guest: &GuestV1, request: &ReceiveRequest) -> Result<VmConfig, Error> {
     let mut config = VmConfig::from_json(&guest.config).map_err(|error| {
-        Error::Request(snapshot::Error::Config(
-            ferry_api::chain(&error).join(": "),
-        ))
+        Error::Request(snapshot::Error::Config(ferry_api::chain(&error).join(": ")))
     })?;
     if usize::from(config.cpus.boot_vcpus) != guest.cpuids.len() {
         return Err(Error::Mismatch("number of processors"));
@@ -135,6 +133,11 @@ fn definition(guest: &GuestV1, request: &ReceiveRequest) -> Result<VmConfig, Err
 }
 
 impl Incoming {
+    /// What the guest does when it is here.
+    pub fn arrival(&self) -> ArrivalV1 {
+        self.guest.arrival
+    }
+
     /// Tells the sender that its guest is not wanted any more.
     pub fn refuse(self, error: &Error) {
         self.link.give_up(&error.failure());

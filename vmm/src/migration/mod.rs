@@ -39,7 +39,7 @@ use vm_migration::link::Address;
 pub use attempts::Attempts;
 pub use describe::ArrivalV1;
 pub use error::Error;
-pub use farewell::{Farewell, Started};
+pub use farewell::Farewell;
 pub use fill::Place;
 pub use listen::{Incoming, listen};
 pub use meter::Meter;

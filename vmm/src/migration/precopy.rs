@@ -236,9 +236,7 @@ impl Pace {
 
     /// Whether another round is worth it although the downtime is kept.
     fn gets_better(&self, estimate: Duration) -> bool {
-        estimate > LITTLE
-            && self.left < self.before / 4 * 3
-            && self.copying.round < ROUNDS_MOST
+        estimate > LITTLE && self.left < self.before / 4 * 3 && self.copying.round < ROUNDS_MOST
     }
 
     /// Whether rounds do not make the rest less.
