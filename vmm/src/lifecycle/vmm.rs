@@ -276,7 +276,7 @@ impl Vmm {
     fn wait_for_migration(&mut self) {
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
         let deadline = std::time::Instant::now() + LIMIT;
-        self.guest_of_migration_ended();
+        self.guest_of_migration_ended(After::Delete);
         while self.sending.as_ref().is_some_and(|it| !it.is_handed_over()) {
             match self.events.next(Some(deadline)) {
                 Ok(Some(Event::Sending { number, word })) => self.on_sending(number, word),
