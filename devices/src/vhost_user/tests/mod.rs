@@ -16,6 +16,7 @@ mod peer;
 mod preparing;
 mod qemu;
 mod reloading;
+mod reloading_real;
 mod restoring;
 mod ring;
 mod saving;

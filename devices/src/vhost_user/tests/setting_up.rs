@@ -15,7 +15,6 @@ use crate::chain;
 use crate::vhost_user::{
     BackEndStateV1, Cause, DeviceState, Limits, RingStateV1, VhostUserDevice, VhostUserStateV1,
 };
-use crate::virtio::VirtioDevice;
 
 pub fn set_up(device: &VhostUserDevice) -> Outcome {
     let (sender, receiver) = channel();
