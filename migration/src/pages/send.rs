@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::{BLOCK, Bitmap, PAGE, Progress, Region, Run};
 use crate::link::{Error, Link, Message, Tally};
@@ -14,6 +15,9 @@ use crate::watch::Watch;
 
 /// Pages are copied, looked at and sent in pieces of this size, which stay in a core's cache.
 const PIECE: u64 = 256 << 10;
+
+/// How long the reason may take to come after a connection was lost.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What a round has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,7 +170,7 @@ fn over_all(
             (Err(_), _) => (),
         }
     };
-    let mut lanes = (0..of).zip(links);
+    let mut lanes = (0..of).zip(links.iter_mut());
     let first = lanes.next();
     let mut spawned = Ok(());
     thread::scope(|scope| {
@@ -183,9 +187,15 @@ fn over_all(
         }
     });
     spawned?;
-    outcome
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    let outcome = outcome.into_inner();
+    let outcome = outcome.unwrap_or_else(|poisoned| poisoned.into_inner());
+    match (outcome, links) {
+        // The reason, if there is one, comes over the main connection, and perhaps later than an extra one ends.
+        (Err(lost), [main, _, ..]) if lost.is_lost() => {
+            Err(main.last_words(LAST_WORDS).unwrap_or(lost))
+        }
+        (outcome, _) => outcome,
+    }
 }
 
 impl Lane<'_> {
@@ -299,10 +309,7 @@ impl Lane<'_> {
 }
 
 /// Stretches of pages that are alike.
-fn stretches<'a>(
-    mut data: &'a [u8],
-    alike: impl Fn(&[u8], &[u8]) -> bool,
-) -> impl Iterator<Item = &'a [u8]> {
+fn stretches(mut data: &[u8], alike: impl Fn(&[u8], &[u8]) -> bool) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let first = data.get(..PAGE as usize)?;
         let rest = data[PAGE as usize..].chunks(PAGE as usize);
