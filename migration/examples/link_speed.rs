@@ -17,7 +17,7 @@ use vm_migration::Unwatched;
 use vm_migration::link::{
     Address, Error, Last, Link, Listener, Message, Patience, Purpose, StreamId,
 };
-use vm_migration::pages::{Progress, RamTarget, Region, end_all, send_all};
+use vm_migration::pages::{Progress, RamTarget, Region, end_main, send_all};
 use vm_migration::ram::{BLOCK, RamPart};
 
 const ROUNDS: usize = 5;
@@ -134,14 +134,14 @@ fn over_link(from: &File, to: &File, mib: u64) -> Result<(), Error> {
         link.send(&everything, &Unwatched)?;
         link.receive(&Unwatched)?;
         let links = &mut [link][..];
-        send_all(
+        send_main(
             links,
             &[region(from, mib)],
             &Progress::default(),
             &Unwatched,
         )?;
         links[0].send(&Message::StateEnd, &Unwatched)?;
-        end_all(links, &Unwatched)?;
+        end_main(links, &Unwatched)?;
         links[0].receive(&Unwatched)?;
         match receiver.join() {
             Ok(result) => result,

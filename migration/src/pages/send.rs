@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ const PIECE: u64 = 256 << 10;
 
 /// How long the reason may take to come after a connection was lost.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often a lane that is done looks whether the others are.
+const TICK: Duration = Duration::from_millis(20);
 
 /// What a round has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,11 +49,11 @@ pub fn send_all(
     progress: &Progress,
     watch: &dyn Watch,
 ) -> Result<Sent, Error> {
-    over_all(links, watch, |mut lane| {
+    over_all(links, watch, |lane| {
         for region in regions {
             lane.whole(region, progress)?;
         }
-        Ok(lane.sent)
+        Ok(())
     })
 }
 
@@ -65,7 +68,7 @@ pub fn send_dirty(
     progress: &Progress,
     watch: &dyn Watch,
 ) -> Result<Sent, Error> {
-    over_all(links, watch, |mut lane| {
+    over_all(links, watch, |lane| {
         for run in dirty.runs() {
             if lane.is_its(run.gpa) {
                 for region in regions {
@@ -73,7 +76,7 @@ pub fn send_dirty(
                 }
             }
         }
-        Ok(lane.sent)
+        Ok(())
     })
 }
 
@@ -134,11 +137,17 @@ impl Watch for Together<'_> {
     }
 }
 
+/// How a round ends: how many lanes are still at work, and what came out of the others.
+struct Ending {
+    working: u64,
+    outcome: Result<Sent, Error>,
+}
+
 /// Does `work` for each connection, on a thread of its own if there are several.
 fn over_all(
     links: &mut [Link],
     watch: &dyn Watch,
-    work: impl Fn(Lane<'_>) -> Result<Sent, Error> + Sync,
+    work: impl Fn(&mut Lane<'_>) -> Result<(), Error> + Sync,
 ) -> Result<Sent, Error> {
     let of = links.len() as u64;
     let failed = AtomicBool::new(false);
@@ -146,9 +155,13 @@ fn over_all(
         watch,
         failed: &failed,
     };
-    let outcome = Mutex::new(Ok(Sent::default()));
+    let ending = Mutex::new(Ending {
+        working: of,
+        outcome: Ok(Sent::default()),
+    });
+    let ended = Condvar::new();
     let run = |(index, link)| {
-        let lane = Lane {
+        let mut lane = Lane {
             link,
             index,
             of,
@@ -156,29 +169,35 @@ fn over_all(
             buffer: vec![0; PIECE as usize],
             sent: Sent::default(),
         };
-        let result = work(lane);
+        let result = work(&mut lane);
         // Under the lock, so that a lane that ends because of this one comes later.
-        let Ok(mut outcome) = outcome.lock() else {
-            return;
-        };
-        match (&mut *outcome, result) {
-            (Ok(all), Ok(sent)) => *all += sent,
+        let mut ending = locked(&ending);
+        ending.working = ending.working.saturating_sub(1);
+        match (&mut ending.outcome, result) {
+            (Ok(all), Ok(())) => *all += lane.sent,
             (Ok(_), Err(error)) => {
-                *outcome = Err(error);
+                ending.outcome = Err(error);
                 failed.store(true, Ordering::Relaxed);
             }
             (Err(_), _) => (),
         }
+        ended.notify_all();
+        // The other side hears from this connection while others are at work.
+        while ending.working > 0 && lane.link.keep_alive_if_due().is_ok() {
+            let waited = ended.wait_timeout(ending, TICK);
+            ending = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     };
     let mut lanes = (0..of).zip(links.iter_mut());
     let first = lanes.next();
-    let mut spawned = Ok(());
     thread::scope(|scope| {
         for lane in lanes {
             let builder = thread::Builder::new().name(format!("pages-{}", lane.0));
             if let Err(source) = builder.spawn_scoped(scope, || run(lane)) {
                 failed.store(true, Ordering::Relaxed);
-                spawned = Err(Error::Ram { gpa: 0, source });
+                let mut ending = locked(&ending);
+                ending.working = 0;
+                ending.outcome = Err(Error::Ram { gpa: 0, source });
                 return;
             }
         }
@@ -186,9 +205,8 @@ fn over_all(
             run(first);
         }
     });
-    spawned?;
-    let outcome = outcome.into_inner();
-    let outcome = outcome.unwrap_or_else(|poisoned| poisoned.into_inner());
+    let ending = ending.into_inner();
+    let outcome = ending.unwrap_or_else(PoisonError::into_inner).outcome;
     match (outcome, links) {
         // The reason, if there is one, comes over the main connection, and perhaps later than an extra one ends.
         (Err(lost), [main, _, ..]) if lost.is_lost() => {
@@ -196,6 +214,10 @@ fn over_all(
         }
         (outcome, _) => outcome,
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lane<'_> {

@@ -119,8 +119,9 @@ fn transfer(connections: u16, to: &Ram, send: impl FnOnce(&mut [Link])) {
     thread::scope(|scope| {
         let receiver = scope.spawn(|| receive_all(&mut receivers, to));
         send(&mut senders);
+        end_extra(&mut senders, &Unwatched).unwrap();
         senders[0].send(&Message::StateEnd, &Unwatched).unwrap();
-        end_all(&mut senders, &Unwatched).unwrap();
+        end_main(&mut senders, &Unwatched).unwrap();
         receiver.join().unwrap().unwrap();
     });
 }
@@ -185,6 +186,46 @@ fn what_has_changed_goes_over_and_zeros_make_holes() {
         assert!(from.content() == to.content());
         assert_eq!(to.taken(), LOW + HIGH - 123 * 4096);
     }
+}
+
+/// All that changes is on one connection.
+#[test]
+fn a_connection_without_ram_is_not_silent() {
+    let (from, to) = (Ram::new(), Ram::new());
+    from.write(0, &pattern(1, MIB as usize));
+    let [mut senders, mut receivers] = connected(2);
+    let limit = std::time::Duration::from_millis(200);
+    let target = RamTarget::new(&to.regions(), 2).unwrap();
+    senders.iter_mut().for_each(|link| link.set_silence(limit));
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        let [main, extra] = &mut receivers[..] else {
+            panic!("there are two");
+        };
+        extra.set_silence(limit);
+        let extra = scope.spawn(|| {
+            let kind = extra.receive_into(&target, &Unwatched).unwrap().kind();
+            assert!(ended.load(Ordering::Relaxed));
+            kind
+        });
+        scope.spawn(|| {
+            // Rounds that are longer than the limit together.
+            let mut dirty = Bitmap::new(MIB);
+            dirty.set_range(0, MIB);
+            let started = std::time::Instant::now();
+            while started.elapsed() < 4 * limit {
+                let regions = from.regions();
+                let progress = Progress::default();
+                send_dirty(&mut senders, &regions, &dirty, &progress, &Unwatched).unwrap();
+            }
+            ended.store(true, Ordering::Relaxed);
+            end_extra(&mut senders, &Unwatched).unwrap();
+            senders[0].send(&Message::StateEnd, &Unwatched).unwrap();
+        });
+        let kind = main.receive_into(&target, &Unwatched).unwrap().kind();
+        assert_eq!(kind, Kind::StateEnd);
+        assert_eq!(extra.join().unwrap(), Kind::End);
+    });
 }
 
 #[test]

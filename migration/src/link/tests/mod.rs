@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::pages::{Progress, RamTarget, Region, end_all, send_all};
+use crate::pages::{Progress, RamTarget, Region, end_extra, end_main, send_all};
 use crate::ram::RamPart;
 use crate::watch::{Unwatched, Watch};
 
@@ -187,7 +187,8 @@ pub(super) fn send_guest(links: &mut [Link], from: &File) -> Result<Vec<Timing>,
         main.send(&Message::ChunkEnd { device, total }, watch)?;
     }
     main.send(&Message::StateEnd, watch)?;
-    end_all(links, watch)?;
+    end_extra(links, watch)?;
+    end_main(links, watch)?;
     let main = &mut links[0];
     assert_eq!(main.receive(watch)?, Message::Ready);
     main.send(&Message::Commit, watch)?;
