@@ -124,7 +124,7 @@ pub enum About {
     Cancel,
     /// Take back a guest that was handed over and certainly runs nowhere else
     #[command(after_help = "\
-Only after a hand-over that is unconfirmed, and only if the receiver is dead or says that it does not\n\
-have the guest: two that run at once destroy its disks.")]
+Only after a hand-over that is unconfirmed, and only if the receiver is dead or says that it does\n\
+not have the guest: two that run at once destroy the disks.")]
     Reclaim,
 }

@@ -240,3 +240,44 @@ fn whole(ms: f64) -> u64 {
     // A conversion to an integer stays within its bounds.
     ms as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(rate: u64, dirty: u64, remaining: u64) -> String {
+        let ram = MigrationRam {
+            total_bytes: 1 << 40,
+            sent_bytes: 0,
+            remaining_bytes: remaining,
+            bytes_per_second: rate,
+            dirty_bytes_per_second: dirty,
+        };
+        outlook(&ram).join(", ")
+    }
+
+    #[test]
+    fn the_rest_takes_as_long_as_the_rates_differ() {
+        let mib = 1 << 20;
+        assert_eq!(left(0, 0, mib), "1.0 MiB left");
+        assert_eq!(left(2 * mib, 0, 5 * mib), "5.0 MiB left, ETA 3 s");
+        let slow = "600.0 MiB left, dirty 1.0 MiB/s, ETA 10 min";
+        assert_eq!(left(2 * mib, mib, 600 * mib), slow);
+        assert_eq!(left(1, 0, 36_000), "35.1 KiB left, ETA 10 h");
+        for (rate, dirty) in [(mib, mib), (1, u64::MAX)] {
+            let text = left(rate, dirty, mib);
+            assert!(text.ends_with(", not converging"), "{text}");
+        }
+    }
+
+    #[test]
+    fn short_times_keep_their_parts() {
+        assert_eq!(precise(0.0071), "0.007 ms");
+        assert_eq!(precise(999.5), "999.500 ms");
+        assert_eq!(precise(1234.5), "1234 ms");
+        assert_eq!(precise(12_345.6), "12.3 s");
+        for ms in [f64::NAN, f64::INFINITY, -1.0, f64::MAX] {
+            assert!(!precise(ms).is_empty());
+        }
+    }
+}
