@@ -134,7 +134,7 @@ fn over_link(from: &File, to: &File, mib: u64) -> Result<(), Error> {
         link.send(&everything, &Unwatched)?;
         link.receive(&Unwatched)?;
         let links = &mut [link][..];
-        send_main(
+        send_all(
             links,
             &[region(from, mib)],
             &Progress::default(),
