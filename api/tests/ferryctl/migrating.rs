@@ -1,5 +1,6 @@
 //! `migrate`, against Ferry's own server, whose owner does as the tests say.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
@@ -203,6 +204,35 @@ fn the_end_of_ferry_is_taken_for_what_it_is() {
         };
         assert!(place.contains(said), "{outcome:?}");
     }
+}
+
+/// What happens between two questions is not missed.
+#[test]
+fn a_ferry_that_ends_at_once_has_said_why() {
+    let mut server = TestServer::start();
+    let finished = |server: &TestServer, us: &str| {
+        let downtime = BTreeMap::from([("downtime_us".to_owned(), us.to_owned())]);
+        server
+            .events
+            .publish("migration", "migration-finished", downtime);
+    };
+    // That was another one.
+    finished(&server, "1");
+    let child = start(&server, Path::new(ROOT), &["migrate", "unix:/s"]);
+    server.wait_asked(2);
+    finished(&server, "4812");
+    // Also who asks for events late gets them, as long as Ferry is there.
+    let before = server.script.asked.lock().unwrap().len();
+    server.wait_asked(before + 4);
+    server.server = None;
+    let outcome = outcome(child);
+    assert_eq!(
+        (outcome.status, outcome.stderr.as_str()),
+        (0, ""),
+        "{outcome:?}"
+    );
+    let said = "\nthe guest has left after standing still for 4.812 ms; this Ferry has ended\n";
+    assert!(outcome.stdout.ends_with(said), "{outcome:?}");
 }
 
 #[test]

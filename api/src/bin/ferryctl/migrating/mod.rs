@@ -1,5 +1,6 @@
 //! `migrate`, `receive` and `migration`: from the command line to the request, and to what is said at the end.
 
+mod news;
 mod receiving;
 mod report;
 mod sending;
@@ -51,7 +52,7 @@ pub fn send(migrate: &Migrate, session: &Session<'_>) -> Result<(), Failure> {
         End::Done(progress) => finish(Some(&progress), session.form),
         End::Left(news) => match session.form {
             Form::Json => Ok(()),
-            Form::Words => output::write(news),
+            Form::Words => output::write(&news),
         },
     }
 }

@@ -228,7 +228,7 @@ fn downtime(progress: &Migration) -> String {
 }
 
 /// A time of which parts of milliseconds count, as long as it is short.
-fn precise(ms: f64) -> String {
+pub fn precise(ms: f64) -> String {
     match ms {
         ..1000.0 => format!("{ms:.3} ms"),
         _ => time(whole(ms)),

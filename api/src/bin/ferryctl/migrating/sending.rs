@@ -8,13 +8,14 @@
 //! ```
 //!
 //! Ferry answers the request when it has begun, and ends, unless told otherwise, when the guest has gone. So the end may
-//! be seen from the outside alone: nobody listens any more.
+//! be seen from the outside alone: nobody listens any more. What it has said before, in an event, makes it certain.
 
 use std::time::{Duration, Instant};
 
 use ferry_api::client::{ClientError, Refused};
 use ferry_api::wire::{Migration, MigrationPhase, MigrationRole, MigrationState};
 
+use super::news::News;
 use super::watch::{UNANSWERED_MOST, Watch};
 use crate::commands::Session;
 use crate::failure::{Failure, Undertaking};
@@ -31,7 +32,7 @@ pub enum End {
     /// Ferry says so, and how it has gone.
     Done(Box<Migration>),
     /// Ferry has ended before it could say so. What is known then, as a line.
-    Left(&'static str),
+    Left(String),
 }
 
 /// A guest that is being sent.
@@ -39,6 +40,7 @@ pub struct Sending<'a> {
     session: &'a Session<'a>,
     signals: Signals,
     watch: Watch<'a>,
+    news: News,
     begun: Instant,
 }
 
@@ -46,11 +48,14 @@ impl<'a> Sending<'a> {
     /// Has it begun.
     pub fn begin(body: &[u8], url: String, session: &'a Session<'a>) -> Result<Self, Failure> {
         let signals = Signals::note();
-        session.questions().put("vm.send-migration", body)?;
+        let questions = session.questions();
+        let news = News::listen(&questions, session);
+        questions.put("vm.send-migration", body)?;
         Ok(Sending {
             session,
             signals,
             watch: Watch::new(MigrationRole::Send, url, session),
+            news,
             begun: Instant::now(),
         })
     }
@@ -64,7 +69,7 @@ impl<'a> Sending<'a> {
             Some(MigrationState::Failed) => Err(self.failed()),
             Some(MigrationState::Done) => match self.watch.into_last() {
                 Some(progress) => Ok(End::Done(Box::new(progress))),
-                None => Ok(End::Left("done\n")),
+                None => Ok(End::Left("done\n".into())),
             },
             Some(MigrationState::Unconfirmed | MigrationState::UnderWay) => Err(self.unconfirmed()),
         }
@@ -122,13 +127,22 @@ impl<'a> Sending<'a> {
 
     /// Nobody is there any more who could say how it has ended.
     fn gone(&self) -> Result<End, Failure> {
+        if let Some(downtime) = self.news.finished() {
+            let still = match downtime {
+                Some(time) => format!(" after standing still for {}", super::report::precise(time)),
+                None => String::new(),
+            };
+            return Ok(End::Left(format!(
+                "the guest has left{still}; this Ferry has ended\n"
+            )));
+        }
         let last = self.watch.last();
         match last.map(|last| (last.state, last.phase)) {
             Some((MigrationState::UnderWay, MigrationPhase::Release)) => {
-                Ok(End::Left("the guest has left; this Ferry has ended\n"))
+                Ok(End::Left("the guest has left; this Ferry has ended\n".into()))
             }
             Some((MigrationState::UnderWay, MigrationPhase::Commit)) => Ok(End::Left(
-                "the guest was handed over, and this Ferry has ended, as it does when the guest has left\n",
+                "the guest was handed over, and this Ferry has ended, as it does when the guest has left\n".into(),
             )),
             _ => Err(Failure::Vanished {
                 phase: last.map_or("connect".into(), |last| super::report::name(last.phase)),
