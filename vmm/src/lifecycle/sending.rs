@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Response};
 use ferry_api::migration::{AfterSend, Role, SendRequest};
@@ -21,10 +22,13 @@ use ferry_api::migration::{AfterSend, Role, SendRequest};
 use super::pause::Asker;
 use super::stop;
 use super::vm::{Activity, Live, Phase, Waiters};
-use super::{Ending, Vmm, system};
+use super::{Vmm, system};
 use crate::events::Event;
 use crate::migration::send::{Go, Job, Source, Word};
 use crate::migration::{ArrivalV1, Error, Meter};
+
+/// How long Ferry stays at most for those who follow a migration, before it ends with it.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A migration to another Ferry under way.
 pub struct Sending {
@@ -327,10 +331,10 @@ impl Vmm {
         sending
             .reclaimers
             .answer(&Err(Refusal::new(RefusalKind::Failed, gone)));
-        match sending.after {
-            AfterSend::Exit => self.end(Ok(Ending::Migrated)),
-            AfterSend::Stay => self.stop_guest(stop::After::Delete, Waiters::default()),
+        if sending.after == AfterSend::Exit {
+            self.leaves_at = Some(Instant::now() + LINGER);
         }
+        self.stop_guest(stop::After::Delete, Waiters::default());
     }
 
     /// The guest that is being sent has ended here; `after` says what comes.
@@ -396,7 +400,13 @@ impl Vmm {
     }
 
     /// How the last migration stands.
-    pub(super) fn migration(&self) -> Result<Response, Refusal> {
+    pub(super) fn migration(&mut self) -> Result<Response, Refusal> {
+        if self.vm.is_none()
+            && let Some(leaves_at) = &mut self.leaves_at
+        {
+            // It has been seen.
+            *leaves_at = Instant::now();
+        }
         match &self.migration {
             Some(meter) => Ok(Response::Migration(Box::new(meter.progress()))),
             None => Err(Refusal::new(

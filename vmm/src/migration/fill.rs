@@ -22,7 +22,7 @@ use crate::console::Console;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::Ready;
 use crate::machine::Machine;
-use crate::machine::saving::{MachineState, RestoreParts};
+use crate::machine::saving::{MachineState, RestoreParts, Shell};
 use crate::memory::GuestRam;
 use crate::progress::LOOK;
 use crate::snapshot::{device_section, differing};
@@ -99,6 +99,8 @@ impl Incoming {
             })
             .collect();
         meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
+        // Made now, while the guest still runs.
+        let shell = Shell::new(&hypervisor, &ram, self.config.cpus.boot_vcpus)?;
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
         self.link.send(&Message::Prepared, &*meter)?;
         meter.enter(Phase::Precopy);
@@ -107,9 +109,9 @@ impl Incoming {
         meter.enter(Phase::Machine);
         let (state, rests) = read_state(&state, self.link.attempt(), &devices)?;
         let machine = Machine::from_state(
+            shell,
             &RestoreParts {
                 hypervisor: &hypervisor,
-                ram: &ram,
                 devices: &devices,
                 console: place.console,
             },
