@@ -139,6 +139,12 @@ impl Link {
         }
     }
 
+    /// What a message says is wrong: nothing more is read.
+    pub(crate) fn reject(&mut self, violation: Violation) -> Error {
+        self.input = Condition::Broken;
+        self.violated(violation)
+    }
+
     /// Why the other side gave up, if it says so within `patience`. To be asked on the main connection when an extra one was
     /// lost.
     pub fn last_words(&mut self, patience: Duration) -> Option<Error> {

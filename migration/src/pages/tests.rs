@@ -243,6 +243,8 @@ fn pages_that_are_out_of_place_are_refused() {
             "{message:?}: {error}"
         );
         assert_eq!(to.taken(), 0);
+        let again = receivers[at].receive(&Unwatched).unwrap_err();
+        assert!(matches!(again, Error::Broken { .. }), "{again}");
     };
     let data = &[1; 8192][..];
     let bytes = data.len() as u64;
