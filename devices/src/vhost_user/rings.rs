@@ -38,6 +38,8 @@ impl Place {
 pub struct Parts {
     /// Index of the queue within the device.
     pub index: u16,
+    /// Number of descriptors.
+    pub size: u16,
     /// Where the descriptor table begins.
     pub descriptors: GuestAddress,
     /// Where the available ring begins.
@@ -51,19 +53,20 @@ impl Parts {
     pub fn of(queue: &ActiveQueue) -> Self {
         Parts {
             index: queue.index,
+            size: queue.size,
             descriptors: queue.descriptors,
             available: queue.available,
             used: queue.used,
         }
     }
 
-    /// For a ring that stands still, all at the same place.
-    pub fn parked(index: u16, at: GuestAddress) -> Self {
+    /// All at the same place, for a ring that stands still.
+    pub fn parked_at(self, place: GuestAddress) -> Self {
         Parts {
-            index,
-            descriptors: at,
-            available: at,
-            used: at,
+            descriptors: place,
+            available: place,
+            used: place,
+            ..self
         }
     }
 

@@ -135,6 +135,39 @@ fn a_load_that_fails_can_be_followed_by_another_at_once() {
     share.is_well();
 }
 
+/// A ring of a guest that is gone lies where the next one has no RAM.
+#[test]
+fn former_rings_are_parked_before_other_ram_is_told() {
+    let ram = TestRam::new();
+    let disk = Disk::honest(&ram);
+    let (low, high) = (Ring::new(&ram, 0, LOW), Ring::new(&ram, 1, HIGH));
+    disk.activate(&[&low, &high]);
+    disk.reset();
+    let other = TestRam::new();
+    disk.device.set_ram(Arc::from(&other.regions[..1]));
+    disk.codes();
+    let low = Ring::new(&other, 0, LOW);
+    for round in 0..2 {
+        disk.post_activation(&[&low]);
+        super::harness::next(&disk.events);
+        let seen: Vec<_> = disk.peer.seen.try_iter().collect();
+        let codes: Vec<_> = seen.iter().map(|seen| seen.code.to_string()).collect();
+        if round == 1 {
+            assert_eq!(codes[..2], ["SET_FEATURES", "SET_VRING_NUM"]);
+            break;
+        }
+        let parks = ["SET_VRING_NUM", "SET_VRING_ADDR", "SET_MEM_TABLE"];
+        assert_eq!(codes[1..4], parks);
+        assert_eq!(seen[1].payload, [1u32, 16].map(u32::to_ne_bytes).concat());
+        let place = crate::vhost_user::memory::token(vm_memory::GuestAddress(LOW));
+        let expected = [place; 3].map(u64::to_ne_bytes).concat();
+        assert_eq!(seen[2].payload[8..32], expected);
+        disk.reset();
+        disk.codes();
+    }
+    disk.is_well();
+}
+
 /// Only what nobody resets is lost.
 #[test]
 fn what_is_not_reset_is_not_started() {
@@ -152,10 +185,11 @@ fn a_back_end_that_hangs_and_wakes_takes_another() {
     let hangs = || {
         let mut first = true;
         let (waker, woken) = channel::<()>();
-        let woken = Arc::new(std::sync::Mutex::new(woken));
+        let woken = Arc::new(std::sync::Mutex::new(Some(woken)));
         let load = move |mut end: File| {
-            // Only the first time: afterwards nobody has a waker.
-            let _ = woken.lock().unwrap().recv_timeout(HANG);
+            // Only the first one.
+            let woken = woken.lock().unwrap().take();
+            let _ = woken.map(|woken| woken.recv_timeout(HANG));
             let _ = end.read_to_end(&mut Vec::new());
         };
         let script: Script =

@@ -158,7 +158,9 @@ impl Worker {
         let log = self.negotiated.ring_log();
         for ring in self.former.values_mut() {
             if !ring.begin_in(ram) {
-                let parked = rings::Parts::parked(ring.index, place);
+                let parked = ring.parked_at(place);
+                // Some forget the number with a reset, and look for it first.
+                self.frontend.set_vring_num(ring.index, ring.size)?;
                 self.frontend.set_vring_addr(&parked, log)?;
                 *ring = parked;
             }
