@@ -346,6 +346,10 @@ impl Vmm {
                 sending.stage = Stage::Rebooting;
                 return;
             }
+            if sending.is_handed_over() {
+                // Nobody wants to know any more what has become of it.
+                sending.orders = None;
+            }
             sending.meter.guest_goes_on();
             sending.fail(Refusal::new(
                 RefusalKind::Failed,

@@ -70,6 +70,7 @@ impl Logs {
         devices: &[Ready],
         meter: &Meter,
         limit: Duration,
+        link: &mut Link,
     ) -> Result<(), Error> {
         self.guest = Some(self.loggable.start()?);
         let loggers: Vec<&Ready> = devices.iter().filter(|device| device.can_log()).collect();
@@ -77,6 +78,7 @@ impl Logs {
             &loggers,
             meter,
             Instant::now() + limit,
+            || Ok(link.keep_alive_if_due()?),
             |device, done| device.start_log(self.back_ends.clone(), done),
             |device| Error::Late {
                 device: device.id().to_owned(),

@@ -15,6 +15,7 @@ use std::time::Instant;
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
 use ferry_api::migration::{Phase, SendRequest, Unlogged};
+use ferry_devices::vhost_user;
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::CpuId;
 use vm_migration::link::{FRAME_DATA_MOST, Last, Link, Message, Patience, Purpose, StreamId, Tls};
@@ -182,7 +183,7 @@ impl<S: Fn(Word)> Job<S> {
         if self.arrival == ArrivalV1::Running {
             // While the receiver prepares itself, too.
             let logs = logs.insert(Logs::new(&self.source)?);
-            logs.start(&self.devices, meter, self.timeouts.request)?;
+            logs.start(&self.devices, meter, self.timeouts.request, &mut links[0])?;
         }
         while !matches!(links[0].receive(meter)?, Message::Prepared) {}
         for index in 1..self.request.connections {
@@ -267,12 +268,16 @@ pub(super) struct Way<'a> {
     pub attempt: StreamId,
 }
 
-/// Waits for what devices were asked for, each with its own way to answer.
+/// Takes a device's answer.
+pub(super) type Done = Box<dyn FnOnce(Result<(), vhost_user::Error>) + Send>;
+
+/// Asks devices for something, all at once, and waits for their answers; `meanwhile` is called again and again.
 pub(super) fn ask_all(
     devices: &[&Ready],
     meter: &Meter,
     deadline: Instant,
-    ask: impl Fn(&Ready, Box<dyn FnOnce(Result<(), ferry_devices::vhost_user::Error>) + Send>),
+    mut meanwhile: impl FnMut() -> Result<(), Error>,
+    ask: impl Fn(&Ready, Done),
     late: impl Fn(&Ready) -> Error,
 ) -> Result<(), Error> {
     let waiting: Vec<_> = devices
@@ -289,9 +294,13 @@ pub(super) fn ask_all(
         })
         .collect();
     for (device, receiver) in devices.iter().zip(waiting) {
-        match meter.wait(&receiver, deadline)? {
-            Some(outcome) => outcome?,
-            None => return Err(late(device)),
+        loop {
+            let look = deadline.min(Instant::now() + LOOK);
+            match meter.wait(&receiver, look)? {
+                Some(outcome) => break outcome?,
+                None if look == deadline => return Err(late(device)),
+                None => meanwhile()?,
+            }
         }
     }
     Ok(())
