@@ -11,9 +11,9 @@ use tempfile::TempDir;
 use crate::common::{goes_on, receiver, tiny};
 
 const RECORD: usize = 512;
-const RECORDS: u32 = 3000;
+const RECORDS: u32 = 1500;
 const BLOCK: usize = 4096;
-const BLOCKS: u32 = 600;
+const BLOCKS: u32 = 200;
 
 /// What the guest's disk and directory are on the host, and the back-ends that serve them now.
 struct Served {
@@ -36,7 +36,7 @@ impl Served {
 
     fn guest(&self) -> Guest {
         let cmdline = format!(
-            "mode=blk-writer+fuse count={RECORDS} depth=8 report=50 file=open blocks={BLOCKS} seed=4"
+            "mode=blk-writer+fuse count={RECORDS} depth=8 report=20 file=open blocks={BLOCKS} seed=4"
         );
         let mut guest = tiny(&cmdline)
             .with_disk(&self.disk)
