@@ -4,7 +4,7 @@ pub mod chips;
 pub mod dirty;
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ferry_devices::interrupt::{Doorbells, Gsi, MsiMessage, MsiRouter};
 use kvm_bindings::{
@@ -179,11 +179,41 @@ impl Vm {
             .map_err(Error::refused("wire an interrupt"))
     }
 
+    /// The same, until what this returns is dropped: for an event that another machine is to have then. As long as it is wired to one
+    /// machine, and somebody holds that, KVM refuses to wire it to another one (from Linux 6.17 on).
+    pub fn borrow_irq(self: &Arc<Self>, irq: u32, event: &EventFd) -> Result<Wire, Error> {
+        let event = event
+            .try_clone()
+            .map_err(|error| errno::Error::new(error.raw_os_error().unwrap_or(libc::EMFILE)))
+            .map_err(Error::refused("wire an interrupt"))?;
+        self.wire_irq(irq, &event)?;
+        Ok(Wire {
+            vm: self.clone(),
+            irq,
+            event,
+        })
+    }
+
     fn set_routes(&self, messages: &[MsiMessage]) -> io::Result<()> {
         let entries: Vec<_> = pin_routes().chain(message_routes(messages)).collect();
         let table = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::other("the interrupt routing table is full"))?;
         self.fd.set_gsi_routing(&table).map_err(into_io)
+    }
+}
+
+/// An event that is wired to a pin as long as this lives.
+pub struct Wire {
+    vm: Arc<Vm>,
+    irq: u32,
+    event: EventFd,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if let Err(error) = self.vm.fd.unregister_irqfd(&self.event, self.irq) {
+            tracing::warn!("KVM does not take interrupt {} away: {error}", self.irq);
+        }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::cpu::state::{self, Host};
 use crate::cpu::vcpu::{self, ErrandError, GuestEnd, Vcpus};
 use crate::generation::{self, Generation};
 use crate::hypervisor::dirty::Loggable;
-use crate::hypervisor::{self, Hypervisor, Vm};
+use crate::hypervisor::{self, Hypervisor, Vm, Wire};
 use crate::io_space::{ExitCounters, IoSpace};
 use crate::layout;
 use crate::memory::GuestRam;
@@ -127,6 +127,8 @@ pub struct Machine {
     processors: Arc<Processors>,
     button: EventLine,
     generation: Generation,
+    /// The console's, which outlives this machine.
+    _serial: Option<Wire>,
     /// Last, because it goes after everything that is wired to it.
     vm: Arc<Vm>,
 }
@@ -138,9 +140,10 @@ impl Machine {
         let vm = Arc::new(parts.hypervisor.create_vm(ram)?);
         registers::mask_pic(vm.fd())?;
         let (pci, functions) = build_bus(parts, &vm)?;
-        if let Some(console) = parts.console {
-            vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
-        }
+        let serial = parts
+            .console
+            .map(|console| vm.borrow_irq(layout::COM1_IRQ, console.interrupt()))
+            .transpose()?;
         let button = EventLine::new(&vm, layout::POWER_BUTTON_IRQ)?;
         let generation = Generation::at_boot(&vm)?;
         let vcpus = parts.config.cpus.boot_vcpus;
@@ -178,6 +181,7 @@ impl Machine {
             }),
             button,
             generation,
+            _serial: serial,
             vm,
         })
     }

@@ -5,8 +5,8 @@ use ferry_tests::backend::{Backend, Direction, Fault, Running};
 use ferry_tests::{Guest, Receive, Send};
 
 use crate::common::{
-    BUSY_SIZE, STATE, TICK, TICKS, WRITTEN, because, busy, goes_on, heir, logging, receiver,
-    stateful, tiny,
+    BUSY_SIZE, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
+    receiver, stateful, tiny,
 };
 use crate::proxy::{Proxy, Way};
 
@@ -30,7 +30,10 @@ struct Held {
 
 fn given_up(held: Held, side: Side) {
     let disk = held.disk.start();
-    let mut guest = busy(&disk);
+    let mut guest = match held.rate {
+        0 => busy(&disk),
+        _ => full(&disk),
+    };
     let next = (held.next)(&disk).start();
     let mut there = receiver(&guest);
     let url = guest.unix_url();
@@ -70,7 +73,7 @@ fn while_ram_is_copied() {
                 disk: stateful(),
                 next: heir,
                 phase: ["precopy", "precopy"],
-                rate: 32 << 10,
+                rate: SLOW,
             },
             side,
         );

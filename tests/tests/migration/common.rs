@@ -9,6 +9,11 @@ pub const BUSY: &str = "mode=blk-writer op=write count=60000 report=50";
 pub const BUSY_SIZE: &str = "32M";
 /// What [`BUSY`] says now and then.
 pub const WRITTEN: &str = "blk written=";
+/// The same, with some MiB of RAM in use before: a slow link takes its time.
+pub const FULL: &str =
+    "mode=dirty+blk-writer rate=0 pages=2048 ms=1500 op=write count=60000 report=50";
+/// So many bytes a second make a slow link.
+pub const SLOW: u64 = 512 << 10;
 /// A guest without anything: it says `tick n=`.
 pub const TICKS: &str = "mode=ticks ticks=1000000 period=10";
 /// What [`TICKS`] says.
@@ -74,6 +79,13 @@ pub fn busy(disk: &Running) -> Guest {
     guest
 }
 
+/// A guest that writes to a disk, and has some MiB of RAM in use.
+pub fn full(disk: &Running) -> Guest {
+    let mut guest = tiny(FULL).with_disk(disk).start();
+    guest.wait_for(WRITTEN);
+    guest
+}
+
 /// Waits until the guest says something that it has not begun to say yet.
 pub fn goes_on(guest: &mut Guest, text: &str) {
     let now = count(guest, text);
@@ -115,8 +127,4 @@ pub fn because(answer: ferry_tests::Answer, texts: &[&str]) -> String {
         assert!(reasons.contains(text), "no '{text}' in: {reasons}");
     }
     reasons
-}
-
-pub fn content(disk: &Running) {
-    assert_eq!(disk.complaints(), Vec::<String>::new());
 }

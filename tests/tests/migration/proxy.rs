@@ -27,8 +27,6 @@ pub enum Damage {
     Insert(Vec<u8>),
     /// It and everything behind it is lost, and the connection is closed.
     Cut,
-    /// It and everything behind it never arrives, and the connection stays.
-    Stall,
 }
 
 struct Spoil {
@@ -49,7 +47,6 @@ struct Link {
     /// Bytes a second in each direction; 0: as fast as it goes.
     rate: AtomicU64,
     held: [AtomicBool; 2],
-    cut: AtomicBool,
     over: AtomicBool,
     /// What went to the receiver, on all connections.
     recorded: Mutex<Vec<u8>>,
@@ -108,16 +105,6 @@ impl Proxy {
     pub fn damaged(self, way: Way, at: u64, damage: Damage) -> Self {
         *lock(&self.link.spoil) = Some(Spoil { way, at, damage });
         self
-    }
-
-    /// How many bytes went this way.
-    pub fn passed(&self, way: Way) -> u64 {
-        self.link.passed[way as usize].load(Ordering::SeqCst)
-    }
-
-    /// Closes all connections, and takes no new ones.
-    pub fn cut(&self) {
-        self.link.cut.store(true, Ordering::SeqCst);
     }
 
     /// What the sender has said so far.
@@ -239,15 +226,11 @@ impl Link {
                 data.truncate(at);
                 return (data, Verdict::Close);
             }
-            Damage::Stall => {
-                data.truncate(at);
-                self.held[way as usize].store(true, Ordering::SeqCst);
-            }
         }
         (data, Verdict::GoOn)
     }
 
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst) || self.cut.load(Ordering::SeqCst)
+        self.over.load(Ordering::SeqCst)
     }
 }

@@ -7,7 +7,7 @@ use ferry_tests::{Guest, Receive, Send, Snapshot, Virtiofsd};
 use tempfile::TempDir;
 
 use crate::common::{
-    BUSY, BUSY_SIZE, REQUEST_TIMEOUT, TICK, TICKS, WRITTEN, because, busy, goes_on, heir, logging,
+    BUSY, BUSY_SIZE, SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
     moved, receiver, stands_still, stateful, tiny,
 };
 use crate::proxy::Proxy;
@@ -63,13 +63,13 @@ fn a_back_end_without_state_for_one_that_has() {
 #[test]
 fn the_next_attempt_uses_the_connections_of_the_one_before() {
     let disk = stateful().start();
-    let mut guest = busy(&disk);
+    let mut guest = full(&disk);
     let mut there = receiver(&guest);
     let next = heir(&disk).start();
     for _ in 0..3 {
         let url = guest.unix_url();
         // Slow enough not to get to the end.
-        let proxy = Proxy::to(&url).slow(64 << 10);
+        let proxy = Proxy::to(&url).slow(SLOW);
         let received = there.listen(&Receive::at(&url).device("disk0", &next));
         guest.send(&Send::to(proxy.url()));
         guest.wait_for_phase("precopy");
@@ -179,17 +179,19 @@ fn a_share_on_the_old_virtiofsd() {
 fn a_receiver_that_is_open_to_anybody() {
     let guest = tiny(TICKS).start();
     let mut there = receiver(&guest);
-    let answer = there.begin_receive(&Receive::at("tcp:0.0.0.0:0")).answer();
+    let url = ferry_tests::loopback_url().replace("127.0.0.1", "0.0.0.0");
+    let answer = there.begin_receive(&Receive::at(&url)).answer();
     because(answer, &["tls_dir", "insecure"]);
-    let received = there.listen(&Receive::at("tcp:0.0.0.0:0").insecure());
+    let received = there.listen(&Receive::at(&url).insecure());
     there.cancel_migration().expect("an end");
     because(received.answer(), &["cancel"]);
 }
 
 #[test]
 fn one_migration_at_a_time() {
-    let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    let mut guest =
+        tiny("mode=dirty+ticks rate=0 pages=2048 ms=1500 ticks=1000000 period=10").start();
+    guest.wait_for(TICK);
     let mut there = receiver(&guest);
     let url = guest.unix_url();
     // A Ferry that has a guest takes none.
@@ -209,7 +211,7 @@ fn one_migration_at_a_time() {
         .answer();
     because(answer, &["vm.receive-migration"]);
     // Two senders: the second one is told so.
-    let proxy = Proxy::to(&url).slow(16 << 10);
+    let proxy = Proxy::to(&url).slow(SLOW);
     guest.send(&Send::to(proxy.url()));
     guest.wait_for_phase("precopy");
     because(
@@ -271,7 +273,6 @@ fn a_back_end_that_is_not_there() {
     because(received.answer(), &["disk0"]);
     guest.wait_for_failure(&["disk0"]);
     goes_on(&mut guest, WRITTEN);
-    assert!(REQUEST_TIMEOUT > 1);
     let next = heir(&disk).start();
     let mut guest = moved(guest, &next);
     goes_on(&mut guest, WRITTEN);

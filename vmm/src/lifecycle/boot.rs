@@ -303,6 +303,9 @@ impl Vmm {
         let Phase::Booting(booting) = &mut vm.phase else {
             return;
         };
+        if let Orders::Receive(meter) = &booting.orders {
+            meter.cancel_because(ferry_api::chain(&error));
+        }
         if !booting.orders.give_up() && booting.instead.is_none() {
             return;
         }

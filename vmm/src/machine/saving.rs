@@ -178,6 +178,8 @@ impl Machine {
             // A press is an edge at the I/O APIC.
             button: _,
             generation,
+            // What it is wired to has state of its own.
+            _serial: _,
             vm,
         } = self
         else {
@@ -245,14 +247,14 @@ impl Machine {
         }
         vm.load_chips(&state.chips)?;
         let (pci, functions) = load_bus(parts, &vm, state)?;
-        match (parts.console, &state.serial) {
+        let wire = match (parts.console, &state.serial) {
             (Some(console), Some(serial)) => {
                 console.port().load(serial)?;
-                vm.wire_irq(layout::COM1_IRQ, console.interrupt())?;
+                Some(vm.borrow_irq(layout::COM1_IRQ, console.interrupt())?)
             }
-            (None, None) => {}
+            (None, None) => None,
             _ => return Err(Error::Mismatch("serial port".into())),
-        }
+        };
         let button = EventLine::new(&vm, layout::POWER_BUTTON_IRQ)?;
         let generation = Generation::from_state(&vm, &state.generation)?;
         let io = IoSpace {
@@ -269,6 +271,7 @@ impl Machine {
             processors: Arc::new(Processors { host, cpuids }),
             button,
             generation,
+            _serial: wire,
             vm,
         })
     }

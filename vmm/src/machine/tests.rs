@@ -86,7 +86,7 @@ impl Bench {
         let vm = Arc::new(self.hypervisor.create_vm(self.ram.mapping()).unwrap());
         let cpuid = Cpuid::new(self.hypervisor.kvm(), cpus).unwrap();
         let console = self.console.as_ref().unwrap();
-        vm.wire_irq(layout::COM1_IRQ, console.interrupt()).unwrap();
+        let serial = vm.borrow_irq(layout::COM1_IRQ, console.interrupt());
         let cpuids: Vec<_> = (0..cpus)
             .map(|index| cpuid.for_vcpu(index).unwrap())
             .collect();
@@ -116,6 +116,7 @@ impl Bench {
             }),
             button: EventLine::new(&vm, layout::POWER_BUTTON_IRQ).unwrap(),
             generation: Generation::at_boot(&vm).unwrap(),
+            _serial: Some(serial.unwrap()),
             vm,
         }
     }

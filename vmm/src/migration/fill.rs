@@ -10,7 +10,9 @@ use ferry_api::config::Timeouts;
 use ferry_api::migration::Phase;
 use ferry_devices::vhost_user::{BackEndStateV1, Loading, StateLimits, VhostUserStateV1};
 use ferry_devices::virtio::VirtioDevice;
-use vm_migration::link::{Error as LinkError, Link, Message, Outcome, Purpose, StreamId, Tally};
+use vm_migration::link::{
+    Error as LinkError, Failure, Link, Message, Outcome, Purpose, StreamId, Tally,
+};
 use vm_migration::pages::{RamTarget, Region};
 use vm_migration::stream::StreamReader;
 
@@ -66,7 +68,9 @@ impl Incoming {
             Err(error) => {
                 let told = self.attempts.outcome(attempt);
                 self.attempts.note(attempt, Outcome::Discarded);
-                self.link.give_up(&error.failure());
+                let reason = self.meter.reason().map(Failure::new);
+                self.link
+                    .give_up(&reason.unwrap_or_else(|| error.failure()));
                 // A sender that was told that all is here may be in doubt.
                 if told == Outcome::Waiting {
                     self.attempts.keep_answering(self.listener);

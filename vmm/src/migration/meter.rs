@@ -54,6 +54,8 @@ struct Table {
     copying: Copying,
     devices: Vec<Device>,
     error: Vec<String>,
+    /// Why it is to end.
+    reason: Option<Vec<String>>,
 }
 
 /// How the copying of RAM goes.
@@ -101,6 +103,7 @@ impl Meter {
                 copying: Copying::default(),
                 devices: Vec::new(),
                 error: Vec::new(),
+                reason: None,
             }),
         }
     }
@@ -113,6 +116,17 @@ impl Meter {
     /// Makes the migration end soon, unless it cannot be given up any more.
     pub fn cancel(&self) {
         self.decision.cancel();
+    }
+
+    /// As [`Meter::cancel`], for this reason, which the other side is to know. The first one counts.
+    pub fn cancel_because(&self, reason: Vec<String>) {
+        self.table().reason.get_or_insert(reason);
+        self.cancel();
+    }
+
+    /// Why it was given up, if that was said.
+    pub fn reason(&self) -> Option<Vec<String>> {
+        self.table().reason.clone()
     }
 
     /// From now on the migration cannot be given up.
