@@ -25,8 +25,9 @@ pub const STATE: DeviceState = DeviceState {
     seed: 11,
 };
 
-/// Seconds that a back-end's answer, or the other side's silence, may take. It takes a thousandth of that.
-pub const REQUEST_TIMEOUT: u32 = 4;
+/// Seconds that a back-end's answer, or the other side's silence, may take. It takes a thousandth of that,
+/// on a machine that has nothing else to do.
+pub const REQUEST_TIMEOUT: u32 = 8;
 
 /// Ferry with limits that do not take long to be reached.
 pub fn tiny(cmdline: &str) -> Ferry {

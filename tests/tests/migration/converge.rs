@@ -77,7 +77,7 @@ fn it_converges_when_it_is_held_back() {
 /// What comes of a guest that writes a lot is right, however long it takes.
 #[test]
 fn every_page_is_as_it_was_written() {
-    let mut guest = tiny("mode=dirty rate=20000 pages=2048 ms=6000 report=200").start();
+    let mut guest = tiny("mode=dirty rate=20000 pages=2048 ms=20000 report=200").start();
     for connections in [1, 4] {
         goes_on(&mut guest, REPORT);
         let url = guest.unix_url();

@@ -273,6 +273,7 @@ fn a_back_end_that_is_not_there() {
     because(received.answer(), &["disk0"]);
     guest.wait_for_failure(&["disk0"]);
     goes_on(&mut guest, WRITTEN);
+    drop(gone);
     let next = heir(&disk).start();
     let mut guest = moved(guest, &next);
     goes_on(&mut guest, WRITTEN);

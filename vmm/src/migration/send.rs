@@ -132,9 +132,11 @@ impl<S: Fn(Word)> Job<S> {
             tls: tls.as_ref(),
             attempt,
         };
+        // It may take its time: KVM is asked by making a virtual machine. A receiver would wait meanwhile.
+        let description = self.describe()?;
         let connections = self.request.connections;
         let mut links = vec![self.connect(&way, Purpose::Migrate { connections })?];
-        let sent = self.send_over(&way, &mut links, logs);
+        let sent = self.send_over(&way, &description, &mut links, logs);
         let sent = sent.map_err(|error| match self.meter.is_too_slow() {
             true => Error::TooSlow(Box::new(error)),
             false => error,
@@ -179,11 +181,12 @@ impl<S: Fn(Word)> Job<S> {
     fn send_over(
         &mut self,
         way: &Way<'_>,
+        description: &[u8],
         links: &mut Vec<Link>,
         logs: &mut Option<Logs>,
     ) -> Result<(), Error> {
         let meter = &*self.meter.clone();
-        self.describe(&mut links[0])?;
+        send_description(&mut links[0], description, meter)?;
         meter.enter(Phase::Prepare);
         if self.arrival == ArrivalV1::Running {
             // While the receiver prepares itself, too.
@@ -244,8 +247,8 @@ impl<S: Fn(Word)> Job<S> {
         }
     }
 
-    /// Tells the receiver what there is to be told beforehand.
-    fn describe(&self, link: &mut Link) -> Result<(), Error> {
+    /// What the receiver is to be told beforehand.
+    fn describe(&self) -> Result<Vec<u8>, Error> {
         let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
         let guest = GuestV1::new(
             &self.config,
@@ -254,17 +257,20 @@ impl<S: Fn(Word)> Job<S> {
             &self.devices,
             self.arrival,
         );
-        let bytes = stream::encode(&guest)?;
-        let mut pieces = bytes.chunks(FRAME_DATA_MOST).peekable();
-        while let Some(piece) = pieces.next() {
-            let last = match pieces.peek() {
-                Some(_) => Last::No,
-                None => Last::Yes,
-            };
-            link.send(&Message::Describe { piece, last }, &*self.meter)?;
-        }
-        Ok(())
+        Ok(stream::encode(&guest)?)
     }
+}
+
+fn send_description(link: &mut Link, bytes: &[u8], meter: &Meter) -> Result<(), Error> {
+    let mut pieces = bytes.chunks(FRAME_DATA_MOST).peekable();
+    while let Some(piece) = pieces.next() {
+        let last = match pieces.peek() {
+            Some(_) => Last::No,
+            None => Last::Yes,
+        };
+        link.send(&Message::Describe { piece, last }, meter)?;
+    }
+    Ok(())
 }
 
 /// How the receiver is reached.
