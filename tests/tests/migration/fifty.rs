@@ -41,7 +41,11 @@ fn fifty_migrations_leave_nothing_behind() {
         let url = here.unix_url();
         let received = there.listen(&Receive::at(&url).device("disk0", disks[0]));
         here.send(&Send::to(&url).preserve_source());
-        received.answer().expect("a guest");
+        if let Err(reasons) = received.answer() {
+            let complaints = disks.map(|disk| disk.complaints());
+            let transfers = disks.map(|disk| disk.transfers().pop());
+            panic!("number {number}: {reasons:?}: {complaints:?}, {transfers:?}");
+        }
         here.wait_for_migration("done");
         here.wait_until("no machine", |here| here.api().get("vm.info").err());
         std::mem::swap(&mut here, &mut there);

@@ -78,7 +78,13 @@ impl Scene {
         goes_on(&mut self.guest, WRITTEN);
         self.guest.send(&Send::to(&self.url));
         let received = self.received.take().expect("a receiver that listens");
-        received.answer().expect("a guest");
+        if let Err(reasons) = received.answer() {
+            panic!(
+                "{reasons:?}: {:?}, {:?}",
+                self.next.complaints(),
+                self.next.transfers()
+            );
+        }
         self.guest.departed();
         goes_on(&mut self.there, WRITTEN);
         assert_eq!(self.next.complaints(), Vec::<String>::new());
