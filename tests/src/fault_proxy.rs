@@ -66,6 +66,8 @@ struct Shared {
 struct State {
     /// What is still to be done, one after the other.
     due: VecDeque<(Place, Act)>,
+    /// How much of it has not been done, with what is being done.
+    undone: usize,
     /// How many frames of the next place's kind have come.
     seen: u32,
     /// Kinds that have come, once each.
@@ -94,10 +96,12 @@ impl FaultProxy {
     pub fn start(at: &Path, to: &Path, due: impl IntoIterator<Item = (Place, Act)>) -> Self {
         let listener = UnixListener::bind(at).expect("a socket in a new directory");
         listener.set_nonblocking(true).expect("a flag");
+        let due: VecDeque<_> = due.into_iter().collect();
         let shared = Arc::new(Shared {
             to: to.to_owned(),
             state: Mutex::new(State {
-                due: due.into_iter().collect(),
+                undone: due.len(),
+                due,
                 seen: 0,
                 kinds: Vec::new(),
                 dark_until: None,
@@ -117,9 +121,9 @@ impl FaultProxy {
         let waited = self
             .shared
             .done
-            .wait_timeout_while(state, limit, |state| !state.due.is_empty());
+            .wait_timeout_while(state, limit, |state| state.undone > 0);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.due.is_empty()
+        state.undone == 0
     }
 
     /// The kinds of frames that have come so far.
@@ -236,19 +240,13 @@ impl Shared {
         if !state.kinds.contains(&kind) {
             state.kinds.push(kind);
         }
-        let (place, _) = state.due.front()?;
-        if place.kind != kind {
-            return None;
-        }
-        let place = *place;
-        state.seen += 1;
-        if state.seen != place.nth {
+        let place = state.due.front().map(|(place, _)| *place)?;
+        state.seen += u32::from(place.kind == kind);
+        if place.kind != kind || state.seen != place.nth {
             return None;
         }
         state.seen = 0;
-        // It stays there until it is done, for those who wait.
-        let (_, act) = state.due.front_mut()?;
-        let act = std::mem::replace(act, Box::new(|| Then::PassOn));
+        let (place, act) = state.due.pop_front()?;
         Some((place.when, act))
     }
 
@@ -267,7 +265,7 @@ impl Shared {
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         };
-        state.due.pop_front();
+        state.undone -= 1;
         self.done.notify_all();
         outcome
     }

@@ -51,9 +51,14 @@ pub fn expected(row: &Row) -> Expected {
         };
     }
     match (row.fault, row.owner) {
+        // The proxy passes on what was sent before.
+        (Fault::KillDestination | Fault::TerminateDestination, Owner::Source)
+            if row.place.kind == Kind::Ready =>
+        {
+            Expected::SourceOrUnconfirmed
+        }
         (Fault::KillSource, owner) => killed_source(owner),
         (Fault::KillDestination, owner) => killed_destination(owner),
-        // Gets there a little later than the frame that it comes with.
         (Fault::TerminateDestination | Fault::DeleteDestination, Owner::Source) => Expected::Source,
         (Fault::TerminateDestination | Fault::DeleteDestination, _) => Expected::AtMostOne,
         // They only take time, maybe too much of it.
@@ -69,6 +74,8 @@ pub fn expected(row: &Row) -> Expected {
         (Fault::KillDestinationDisk, Owner::Source | Owner::Giving | Owner::Nobody) => {
             Expected::Either
         }
+        // Its end may still be noticed before the guest starts.
+        (Fault::KillDestinationDisk, Owner::Taking) => Expected::Either,
         (Fault::CancelDestination, Owner::Giving | Owner::Taking) => Expected::Either,
         (Fault::CancelSource, Owner::Giving) => Expected::Either,
         (Fault::CancelSource, Owner::Nobody) => Expected::Destination,

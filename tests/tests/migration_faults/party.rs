@@ -12,7 +12,7 @@ use ferry_tests::{Process, TINY_GUEST, ferry_binary};
 use serde_json::{Value, json};
 
 /// Seconds for which a Ferry of these tests waits for an answer of a back-end, or of the other side.
-pub const REQUEST_TIMEOUT: u64 = 2;
+pub const REQUEST_TIMEOUT: u64 = 3;
 /// How often something is looked at that has no event.
 pub const LOOK: Duration = Duration::from_millis(20);
 
@@ -58,7 +58,14 @@ impl Party {
         let mut command = Command::new(ferry_binary());
         command.arg("--kernel").arg(TINY_GUEST);
         command.arg("--cmdline").arg(cmdline);
-        command.args(["--cpus", "boot=1", "--memory", "size=64M", "--console", "off"]);
+        command.args([
+            "--cpus",
+            "boot=1",
+            "--memory",
+            "size=64M",
+            "--console",
+            "off",
+        ]);
         command
             .arg("--serial")
             .arg(format!("file={}", serial.display()));
@@ -160,6 +167,13 @@ impl Party {
         outcome.map(drop).map_err(|error| error.chain().join(": "))
     }
 
+    /// How often it has begun to listen for senders.
+    fn receivers(&self) -> usize {
+        let events = self.api.get("vm.events?after=0&wait=0");
+        let events = events.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
+        events.map_or(0, |events| events.matches("\"receive-ready\"").count())
+    }
+
     /// Begins to wait for a guest whose devices' back-ends are at these sockets.
     pub fn receive(&self, at: &Path, sockets: &[(&str, &Path)]) -> Receiver<Result<(), String>> {
         let mut serials = lock(&self.serials);
@@ -175,6 +189,7 @@ impl Party {
             "devices": devices,
             "serial": { "mode": "File", "file": serial },
         });
+        let before = self.receivers();
         let limit = Duration::from_secs(60);
         let limits = Limits {
             connect: limit,
@@ -188,7 +203,7 @@ impl Party {
             let _ = sender.send(outcome.map(drop).map_err(|error| error.chain().join(": ")));
         });
         self.within("a receiver", Duration::from_secs(10), || {
-            (self.migration()["phase"] == "listen" && at.exists()).then_some(())
+            (self.receivers() > before).then_some(())
         });
         receiver
     }
@@ -224,7 +239,10 @@ impl Party {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let from = lines.len().saturating_sub(60);
-            lines[from..].iter().map(|line| format!("    {line}\n")).collect::<String>()
+            lines[from..]
+                .iter()
+                .map(|line| format!("    {line}\n"))
+                .collect::<String>()
         };
         let mut text = format!("  {}:\n{}", self.name, tail(&self.log));
         for serial in lock(&self.serials).iter() {

@@ -97,7 +97,7 @@ fn places(kind: Kind) -> Vec<(Place, Owner)> {
     match kind {
         Kind::Describe => vec![source(Before, 1), source(After, 1)],
         Kind::Prepared => vec![source(Before, 1), source(After, 1)],
-        Kind::Round => vec![source(After, 1), source(Before, 2)],
+        Kind::Round => vec![source(Before, 1), source(After, 1)],
         Kind::Pages => vec![source(Before, 1), source(After, 2)],
         Kind::State => vec![source(Before, 1)],
         Kind::StateEnd => vec![source(Before, 1), source(After, 1)],

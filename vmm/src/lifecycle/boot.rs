@@ -251,10 +251,7 @@ impl Vmm {
             _ => None,
         };
         // The last word of a connection that was given up, and maybe begun anew, does not count.
-        let Some(device) = vm
-            .device(key)
-            .filter(|device| device.is_starting_for(boot))
-        else {
+        let Some(device) = vm.device(key).filter(|device| device.is_starting_for(boot)) else {
             return;
         };
         match outcome {
