@@ -32,6 +32,14 @@ impl Link {
         self.incoming.is_whole() || self.transport.has_input()
     }
 
+    /// Notices that the other side has given up, or is gone, without taking what is for [`Link::receive`].
+    ///
+    /// # Errors
+    /// As [`Link::receive`].
+    pub fn notice(&mut self) -> Result<(), Error> {
+        self.listen().map(drop)
+    }
+
     /// Waits for the next message. `Alive` is not one, but shows that the other side is there.
     ///
     /// # Errors

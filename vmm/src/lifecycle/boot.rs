@@ -242,16 +242,16 @@ impl Vmm {
     ) {
         let events = self.events.sender();
         let limits = backends::limits(&self.timeouts);
+        if let Some(device) = self.reserve.iter_mut().find(|device| device.key == key) {
+            return device.started_in_reserve(boot, outcome);
+        }
         let Some(vm) = &mut self.vm else { return };
         let number = match &vm.phase {
             Phase::Booting(booting) => Some(booting.number),
             _ => None,
         };
         // The last word of a connection that was given up, and maybe begun anew, does not count.
-        let Some(device) = vm
-            .device(key)
-            .filter(|device| device.begun_for == boot && matches!(device.link, Link::Starting(_)))
-        else {
+        let Some(device) = vm.device(key).filter(|device| device.is_starting_for(boot)) else {
             return;
         };
         match outcome {

@@ -91,6 +91,23 @@ impl Device {
         Ok(())
     }
 
+    /// Whether the connection that was begun for this boot is still being made.
+    pub fn is_starting_for(&self, boot: u64) -> bool {
+        self.begun_for == boot && matches!(self.link, Link::Starting(_))
+    }
+
+    /// A connection was made, or was not, after the guest that it was for had failed to arrive.
+    pub fn started_in_reserve(&mut self, boot: u64, outcome: Result<Ready, vhost_user::Error>) {
+        if !self.is_starting_for(boot) {
+            return;
+        }
+        match outcome {
+            Ok(ready) => self.connected(ready),
+            // The next guest has it made anew.
+            Err(_) => self.link = Link::Down,
+        }
+    }
+
     /// Takes a connection that has been made.
     pub fn connected(&mut self, ready: Ready) {
         self.reconnects += u64::from(self.connected_before);

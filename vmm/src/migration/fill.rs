@@ -154,7 +154,7 @@ impl Incoming {
                 .spawn_scoped(scope, work)
                 .map_err(Error::Thread)?;
             loop {
-                let alive = meter.unless_cancelled().and_then(|()| look(link, meter));
+                let alive = meter.unless_cancelled().and_then(|()| look(link));
                 if let Err(error) = alive {
                     cancel.store(true, Ordering::Relaxed);
                     return Err(error);
@@ -171,7 +171,7 @@ impl Incoming {
         loop {
             match self.meter.wait(place.devices, Instant::now() + LOOK)? {
                 Some(devices) => return Ok(devices),
-                None => look(&mut self.link, &self.meter)?,
+                None => look(&mut self.link)?,
             }
         }
     }
@@ -312,12 +312,10 @@ impl Incoming {
 }
 
 /// Lets a sender that waits know that this side is there, and notices if the sender is not.
-fn look(link: &mut Link, meter: &Meter) -> Result<(), Error> {
+fn look(link: &mut Link) -> Result<(), Error> {
     link.keep_alive_if_due()?;
-    if link.has_input() {
-        link.receive_for(meter, Instant::now())?;
-    }
-    Ok(())
+    // The sender may be far ahead: what it sends is for who comes next.
+    Ok(link.notice()?)
 }
 
 fn receive_main(link: &mut Link, target: &RamTarget, meter: &Meter) -> Result<Vec<u8>, Error> {
@@ -449,7 +447,7 @@ impl Waiting<'_> {
             devices,
             self.meter,
             Instant::now() + limit,
-            || look(link, self.meter),
+            || look(link),
             ask,
             |device| Error::Late {
                 device: device.id().to_owned(),

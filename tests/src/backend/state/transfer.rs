@@ -185,8 +185,10 @@ impl Mover {
                         crate::pattern::stream(state.seed, self.at, &mut expected);
                         if part[..count] != expected {
                             return Ok(Outcome::Bad(format!(
-                                "other bytes after {} of them",
-                                self.at
+                                "other bytes after {} of them: {count} {:x?} instead of {:x?}",
+                                self.at,
+                                &part[..count.min(32)],
+                                &expected[..count.min(32)]
                             )));
                         }
                         self.at += count as u64;
