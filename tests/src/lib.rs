@@ -31,8 +31,8 @@ pub mod units;
 
 pub use daemons::{Qsd, QsdOptions, Virtiofsd, VirtiofsdOptions};
 pub use ferry::{
-    Answer, Asked, Ended, Ferry, Guest, Kernel, Left, Listener, Restore, Snapshot, Successor,
-    ferry_binary,
+    Answer, Asked, Ended, Ferry, Guest, Kernel, Left, Listener, Receive, Restore, Send, Snapshot,
+    Successor, ferry_binary, loopback_url,
 };
 pub use lines::Line;
 pub use process::{Process, tool};

@@ -128,8 +128,8 @@ impl Server {
                     Ok(Verdict::Open)
                 }),
             };
-            if !matches!(result, Ok(Verdict::Open)) {
-                self.session = None;
+            if !matches!(result, Ok(Verdict::Open)) && self.session.take().is_some() {
+                self.shared.closed();
             }
         }
     }

@@ -122,9 +122,12 @@ pub(crate) struct Options {
 pub struct Backend {
     options: Options,
     script: Script,
-    disk: Vec<u8>,
+    disk: Disk,
     store: state::Store,
 }
+
+/// The contents of a disk, which several back-ends may have open, as they do an image.
+type Disk = Arc<Mutex<Vec<u8>>>;
 
 impl Backend {
     /// A disk of `size` bytes ("1M", "64K").
@@ -149,7 +152,7 @@ impl Backend {
                 config_size: blk::CONFIG_SIZE,
             },
             script: Script::default(),
-            disk: vec![0; crate::units::bytes(size) as usize],
+            disk: Arc::new(Mutex::new(vec![0; crate::units::bytes(size) as usize])),
             store: state::Store::default(),
         }
     }
@@ -198,7 +201,13 @@ impl Backend {
 
     /// The disk has these contents, and their size.
     pub fn with_contents(mut self, contents: Vec<u8>) -> Self {
-        self.disk = contents;
+        self.disk = Arc::new(Mutex::new(contents));
+        self
+    }
+
+    /// The disk is the one of another back-end: what one of them writes the other one reads.
+    pub fn sharing(mut self, other: &Running) -> Self {
+        self.disk = Arc::clone(&other.shared.disk);
         self
     }
 
@@ -301,6 +310,12 @@ impl Running {
         self.shared.state().requests
     }
 
+    /// How many front-ends are connected.
+    pub fn connected(&self) -> usize {
+        let state = self.shared.state();
+        state.connections - state.closed
+    }
+
     /// How often a front-end has connected.
     pub fn connections(&self) -> usize {
         self.shared.state().connections
@@ -369,7 +384,7 @@ impl Drop for Running {
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
-    disk: Mutex<Vec<u8>>,
+    disk: Disk,
     store: Arc<state::Store>,
 }
 
@@ -380,13 +395,14 @@ struct State {
     accepted: Vec<u64>,
     requests: usize,
     connections: usize,
+    closed: usize,
 }
 
 impl Shared {
-    fn new(disk: Vec<u8>, store: state::Store) -> Self {
+    fn new(disk: Disk, store: state::Store) -> Self {
         Shared {
             state: Mutex::default(),
-            disk: Mutex::new(disk),
+            disk,
             store: Arc::new(store),
         }
     }
@@ -417,6 +433,10 @@ impl Shared {
 
     fn connected(&self) {
         self.state().connections += 1;
+    }
+
+    fn closed(&self) {
+        self.state().closed += 1;
     }
 
     /// The configuration space now.

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -13,6 +14,9 @@ use tempfile::TempDir;
 use super::{Ended, Left, Patience, find, transcript};
 use crate::lines::{Line, complete_lines};
 use crate::process::Process;
+
+/// Makes paths differ.
+static NUMBER: AtomicU32 = AtomicU32::new(1);
 
 /// What Ferry writes to its standard error.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +101,11 @@ impl Guest {
 
     /// Waits for Ferry's end, which has to be one with status 0, as after a snapshot with `after: stop`.
     pub fn stopped(mut self) -> Left {
+        self.wait_for_exit();
+        self.left()
+    }
+
+    pub(super) fn wait_for_exit(&mut self) {
         let limit = self.patience.limit;
         let status = self.process.wait(limit);
         assert!(
@@ -104,7 +113,28 @@ impl Guest {
             "Ferry has not ended well: {status:?}\n{}",
             self.transcript()
         );
-        self.left()
+    }
+
+    /// Where other Ferries are started for this guest, which goes on here until it has moved: what it says there comes
+    /// behind what it says here.
+    pub fn beside(&self) -> Left {
+        Left::new(
+            self.earlier.clone(),
+            self.serial.clone(),
+            self.patience,
+            Arc::clone(&self.directory),
+        )
+    }
+
+    /// The file that the serial port leads to.
+    pub fn serial_file(&self) -> &Path {
+        &self.serial
+    }
+
+    /// A path beside the guest's other files at which nothing is.
+    pub(super) fn new_path(&self, name: &str) -> PathBuf {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.directory.path().join(format!("{name}-{number}"))
     }
 
     /// A copy of the guest as it is now, in a snapshot that holds it, for when this guest has ended.

@@ -4,6 +4,7 @@ mod ended;
 mod guest;
 mod left;
 mod linux;
+mod migration;
 mod snapshot;
 
 use std::ffi::{OsStr, OsString};
@@ -23,6 +24,7 @@ pub use guest::Guest;
 pub use left::{Left, Successor};
 pub use linux::Kernel;
 use linux::Linux;
+pub use migration::{Receive, Send, loopback_url};
 pub use snapshot::{Answer, Asked, Restore, Snapshot};
 
 /// Something that listens on a vhost-user socket.
