@@ -165,6 +165,27 @@ fn errors_are_arrays_of_text_in_ascii() {
             "the restore cannot be as asked for",
         ),
         (
+            "PUT",
+            "/api/v1/vm.send-migration",
+            r#"{"destination_url": "unix:/s", "local": true}"#,
+            400,
+            "the guest cannot be sent as asked for",
+        ),
+        (
+            "PUT",
+            "/api/v1/vm.receive-migration",
+            r#"{"receiver_url": "tcp:0.0.0.0:4000"}"#,
+            400,
+            "no guest can be received as asked for",
+        ),
+        (
+            "PUT",
+            "/api/v1/vm.migration",
+            "",
+            405,
+            "/api/v1/vm.migration takes GET only",
+        ),
+        (
             "GET",
             "/api/v1/vm.cancel",
             "",

@@ -8,7 +8,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::thread;
 
+use vm_migration::link::{Address, Last, Link, Listener, Message, Patience, Purpose, StreamId};
+use vm_migration::pages::{Bitmap, Progress, RamTarget, Region, send_all, send_dirty};
 use vm_migration::ram::{RamPart, Unwatched, load, save};
 
 const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
@@ -80,4 +83,52 @@ fn ram_of_huge_pages_is_loaded_and_saved() {
     assert!(content(&again) == content(&ordinary));
     let taken = again.metadata().unwrap().blocks() * 512;
     assert!(taken <= 26 * 4096, "{taken}");
+    drop(huge);
+
+    let target = huge_memfd(2 * HUGE);
+    migrate(&ordinary, &target);
+    assert!(content(&target) == content(&ordinary));
+}
+
+/// Sends all RAM, and then zeros for what is less than a huge page.
+fn migrate(from: &File, to: &File) {
+    let region = |file| Region {
+        gpa: 0,
+        part: RamPart {
+            file,
+            offset: 0,
+            bytes: 2 * HUGE,
+        },
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("socket"));
+    let mut listener = Listener::bind(&address, None).unwrap();
+    let (watch, patience, attempt) = (&Unwatched, Patience::default(), StreamId([1; 16]));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let purpose = Purpose::Migrate { connections: 1 };
+            let link = Link::connect(&address, None, attempt, purpose, patience, watch);
+            let mut links = [link.unwrap()];
+            let (piece, last) = (&b""[..], Last::Yes);
+            links[0]
+                .send(&Message::Describe { piece, last }, watch)
+                .unwrap();
+            links[0].receive(watch).unwrap();
+            let (regions, progress) = ([region(from)], Progress::default());
+            send_all(&mut links, &regions, &progress, watch).unwrap();
+            from.write_all_at(&[0; 8192], HUGE + 16_384).unwrap();
+            let mut dirty = Bitmap::new(2 * HUGE);
+            dirty.set_range(HUGE + 16_384, 8192);
+            let sent = send_dirty(&mut links, &regions, &dirty, &progress, watch).unwrap();
+            assert_eq!(sent.zeros, 8192);
+            links[0].send(&Message::StateEnd, watch).unwrap();
+        });
+        let mut link = listener.accept(watch, None).unwrap();
+        link.accept_it().unwrap();
+        link.receive(watch).unwrap();
+        link.send(&Message::Prepared, watch).unwrap();
+        let ram = RamTarget::new(&[region(to)], 1).unwrap();
+        let end = link.receive_into(&ram, watch).unwrap();
+        assert_eq!(end, Message::StateEnd);
+    });
 }

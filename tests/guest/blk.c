@@ -52,7 +52,7 @@ enum outcome blk_one(u32 type, u32 sector, u32 patience_ms)
 
 /* --- Records --- */
 
-struct job { u32 type, count, depth, queues, seed, start, patience, report; };
+struct job { u32 type, count, depth, queues, seed, start, patience, report, pace; };
 struct progress { u32 sent, finished, in_flight; };
 
 static void finish(const struct job *job, u32 q, s32 head, struct progress *progress)
@@ -95,6 +95,18 @@ static u32 send(const struct job *job, u32 q, struct progress *progress)
     return sent;
 }
 
+/* Leaves the processor to others for a while. */
+static void sleep_for_a_tick(u32 ms)
+{
+    timer_every(ms);
+    irq_count[VECTOR_TIMER] = 0;
+    irq_off();
+    while (irq_count[VECTOR_TIMER] == 0)
+        irq_on_and_sleep(), irq_off();
+    irq_on();
+    timer_every(0);
+}
+
 static enum outcome run(const struct job *job)
 {
     struct progress progress = {0, 0, 0};
@@ -116,6 +128,8 @@ static enum outcome run(const struct job *job)
                 finish(job, q, head, &progress);
         }
         q = (q + 1) % job->queues;
+        if (job->pace)
+            sleep_for_a_tick(job->pace);
     }
     return WORKS;
 }
@@ -123,7 +137,7 @@ static enum outcome run(const struct job *job)
 static struct job job_from_args(void)
 {
     struct job job = {BLK_WRITE, arg("count", 100), arg("depth", 4), blk.device.queue_count, arg("seed", 1),
-                      arg("start", 0), arg("patience", 0), arg("report", 0)};
+                      arg("start", 0), arg("patience", 0), arg("report", 0), arg("pace", 0)};
     u32 most = blk.device.queues[0].size / 3;
     if (most > BLK_DEPTH)
         most = BLK_DEPTH;
@@ -134,7 +148,7 @@ static struct job job_from_args(void)
 }
 
 /* op=write+verify (default), op=write, op=verify. With patience=ms a device that stops answering is reported
- * and is no failure. */
+ * and is no failure. With pace=ms it sleeps so long after each batch. */
 void mode_blk_writer(void)
 {
     struct setup setup = blk_setup();

@@ -22,6 +22,7 @@ pub mod backend;
 #[allow(dead_code, reason = "some of it is for the common initramfs")]
 mod cpio;
 mod daemons;
+pub mod fault_proxy;
 mod ferry;
 mod lines;
 pub mod pattern;

@@ -6,9 +6,10 @@ pub mod loss;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ferry_api::config::MemoryConfig;
 use ferry_devices::vhost_user::RamRegion;
@@ -146,17 +147,36 @@ impl GuestRam {
     pub fn prefault(&self, config: &MemoryConfig, cancel: &AtomicBool) {
         /// Bytes between two looks at `cancel`: some hundredths of a second.
         const PIECE: u64 = 64 << 20;
+        /// The most threads: more of them wait for memory, and for each other.
+        const THREADS: usize = 8;
         if !config.prefault || self.origin == Origin::Files {
             return;
         }
-        for region in self.mapping.iter() {
-            for at in (0..region.len()).step_by(PIECE as usize) {
-                if cancel.load(Ordering::Relaxed) {
-                    return;
-                }
-                populate(region, at, PIECE.min(region.len() - at));
+        let pieces: Vec<_> = self
+            .mapping
+            .iter()
+            .flat_map(|region| {
+                let starts = (0..region.len()).step_by(PIECE as usize);
+                starts.map(move |at| (region, at))
+            })
+            .collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some((region, at)) = pieces.get(next.fetch_add(1, Ordering::Relaxed))
+                && !cancel.load(Ordering::Relaxed)
+            {
+                populate(region, *at, PIECE.min(region.len() - at));
             }
-        }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(THREADS) {
+                // If there is no thread for it, the others do its share.
+                let builder = std::thread::Builder::new().name("prefault".into());
+                let _ = builder.stack_size(64 << 10).spawn_scoped(scope, work);
+            }
+            work();
+        });
     }
 
     /// RAM as Ferry itself reads and writes it. A clone is another handle to the same RAM.

@@ -111,10 +111,15 @@ pub struct Refused {
 impl Refused {
     /// Takes the reasons from a body: a JSON array of strings, outermost first. Anything else is one reason.
     pub(super) fn new(status: u16, body: &[u8]) -> Self {
-        let mut reasons: Vec<String> = match serde_json::from_slice(body) {
+        let reasons = match serde_json::from_slice(body) {
             Ok(reasons) => reasons,
             Err(_) => vec![String::from_utf8_lossy(body).trim().to_owned()],
         };
+        Refused::because(status, reasons)
+    }
+
+    /// The same of reasons that have come in another way, outermost first.
+    pub fn because(status: u16, mut reasons: Vec<String>) -> Self {
         reasons.retain(|reason| !reason.is_empty());
         reasons.truncate(REASONS_MOST);
         let innermost = reasons

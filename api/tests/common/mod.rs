@@ -22,6 +22,7 @@ use ferry_api::control::{
     Response, VmInfo, VmState,
 };
 use ferry_api::events::EventLog;
+use ferry_api::migration::{MigrationProgress, MigrationState, MigrationUrl, Phase, Role};
 use ferry_api::server::{Limits, Server, ServerSocket, SocketPlace};
 use ferry_api::snapshot::{DeviceProgress, Operation, Progress, Status, Step};
 use tempfile::TempDir;
@@ -29,13 +30,15 @@ use tempfile::TempDir;
 /// Far above what anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An owner that notes what it is asked, and holds pauses, snapshots and restores back.
+/// An owner that notes what it is asked, and holds pauses, snapshots, restores and receptions back.
 #[derive(Debug, Default)]
 pub struct Script {
     pub asked: Mutex<Vec<Request>>,
     pub held: Mutex<Vec<Reply>>,
     /// How a snapshot or restore stands.
     pub progress: Mutex<Option<Progress>>,
+    /// How a migration does.
+    pub migration: Mutex<Option<MigrationProgress>>,
 }
 
 impl Control for Script {
@@ -64,6 +67,24 @@ impl Control for Script {
                 Some(progress) => Ok(Response::Progress(Box::new(progress.clone()))),
                 None => Err(Refusal::new(RefusalKind::NotFound, "nothing was saved yet")),
             }),
+            Request::SendMigration(request) => {
+                let progress = migration(Role::Send, request.destination, Phase::Precopy);
+                *self.migration.lock().unwrap() = Some(progress);
+                reply.answer(Ok(Response::Done));
+            }
+            Request::ReceiveMigration(request) => {
+                let progress = migration(Role::Receive, request.receiver, Phase::Listen);
+                *self.migration.lock().unwrap() = Some(progress);
+                self.held.lock().unwrap().push(reply);
+            }
+            Request::Migration => reply.answer(match &*self.migration.lock().unwrap() {
+                Some(progress) => Ok(Response::Migration(Box::new(progress.clone()))),
+                None => Err(Refusal::new(RefusalKind::NotFound, "nothing was moved yet")),
+            }),
+            Request::CancelMigration => {
+                self.end_migration(Err(Refusal::new(RefusalKind::Failed, "it was cancelled")));
+                reply.answer(Ok(Response::Done));
+            }
             Request::ReleaseHold => {
                 self.end(Ok(Response::Done));
                 reply.answer(Ok(Response::Done));
@@ -89,6 +110,25 @@ impl Control for Script {
 }
 
 impl Script {
+    /// Changes how the migration stands.
+    pub fn migration(&self, change: impl FnOnce(&mut MigrationProgress)) {
+        change(self.migration.lock().unwrap().as_mut().unwrap());
+    }
+
+    /// Ends the migration, on either side.
+    pub fn end_migration(&self, answer: Answered) {
+        self.migration(|progress| {
+            progress.state = match &answer {
+                Ok(_) => MigrationState::Done,
+                Err(_) => MigrationState::Failed,
+            };
+            progress.error = answer.clone().err().map_or(Vec::new(), |it| it.chain);
+        });
+        for reply in self.held.lock().unwrap().drain(..) {
+            reply.answer(answer.clone());
+        }
+    }
+
     /// Ends the snapshot or restore.
     pub fn end(&self, answer: Answered) {
         if let Some(progress) = &mut *self.progress.lock().unwrap() {
@@ -101,6 +141,38 @@ impl Script {
         for reply in self.held.lock().unwrap().drain(..) {
             reply.answer(answer.clone());
         }
+    }
+}
+
+fn migration(role: Role, url: MigrationUrl, phase: Phase) -> MigrationProgress {
+    let ms = Duration::from_millis;
+    let round = match role {
+        Role::Send => 2,
+        Role::Receive => 0,
+    };
+    MigrationProgress {
+        role,
+        url,
+        attempt: "5a".repeat(16),
+        state: MigrationState::UnderWay,
+        phase,
+        phases: vec![
+            (Phase::Connect, Duration::from_micros(1_250)),
+            (phase, ms(1200)),
+        ],
+        peer_phases: Vec::new(),
+        elapsed: ms(1234),
+        round,
+        ram_total: 1 << 30,
+        ram_sent: 512 << 20,
+        ram_remaining: 100 << 20,
+        ram_rate: 30 << 20,
+        dirty_rate: 20 << 20,
+        throttle: 0,
+        downtime_estimate: Some(ms(42)),
+        downtime: None,
+        devices: Vec::new(),
+        error: Vec::new(),
     }
 }
 

@@ -6,6 +6,8 @@
 mod common;
 mod failures;
 mod held;
+mod migrating;
+mod moving;
 mod real;
 mod requests;
 mod saving;

@@ -24,6 +24,7 @@ use super::error::{Cause, During, Violation};
 use super::memory::{RamRegion, token};
 use super::message::{Acknowledge, ReplyShape, RequestCode, payload};
 use super::negotiated::RingLog;
+use super::rings::Parts;
 use super::socket::MAX_FDS;
 use crate::virtio::ActiveQueue;
 
@@ -162,19 +163,19 @@ impl Frontend {
     /// Where the parts of a ring lie, as address tokens; they are aligned and in guest RAM. Never for a ring that runs: a
     /// completion could be lost. So the flag that has the used ring logged is given from the beginning; it counts
     /// while LOG_ALL is accepted.
-    pub fn set_vring_addr(&mut self, queue: &ActiveQueue, log: RingLog) -> Result<(), Cause> {
+    pub fn set_vring_addr(&mut self, ring: &Parts, log: RingLog) -> Result<(), Cause> {
         let flags = match log {
             RingLog::Offered => VhostUserVringAddrFlags::VHOST_VRING_F_LOG,
             RingLog::Absent => VhostUserVringAddrFlags::empty(),
         };
         let address = VhostUserVringAddr::new(
-            u32::from(queue.index),
+            u32::from(ring.index),
             flags,
-            token(queue.descriptors),
-            token(queue.used),
-            token(queue.available),
+            token(ring.descriptors),
+            token(ring.used),
+            token(ring.available),
             // Where the used ring lies in guest-physical memory, for logging; not used without the flag.
-            queue.used.0,
+            ring.used.0,
         );
         self.set(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])
     }

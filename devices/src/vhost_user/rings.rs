@@ -33,6 +33,51 @@ impl Place {
     }
 }
 
+/// Where the parts of a ring are, as a back-end is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Index of the queue within the device.
+    pub index: u16,
+    /// Number of descriptors.
+    pub size: u16,
+    /// Where the descriptor table begins.
+    pub descriptors: GuestAddress,
+    /// Where the available ring begins.
+    pub available: GuestAddress,
+    /// Where the used ring begins.
+    pub used: GuestAddress,
+}
+
+impl Parts {
+    /// Those of `queue`.
+    pub fn of(queue: &ActiveQueue) -> Self {
+        Parts {
+            index: queue.index,
+            size: queue.size,
+            descriptors: queue.descriptors,
+            available: queue.available,
+            used: queue.used,
+        }
+    }
+
+    /// All at the same place, for a ring that stands still.
+    pub fn parked_at(self, place: GuestAddress) -> Self {
+        Parts {
+            descriptors: place,
+            available: place,
+            used: place,
+            ..self
+        }
+    }
+
+    /// Whether each of them begins in `ram`.
+    pub fn begin_in(&self, ram: &[RamRegion]) -> bool {
+        [self.descriptors, self.available, self.used]
+            .into_iter()
+            .all(|address| is_ram(ram, address, 1))
+    }
+}
+
 /// How far both sides of a queue have come, modulo 65536.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Indexes {

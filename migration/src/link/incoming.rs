@@ -62,12 +62,8 @@ impl Incoming {
         self.frame.map(|frame| frame.kind)
     }
 
-    /// Whether part of a frame is there.
-    pub(super) fn is_begun(&self) -> bool {
-        self.header_there != 0
-    }
-
-    fn is_whole(&self) -> bool {
+    /// Whether all of a frame is there.
+    pub(super) fn is_whole(&self) -> bool {
         self.frame
             .is_some_and(|frame| frame.length == self.body_there)
     }

@@ -44,6 +44,8 @@ mod incoming;
 mod listener;
 mod message;
 mod order;
+mod receiving;
+mod sending;
 mod socket;
 mod tls;
 mod wire;

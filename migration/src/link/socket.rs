@@ -126,7 +126,11 @@ impl Transport {
         }
     }
 
-    pub(super) fn is_readable(&self) -> bool {
+    /// Whether a read would find something, or the end.
+    pub(super) fn has_input(&self) -> bool {
+        if self.tls.as_ref().is_some_and(|tls| tls.has_input()) {
+            return true;
+        }
         let mut entry = [poll_entry(
             self.socket.as_raw_fd(),
             libc::POLLIN | libc::POLLRDHUP,

@@ -175,12 +175,21 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
 /// One connection's TLS. The handshake happens within the first reads and writes.
 pub(super) struct Session {
     connection: Connection,
+    /// Bytes that are decrypted and not yet read.
+    there: usize,
 }
 
 impl Session {
     fn new(mut connection: Connection) -> Self {
         connection.set_buffer_limit(Some(BUFFER));
-        Session { connection }
+        Session {
+            connection,
+            there: 0,
+        }
+    }
+
+    pub(super) fn has_input(&self) -> bool {
+        self.there != 0
     }
 
     pub(super) fn has_pending(&self) -> bool {
@@ -193,7 +202,11 @@ impl Session {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
                 // The other side ended without saying so: frames say what is whole.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                result => return result,
+                Ok(read) => {
+                    self.there = self.there.saturating_sub(read);
+                    return Ok(read);
+                }
+                Err(error) => return Err(error),
             }
             match self.flush(socket) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
@@ -201,10 +214,13 @@ impl Session {
             }
             // At the end of input, the reader knows.
             self.connection.read_tls(&mut Input(socket))?;
-            if let Err(wrong) = self.connection.process_new_packets() {
-                // The other side is told why, if that is possible.
-                let _ = self.flush(socket);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
+            match self.connection.process_new_packets() {
+                Ok(state) => self.there = state.plaintext_bytes_to_read(),
+                Err(wrong) => {
+                    // The other side is told why, if that is possible.
+                    let _ = self.flush(socket);
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
+                }
             }
         }
     }

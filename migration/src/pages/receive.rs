@@ -37,6 +37,30 @@ impl RamTarget {
         })
     }
 
+    /// Writes pages that came over connection `index`, and says how many bytes they are. The inner error is the other
+    /// side's.
+    fn write(&self, index: u16, gpa: u64, data: &[u8]) -> Result<Result<u64, Violation>, Error> {
+        let bytes = data.len() as u64;
+        let (target, at) = match self.find(Kind::Pages, index, gpa, bytes) {
+            Ok(found) => found,
+            Err(violation) => return Ok(Err(violation)),
+        };
+        let written = target.write(at, data);
+        written.map_err(|source| Error::Ram { gpa, source })?;
+        Ok(Ok(bytes))
+    }
+
+    /// Makes pages zero, as [`RamTarget::write`].
+    fn clear(&self, index: u16, gpa: u64, bytes: u64) -> Result<Result<u64, Violation>, Error> {
+        let (target, at) = match self.find(Kind::Zeros, index, gpa, bytes) {
+            Ok(found) => found,
+            Err(violation) => return Ok(Err(violation)),
+        };
+        let cleared = sys::punch_hole(&target.file, at, bytes);
+        cleared.map_err(|source| Error::Ram { gpa, source })?;
+        Ok(Ok(bytes))
+    }
+
     /// Where so many bytes at `gpa` are, which come over connection `index`.
     fn find(
         &self,
@@ -109,25 +133,14 @@ impl Link {
             if !matches!(kind, Kind::Pages | Kind::Zeros) {
                 return self.take_message(kind);
             }
-            let peer = self.peer().clone();
-            let found = |gpa, bytes| {
-                ram.find(kind, index, gpa, bytes)
-                    .map_err(|violation| Error::Protocol { peer, violation })
+            let placed = match self.take_message(kind)? {
+                Message::Pages { gpa, data } => ram.write(index, gpa, data)?,
+                Message::Zeros { gpa, bytes } => ram.clear(index, gpa, bytes)?,
+                _ => Ok(0),
             };
-            match self.take_message(kind)? {
-                Message::Pages { gpa, data } => {
-                    let (target, at) = found(gpa, data.len() as u64)?;
-                    let written = target.write(at, data);
-                    written.map_err(|source| Error::Ram { gpa, source })?;
-                    watch.done(data.len() as u64);
-                }
-                Message::Zeros { gpa, bytes } => {
-                    let (target, at) = found(gpa, bytes)?;
-                    let cleared = sys::punch_hole(&target.file, at, bytes);
-                    cleared.map_err(|source| Error::Ram { gpa, source })?;
-                    watch.done(bytes);
-                }
-                _ => (),
+            match placed {
+                Ok(bytes) => watch.done(bytes),
+                Err(violation) => return Err(self.reject(violation)),
             }
         }
     }

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::{BLOCK, Bitmap, PAGE, Progress, Region, Run};
 use crate::link::{Error, Link, Message, Tally};
@@ -14,6 +15,12 @@ use crate::watch::Watch;
 
 /// Pages are copied, looked at and sent in pieces of this size, which stay in a core's cache.
 const PIECE: u64 = 256 << 10;
+
+/// How long the reason may take to come after a connection was lost.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often a lane that is done looks whether the others are.
+const TICK: Duration = Duration::from_millis(20);
 
 /// What a round has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,11 +49,11 @@ pub fn send_all(
     progress: &Progress,
     watch: &dyn Watch,
 ) -> Result<Sent, Error> {
-    over_all(links, watch, |mut lane| {
+    over_all(links, watch, |lane| {
         for region in regions {
             lane.whole(region, progress)?;
         }
-        Ok(lane.sent)
+        Ok(())
     })
 }
 
@@ -61,7 +68,7 @@ pub fn send_dirty(
     progress: &Progress,
     watch: &dyn Watch,
 ) -> Result<Sent, Error> {
-    over_all(links, watch, |mut lane| {
+    over_all(links, watch, |lane| {
         for run in dirty.runs() {
             if lane.is_its(run.gpa) {
                 for region in regions {
@@ -69,7 +76,7 @@ pub fn send_dirty(
                 }
             }
         }
-        Ok(lane.sent)
+        Ok(())
     })
 }
 
@@ -130,11 +137,17 @@ impl Watch for Together<'_> {
     }
 }
 
+/// How a round ends: how many lanes are still at work, and what came out of the others.
+struct Ending {
+    working: u64,
+    outcome: Result<Sent, Error>,
+}
+
 /// Does `work` for each connection, on a thread of its own if there are several.
 fn over_all(
     links: &mut [Link],
     watch: &dyn Watch,
-    work: impl Fn(Lane<'_>) -> Result<Sent, Error> + Sync,
+    work: impl Fn(&mut Lane<'_>) -> Result<(), Error> + Sync,
 ) -> Result<Sent, Error> {
     let of = links.len() as u64;
     let failed = AtomicBool::new(false);
@@ -142,9 +155,13 @@ fn over_all(
         watch,
         failed: &failed,
     };
-    let outcome = Mutex::new(Ok(Sent::default()));
+    let ending = Mutex::new(Ending {
+        working: of,
+        outcome: Ok(Sent::default()),
+    });
+    let ended = Condvar::new();
     let run = |(index, link)| {
-        let lane = Lane {
+        let mut lane = Lane {
             link,
             index,
             of,
@@ -152,29 +169,35 @@ fn over_all(
             buffer: vec![0; PIECE as usize],
             sent: Sent::default(),
         };
-        let result = work(lane);
+        let result = work(&mut lane);
         // Under the lock, so that a lane that ends because of this one comes later.
-        let Ok(mut outcome) = outcome.lock() else {
-            return;
-        };
-        match (&mut *outcome, result) {
-            (Ok(all), Ok(sent)) => *all += sent,
+        let mut ending = locked(&ending);
+        ending.working = ending.working.saturating_sub(1);
+        match (&mut ending.outcome, result) {
+            (Ok(all), Ok(())) => *all += lane.sent,
             (Ok(_), Err(error)) => {
-                *outcome = Err(error);
+                ending.outcome = Err(error);
                 failed.store(true, Ordering::Relaxed);
             }
             (Err(_), _) => (),
         }
+        ended.notify_all();
+        // The other side hears from this connection while others are at work.
+        while ending.working > 0 && lane.link.keep_alive_if_due().is_ok() {
+            let waited = ended.wait_timeout(ending, TICK);
+            ending = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     };
-    let mut lanes = (0..of).zip(links);
+    let mut lanes = (0..of).zip(links.iter_mut());
     let first = lanes.next();
-    let mut spawned = Ok(());
     thread::scope(|scope| {
         for lane in lanes {
             let builder = thread::Builder::new().name(format!("pages-{}", lane.0));
             if let Err(source) = builder.spawn_scoped(scope, || run(lane)) {
                 failed.store(true, Ordering::Relaxed);
-                spawned = Err(Error::Ram { gpa: 0, source });
+                let mut ending = locked(&ending);
+                ending.working = 0;
+                ending.outcome = Err(Error::Ram { gpa: 0, source });
                 return;
             }
         }
@@ -182,10 +205,19 @@ fn over_all(
             run(first);
         }
     });
-    spawned?;
-    outcome
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    let ending = ending.into_inner();
+    let outcome = ending.unwrap_or_else(PoisonError::into_inner).outcome;
+    match (outcome, links) {
+        // The reason, if there is one, comes over the main connection, and perhaps later than an extra one ends.
+        (Err(lost), [main, _, ..]) if lost.is_lost() => {
+            Err(main.last_words(LAST_WORDS).unwrap_or(lost))
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lane<'_> {
@@ -299,10 +331,7 @@ impl Lane<'_> {
 }
 
 /// Stretches of pages that are alike.
-fn stretches<'a>(
-    mut data: &'a [u8],
-    alike: impl Fn(&[u8], &[u8]) -> bool,
-) -> impl Iterator<Item = &'a [u8]> {
+fn stretches(mut data: &[u8], alike: impl Fn(&[u8], &[u8]) -> bool) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let first = data.get(..PAGE as usize)?;
         let rest = data[PAGE as usize..].chunks(PAGE as usize);

@@ -1,90 +1,402 @@
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::thread;
 
+use proptest::prelude::*;
+
 use super::*;
-use crate::link::*;
-use crate::watch::Unwatched;
+use crate::link::{
+    Address, Error, Kind, Last, Link, Listener, Message, Patience, Purpose, StreamId, Violation,
+};
+use crate::watch::{Unwatched, Watch};
 
 const MIB: u64 = 1 << 20;
+/// Two regions with a gap between them that is no whole number of blocks, and one that ends within a block.
+const LOW: u64 = 3 * MIB;
+const HIGH_GPA: u64 = 5 * MIB + 8192;
+const HIGH: u64 = 2 * MIB + 12288;
 
-fn memfd(bytes: u64) -> File {
-    let file = tempfile::tempfile_in("/dev/shm").unwrap();
-    file.set_len(bytes).unwrap();
-    file
+/// RAM of two regions in one file, the second one first.
+struct Ram(File);
+
+impl Ram {
+    fn new() -> Self {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(LOW + HIGH).unwrap();
+        Ram(file)
+    }
+
+    fn regions(&self) -> [Region<'_>; 2] {
+        let region = |gpa, offset, bytes| Region {
+            gpa,
+            part: RamPart {
+                file: &self.0,
+                offset,
+                bytes,
+            },
+        };
+        [region(0, HIGH, LOW), region(HIGH_GPA, 0, HIGH)]
+    }
+
+    fn write(&self, gpa: u64, data: &[u8]) {
+        let at = match gpa {
+            HIGH_GPA.. => gpa - HIGH_GPA,
+            _ => gpa + HIGH,
+        };
+        self.0.write_all_at(data, at).unwrap();
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let mut bytes = vec![0; (LOW + HIGH) as usize];
+        self.0.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// Bytes that are allocated.
+    fn taken(&self) -> u64 {
+        self.0.metadata().unwrap().blocks() * 512
+    }
 }
 
-fn region(file: &File, gpa: u64, bytes: u64) -> Region<'_> {
-    let part = RamPart {
-        file,
-        offset: 0,
-        bytes,
+/// Both ends of so many connections, where RAM is due.
+fn connected(connections: u16) -> [Vec<Link>; 2] {
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("socket"));
+    let mut listener = Listener::bind(&address, None).unwrap();
+    let watch = &Unwatched;
+    let mut senders = Vec::new();
+    let mut receivers: Vec<Link> = Vec::new();
+    for index in 0..connections {
+        let purpose = match index {
+            0 => Purpose::Migrate { connections },
+            index => Purpose::Join { index },
+        };
+        thread::scope(|scope| {
+            let connect = scope.spawn(|| {
+                let attempt = StreamId([1; 16]);
+                Link::connect(&address, None, attempt, purpose, Patience::default(), watch)
+            });
+            let mut link = listener.accept(watch, None).unwrap();
+            link.accept_it().unwrap();
+            receivers.push(link);
+            senders.push(connect.join().unwrap().unwrap());
+        });
+    }
+    let all = Message::Describe {
+        piece: b"",
+        last: Last::Yes,
     };
-    Region { gpa, part }
+    senders[0].send(&all, watch).unwrap();
+    receivers[0].receive(watch).unwrap();
+    receivers[0].send(&Message::Prepared, watch).unwrap();
+    senders[0].receive(watch).unwrap();
+    [senders, receivers]
+}
+
+/// Receives until every connection has ended, with a thread for each.
+fn receive_all(links: &mut [Link], to: &Ram) -> Result<(), Error> {
+    let target = RamTarget::new(&to.regions(), links.len() as u16).unwrap();
+    thread::scope(|scope| {
+        let threads: Vec<_> = links
+            .iter_mut()
+            .map(|link| {
+                scope.spawn(|| {
+                    while link.receive_into(&target, &Unwatched)?.kind() != Kind::End {}
+                    Ok(())
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap())
+    })
+}
+
+/// What `send` sends goes into `to`.
+fn transfer(connections: u16, to: &Ram, send: impl FnOnce(&mut [Link])) {
+    let [mut senders, mut receivers] = connected(connections);
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| receive_all(&mut receivers, to));
+        send(&mut senders);
+        end_extra(&mut senders, &Unwatched).unwrap();
+        senders[0].send(&Message::StateEnd, &Unwatched).unwrap();
+        end_main(&mut senders, &Unwatched).unwrap();
+        receiver.join().unwrap().unwrap();
+    });
+}
+
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    (0..length as u64)
+        .map(|n| (n * 31 + seed * 7 + 1) as u8 | 1)
+        .collect()
 }
 
 #[test]
-fn thin() {
-    let directory = tempfile::tempdir().unwrap();
-    let address = Address::Unix(directory.path().join("s"));
-    let mut listener = Listener::bind(&address, None).unwrap();
-    let source = memfd(8 * MIB);
-    source.write_all_at(&[7; 300_000], 3 * MIB + 5).unwrap();
-    let target = memfd(8 * MIB);
+fn all_of_ram_goes_over_and_what_is_zero_costs_nothing() {
+    for connections in [1, 3] {
+        let (from, to) = (Ram::new(), Ram::new());
+        // Over the border of a block, to the end of a region, at the beginning of the other one.
+        from.write(MIB - 5000, &pattern(1, 10_000));
+        from.write(LOW - 4096, &pattern(2, 4096));
+        from.write(HIGH_GPA, &pattern(3, 1));
+        from.write(HIGH_GPA + HIGH - 1, &pattern(4, 1));
+        // There, and zero.
+        from.write(2 * MIB, &[0; 300_000]);
+        let progress = Progress::default();
+        transfer(connections, &to, |links| {
+            let regions = from.regions();
+            let sent = send_all(links, &regions, &progress, &Unwatched).unwrap();
+            assert_eq!(sent.data + sent.zeros, LOW + HIGH);
+            assert_eq!(sent.data, 4 * 4096 + 4096 + 2 * 4096);
+            assert_eq!([progress.data(), progress.zeros()], [sent.data, sent.zeros]);
+        });
+        assert!(from.content() == to.content());
+        assert_eq!(to.taken(), 7 * 4096);
+    }
+}
+
+#[test]
+fn what_has_changed_goes_over_and_zeros_make_holes() {
+    for connections in [1, 3] {
+        let (from, to) = (Ram::new(), Ram::new());
+        for ram in [&from, &to] {
+            ram.write(0, &pattern(1, LOW as usize));
+            ram.write(HIGH_GPA, &pattern(2, HIGH as usize));
+        }
+        let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
+        let mut change = |gpa, data: &[u8]| {
+            from.write(gpa, data);
+            dirty.set_range(gpa, data.len() as u64);
+        };
+        change(4096, &pattern(9, 4096));
+        change(MIB - 8192, &pattern(5, 20_000));
+        change(2 * MIB, &[0; 500_000]);
+        change(HIGH_GPA + HIGH - 4096, &[0; 4096]);
+        let pages = dirty.count();
+        // No RAM there.
+        dirty.set_range(LOW, HIGH_GPA - LOW);
+        let progress = Progress::default();
+        transfer(connections, &to, |links| {
+            let regions = from.regions();
+            let sent = send_dirty(links, &regions, &dirty, &progress, &Unwatched).unwrap();
+            assert_eq!(sent.data + sent.zeros, pages * 4096);
+            assert_eq!(sent.zeros, 122 * 4096 + 4096);
+        });
+        assert!(from.content() == to.content());
+        assert_eq!(to.taken(), LOW + HIGH - 123 * 4096);
+    }
+}
+
+/// All that changes is on one connection.
+#[test]
+fn a_connection_without_ram_is_not_silent() {
+    let (from, to) = (Ram::new(), Ram::new());
+    from.write(0, &pattern(1, MIB as usize));
+    let [mut senders, mut receivers] = connected(2);
+    let limit = std::time::Duration::from_millis(200);
+    let target = RamTarget::new(&to.regions(), 2).unwrap();
+    senders.iter_mut().for_each(|link| link.set_silence(limit));
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        let [main, extra] = &mut receivers[..] else {
+            panic!("there are two");
+        };
+        extra.set_silence(limit);
+        let extra = scope.spawn(|| {
+            let kind = extra.receive_into(&target, &Unwatched).unwrap().kind();
+            assert!(ended.load(Ordering::Relaxed));
+            kind
+        });
+        scope.spawn(|| {
+            // Rounds that are longer than the limit together.
+            let mut dirty = Bitmap::new(MIB);
+            dirty.set_range(0, MIB);
+            let started = std::time::Instant::now();
+            while started.elapsed() < 4 * limit {
+                let regions = from.regions();
+                let progress = Progress::default();
+                send_dirty(&mut senders, &regions, &dirty, &progress, &Unwatched).unwrap();
+            }
+            ended.store(true, Ordering::Relaxed);
+            end_extra(&mut senders, &Unwatched).unwrap();
+            senders[0].send(&Message::StateEnd, &Unwatched).unwrap();
+        });
+        let kind = main.receive_into(&target, &Unwatched).unwrap().kind();
+        assert_eq!(kind, Kind::StateEnd);
+        assert_eq!(extra.join().unwrap(), Kind::End);
+    });
+}
+
+#[test]
+fn pages_that_are_out_of_place_are_refused() {
+    let refused = |index: u16, message: &Message<'_>| {
+        let to = Ram::new();
+        let target = RamTarget::new(&to.regions(), 2).unwrap();
+        let [mut senders, mut receivers] = connected(2);
+        let at = usize::from(index);
+        senders[at].send(message, &Unwatched).unwrap();
+        let error = receivers[at].receive_into(&target, &Unwatched).unwrap_err();
+        let content = |violation: &Violation| matches!(violation, Violation::Content { .. });
+        assert!(
+            matches!(&error, Error::Protocol { violation, .. } if content(violation)),
+            "{message:?}: {error}"
+        );
+        assert_eq!(to.taken(), 0);
+        let again = receivers[at].receive(&Unwatched).unwrap_err();
+        assert!(matches!(again, Error::Broken { .. }), "{again}");
+    };
+    let data = &[1; 8192][..];
+    let bytes = data.len() as u64;
+    let high_end = HIGH_GPA + HIGH;
+    for (index, gpa) in [
+        // Outside.
+        (1, LOW),
+        (1, HIGH_GPA - 4096),
+        (1, HIGH_GPA - 8192),
+        (1, high_end - 4096),
+        (1, high_end),
+        (0, 1 << 40),
+        (1, u64::MAX - MIB + 1),
+        // On the wrong connection.
+        (0, MIB),
+        (1, 0),
+        (1, 2 * MIB),
+    ] {
+        refused(index, &Message::Pages { gpa, data });
+        refused(index, &Message::Zeros { gpa, bytes });
+    }
+}
+
+#[test]
+fn regions_that_cannot_be_are_refused() {
+    let ram = Ram::new();
+    let [good, _] = ram.regions();
+    let refused = |change: &dyn Fn(&mut Region<'_>)| {
+        let mut region = good;
+        change(&mut region);
+        assert!(RamTarget::new(&[region], 1).is_err(), "{region:?}");
+    };
+    refused(&|region| region.gpa = 1);
+    refused(&|region| region.gpa = u64::MAX - 4095);
+    refused(&|region| region.part.offset = 100);
+    refused(&|region| region.part.bytes += 4096);
+    refused(&|region| region.part.offset = u64::MAX - 4095);
+}
+
+/// Cancels after so many bytes.
+struct After(AtomicU64);
+
+impl Watch for After {
+    fn done(&self, bytes: u64) {
+        let left = self.0.load(Ordering::Relaxed);
+        self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+#[test]
+fn sending_can_be_cancelled_with_and_without_data() {
+    for data in [&b""[..], &pattern(1, LOW as usize)] {
+        for connections in [1, 3] {
+            let (from, to) = (Ram::new(), Ram::new());
+            from.write(0, data);
+            let [mut senders, mut receivers] = connected(connections);
+            thread::scope(|scope| {
+                let receiver = scope.spawn(|| receive_all(&mut receivers, &to));
+                let watch = After(AtomicU64::new(2 * MIB));
+                let progress = Progress::default();
+                let error = send_all(&mut senders, &from.regions(), &progress, &watch);
+                assert!(error.unwrap_err().is_cancelled());
+                drop(senders);
+                assert!(receiver.join().unwrap().is_err());
+            });
+        }
+    }
+}
+
+#[test]
+fn the_reason_of_a_failure_is_known_whichever_connection_fails_first() {
+    let from = Ram::new();
+    from.write(0, &pattern(1, LOW as usize));
+    let [mut senders, receivers] = connected(3);
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut link = listener.accept(&Unwatched, None).unwrap();
-            link.accept_it().unwrap();
-            assert!(matches!(
-                link.receive(&Unwatched).unwrap(),
-                Message::Describe {
-                    piece: b"it",
-                    last: Last::Yes
-                }
-            ));
-            link.send(&Message::Prepared, &Unwatched).unwrap();
-            let ram = RamTarget::new(&[region(&target, 0, 8 * MIB)], 1).unwrap();
-            assert_eq!(
-                link.receive_into(&ram, &Unwatched).unwrap(),
-                Message::StateEnd
-            );
-            assert_eq!(link.receive(&Unwatched).unwrap().kind(), Kind::End);
-            link.send(&Message::Ready, &Unwatched).unwrap();
+            // The extra ones just end.
+            let main = receivers.into_iter().next().unwrap();
+            thread::sleep(std::time::Duration::from_millis(30));
+            main.give_up(&crate::link::Failure::new(["it is full"]));
         });
-        let mut link = Link::connect(
-            &address,
-            None,
-            StreamId([3; 16]),
-            Purpose::Migrate { connections: 1 },
-            Patience::default(),
-            &Unwatched,
-        )
-        .unwrap();
-        link.send(
-            &Message::Describe {
-                piece: b"it",
-                last: Last::Yes,
-            },
-            &Unwatched,
-        )
-        .unwrap();
-        assert_eq!(link.receive(&Unwatched).unwrap(), Message::Prepared);
-        let mut links = [link];
-        let sent = send_all(
-            &mut links,
-            &[region(&source, 0, 8 * MIB)],
-            &Progress::default(),
-            &Unwatched,
-        )
-        .unwrap();
-        assert_eq!(sent.data + sent.zeros, 8 * MIB);
-        links[0].send(&Message::StateEnd, &Unwatched).unwrap();
-        end_all(&mut links, &Unwatched).unwrap();
-        assert_eq!(links[0].receive(&Unwatched).unwrap(), Message::Ready);
+        let progress = Progress::default();
+        let sent = loop {
+            let regions = from.regions();
+            let sent = send_all(&mut senders, &regions, &progress, &Unwatched);
+            if sent.is_err() {
+                break sent;
+            }
+        };
+        let error = sent.unwrap_err();
+        assert!(matches!(error, Error::PeerFailed { .. }), "{error}");
     });
-    let mut a = vec![0; 8 * MIB as usize];
-    let mut b = a.clone();
-    source.read_exact_at(&mut a, 0).unwrap();
-    target.read_exact_at(&mut b, 0).unwrap();
-    assert!(a == b);
+}
+
+#[test]
+fn a_bitmap_ends_where_it_ends() {
+    let mut bitmap = Bitmap::new(70 * 4096 - 1);
+    bitmap.or_word(0, 1 << 63 | 1);
+    bitmap.or_word(1, u64::MAX);
+    bitmap.or_word(2, u64::MAX);
+    bitmap.or_word(u64::MAX, u64::MAX);
+    bitmap.set_range(u64::MAX - 10, u64::MAX);
+    bitmap.set_range(5 * 4096, 0);
+    assert_eq!(bitmap.count(), 8);
+    let run = |page: u64, pages: u64| Run {
+        gpa: page * 4096,
+        bytes: pages * 4096,
+    };
+    assert_eq!(bitmap.runs().collect::<Vec<_>>(), [run(0, 1), run(63, 7)]);
+    let taken = bitmap.take();
+    assert_eq!(taken.count(), 8);
+    assert!(bitmap.is_empty() && !taken.is_empty());
+    bitmap.add(&taken);
+    assert_eq!(bitmap, taken);
+    assert_eq!(Bitmap::new(0).runs().count(), 0);
+}
+
+proptest! {
+    #[test]
+    fn a_bitmap_has_the_pages_that_were_put_in(
+        end in 1u64..2000,
+        ranges in prop::collection::vec((0u64..2100, 0u64..700), 0..8),
+        words in prop::collection::vec((0u64..40, any::<u64>()), 0..8),
+    ) {
+        let mut bitmap = Bitmap::new(end * 4096);
+        let mut pages = BTreeSet::new();
+        for (page, count) in ranges {
+            bitmap.set_range(page * 4096 + page % 4096, count * 4096);
+            // A range that begins within a page touches one more.
+            let touched = count + u64::from(count != 0 && page % 4096 != 0);
+            pages.extend(page..page + touched);
+        }
+        for (index, word) in words {
+            bitmap.or_word(index, word);
+            pages.extend((0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| index * 64 + bit));
+        }
+        pages.retain(|page| *page < end);
+        prop_assert_eq!(bitmap.count(), pages.len() as u64);
+        let mut found = Vec::new();
+        let mut before = None;
+        for run in bitmap.runs() {
+            let last = run.gpa + run.bytes - 1;
+            prop_assert!(run.bytes != 0 && run.gpa / BLOCK == last / BLOCK);
+            // Not cut without need.
+            prop_assert!(before != Some(run.gpa) || run.gpa % BLOCK == 0);
+            before = Some(run.gpa + run.bytes);
+            found.extend(run.gpa / 4096..=last / 4096);
+        }
+        prop_assert_eq!(found, pages.into_iter().collect::<Vec<_>>());
+    }
 }

@@ -12,7 +12,7 @@ use std::thread;
 use vhost::vhost_user::message::FrontendReq as Req;
 
 use super::control::Remote;
-use super::memory::{Memory, RegionInfo};
+use super::memory::{Logging, Memory, RegionInfo};
 use super::ring::{Events, Finished, Ring};
 use super::script::{Misbehaviour, Script};
 use super::state::Transfer;
@@ -193,6 +193,7 @@ impl Session {
             Req::SET_OWNER => Answer::OK,
             Req::GET_QUEUE_NUM => Answer::number(self.options.queue_num),
             Req::SET_MEM_TABLE => self.set_mem_table(message),
+            Req::SET_LOG_BASE => self.set_log_base(message),
             Req::SET_BACKEND_REQ_FD => {
                 self.channel = message.fds.pop().map(UnixStream::from);
                 Answer::OK
@@ -227,8 +228,34 @@ impl Session {
             self.complain(message, "changes more than LOG_ALL while a ring runs");
         }
         self.features = features;
+        self.memory.logging = match features & feature::LOG_ALL {
+            0 => Logging::Off,
+            _ => Logging::On,
+        };
         self.shared.accepted(features);
         Answer::OK
+    }
+
+    /// Answers as the `vhost` crate does.
+    fn set_log_base(&mut self, message: &mut Message) -> Answer {
+        if !self.has(protocol::LOG_SHMFD) {
+            self.complain(message, "LOG_SHMFD is not negotiated");
+        }
+        if message.flags & flags::NEED_REPLY != 0 {
+            self.complain(message, "has an answer of its own");
+        }
+        let (size, offset) = (message.u64_at(0), message.u64_at(8));
+        let Some(file) = message.fds.pop().filter(|_| offset == 0) else {
+            self.complain(message, "there is no log at its beginning");
+            return Answer::number(1);
+        };
+        match self.memory.set_log(size, &file) {
+            Ok(()) => Answer::Payload(message.payload.clone()),
+            Err(error) => {
+                self.complain(message, &error.to_string());
+                Answer::number(1)
+            }
+        }
     }
 
     fn set_protocol_features(&mut self, message: &Message) -> Answer {
@@ -276,6 +303,7 @@ impl Session {
             *ring = Ring::default();
         }
         self.features = 0;
+        self.memory.logging = Logging::Off;
         Answer::OK
     }
 
@@ -306,6 +334,10 @@ impl Session {
             Req::SET_VRING_NUM => ring.size = value as u16,
             Req::SET_VRING_BASE => ring.next_available = value as u16,
             Req::SET_VRING_ADDR => {
+                if self.protocol & protocol::LOG_SHMFD != 0 && value & 1 == 0 {
+                    let complaint = format!("SET_VRING_ADDR: ring {index} is not to be logged");
+                    self.shared.complain(complaint);
+                }
                 ring.user_addresses =
                     Some([message.u64_at(8), message.u64_at(16), message.u64_at(24)]);
             }

@@ -417,6 +417,7 @@ impl Vmm {
     fn booted(&mut self, cause: Cause, waiters: Waiters) {
         match cause {
             Cause::Asked | Cause::Reset | Cause::Received(_) => {
+                self.guest_of_migration_rebooted();
                 self.publish("vm", "booted", []);
                 waiters.answer(&Ok(Response::Done));
             }

@@ -16,7 +16,9 @@ use ferry_devices::vhost_user;
 use super::Vmm;
 use super::devices::{Device, DeviceKey};
 use super::vm::{Activity, Live, Phase, Waiters};
+use crate::cpu::gate::NotParked;
 use crate::logging::chain;
+use crate::machine;
 
 /// Who wants a guest to be paused or resumed.
 pub enum Asker {
@@ -57,6 +59,12 @@ impl Vmm {
             return;
         };
         if let Err(error) = live.machine.park() {
+            if let (Asker::Migration, machine::Error::NotParked(NotParked::GuestEnded)) =
+                (&asker, &error)
+            {
+                // What comes of that is about to be known.
+                return;
+            }
             let reason = Refusal::failed(&error);
             self.publish("vm", "pause-failed", [("reason", reason.chain.join(": "))]);
             self.tell_paused(asker, Err(reason));

@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Response};
 use ferry_api::migration::{AfterSend, Role, SendRequest};
@@ -21,10 +22,13 @@ use ferry_api::migration::{AfterSend, Role, SendRequest};
 use super::pause::Asker;
 use super::stop;
 use super::vm::{Activity, Live, Phase, Waiters};
-use super::{Ending, Vmm, system};
+use super::{Vmm, system};
 use crate::events::Event;
-use crate::migration::send::{Go, Job, Word};
+use crate::migration::send::{Go, Job, Source, Word};
 use crate::migration::{ArrivalV1, Error, Meter};
+
+/// How long Ferry stays at most for those who follow a migration, before it ends with it.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A migration to another Ferry under way.
 pub struct Sending {
@@ -48,6 +52,8 @@ pub struct Sending {
 enum Stage {
     Preparing,
     Pausing,
+    /// As Preparing; the guest has ended, and is about to begin anew.
+    Rebooting,
     Writing,
     /// The guest is not this Ferry's any more.
     HandedOver,
@@ -117,8 +123,10 @@ impl Vmm {
             config: vm.config.clone(),
             cpuids: live.machine.cpuids().to_vec(),
             devices,
-            ram: live.ram.clone(),
-            loggable: live.machine.loggable(),
+            source: Source {
+                ram: live.ram.clone(),
+                loggable: live.machine.loggable(),
+            },
             arrival: before,
             timeouts: self.timeouts,
             meter: meter.clone(),
@@ -159,13 +167,20 @@ impl Vmm {
                     live.machine.throttle(percent);
                 }
             }
+            Word::Following(boot) => {
+                if sending.stage == Stage::Rebooting && sending.boot == boot {
+                    sending.stage = Stage::Preparing;
+                }
+            }
             // The job finds out by itself.
             Word::Ready if sending.failure.is_some() => {}
             Word::Ready => {
-                sending.meter.guest_stops();
                 match sending.before {
+                    // The job is told when it has begun anew.
+                    _ if sending.stage == Stage::Rebooting => {}
                     ArrivalV1::Paused => self.hand_state_over(),
                     ArrivalV1::Running => {
+                        sending.meter.guest_stops();
                         sending.stage = Stage::Pausing;
                         self.pause(Asker::Migration);
                     }
@@ -316,15 +331,25 @@ impl Vmm {
         sending
             .reclaimers
             .answer(&Err(Refusal::new(RefusalKind::Failed, gone)));
-        match sending.after {
-            AfterSend::Exit => self.end(Ok(Ending::Migrated)),
-            AfterSend::Stay => self.stop_guest(stop::After::Delete, Waiters::default()),
+        if sending.after == AfterSend::Exit {
+            self.leaves_at = Some(Instant::now() + LINGER);
         }
+        self.stop_guest(stop::After::Delete, Waiters::default());
     }
 
-    /// The guest that is being sent has ended here.
-    pub(super) fn guest_of_migration_ended(&mut self) {
+    /// The guest that is being sent has ended here; `after` says what comes.
+    pub(super) fn guest_of_migration_ended(&mut self, after: stop::After) {
         if let Some(sending) = &mut self.sending {
+            let early = matches!(sending.stage, Stage::Preparing | Stage::Pausing);
+            if early && sending.failure.is_none() && after == stop::After::Restart {
+                // It goes on with the next one.
+                sending.stage = Stage::Rebooting;
+                return;
+            }
+            if sending.is_handed_over() {
+                // Nobody wants to know any more what has become of it.
+                sending.orders = None;
+            }
             sending.meter.guest_goes_on();
             sending.fail(Refusal::new(
                 RefusalKind::Failed,
@@ -332,6 +357,27 @@ impl Vmm {
             ));
         }
         self.settle_migration();
+    }
+
+    /// The guest that is being sent has begun anew.
+    pub(super) fn guest_of_migration_rebooted(&mut self) {
+        let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase) else {
+            return;
+        };
+        if let Some(sending) = &mut self.sending
+            && sending.stage == Stage::Rebooting
+        {
+            // Until the job follows.
+            sending.boot = live.boot;
+            let source = Source {
+                ram: live.ram.clone(),
+                loggable: live.machine.loggable(),
+            };
+            if let Some(orders) = &sending.orders {
+                // A job that has failed has said so.
+                let _ = orders.send(Go::Rebooted(live.boot, source));
+            }
+        }
     }
 
     /// Gives a migration up because a client says so.
@@ -358,7 +404,13 @@ impl Vmm {
     }
 
     /// How the last migration stands.
-    pub(super) fn migration(&self) -> Result<Response, Refusal> {
+    pub(super) fn migration(&mut self) -> Result<Response, Refusal> {
+        if self.vm.is_none()
+            && let Some(leaves_at) = &mut self.leaves_at
+        {
+            // It has been seen.
+            *leaves_at = Instant::now();
+        }
         match &self.migration {
             Some(meter) => Ok(Response::Migration(Box::new(meter.progress()))),
             None => Err(Refusal::new(

@@ -98,7 +98,7 @@ impl Vmm {
         };
         self.publish("vm", event, []);
         self.guest_of_snapshot_ended();
-        self.guest_of_migration_ended();
+        self.guest_of_migration_ended(after);
         self.quieten_devices(left, after, ram, waiters);
     }
 

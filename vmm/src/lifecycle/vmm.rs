@@ -1,6 +1,7 @@
 //! The owner itself: what it has, and its loop.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ferry_api::config::Timeouts;
 use ferry_api::config::VmConfig;
@@ -48,6 +49,8 @@ pub struct Vmm {
     pub(super) meter: Option<Arc<Meter>>,
     /// Who is told of events; none if nobody could see them.
     log: Option<Arc<EventLog>>,
+    /// Until when Ferry stays although its guest has left for good: who follows the migration is to see its end.
+    pub(super) leaves_at: Option<Instant>,
     /// How Ferry ends, once it does.
     ended: Option<Result<Ending, Error>>,
     /// How many guests have been started.
@@ -76,6 +79,7 @@ impl Vmm {
             migration: None,
             meter: None,
             log: None,
+            leaves_at: None,
             ended: None,
             boots: 0,
             keys: 0,
@@ -108,6 +112,10 @@ impl Vmm {
                 self.close();
                 return ended;
             }
+            if self.leaves_at.is_some_and(|at| at <= Instant::now()) {
+                self.end(Ok(Ending::Migrated));
+                continue;
+            }
             let deadline = match &self.vm {
                 Some(vm) => vm.deadline(),
                 None => match (&self.restoring, &self.receiving) {
@@ -118,7 +126,7 @@ impl Vmm {
             };
             match self
                 .events
-                .next(deadline)
+                .next(deadline.into_iter().chain(self.leaves_at).min())
                 .map_err(system("wait for events"))?
             {
                 Some(event) => self.on_event(event),
@@ -149,6 +157,9 @@ impl Vmm {
     }
 
     fn on_deadline(&mut self) {
+        if self.leaves_at.is_some_and(|at| at <= Instant::now()) {
+            return;
+        }
         match self.vm.as_ref().map(|vm| &vm.phase) {
             Some(Phase::Stopping(_)) => self.on_not_quiet(),
             Some(Phase::Live(_)) => self.on_attempt_late(),
@@ -241,7 +252,7 @@ impl Vmm {
     /// A boot that is just opening the console may be changing the terminal, which has to be put back.
     fn wait_for_terminal(&mut self) {
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
-        let deadline = std::time::Instant::now() + LIMIT;
+        let deadline = Instant::now() + LIMIT;
         while let Some(Phase::Booting(booting)) = self.vm.as_ref().map(|vm| &vm.phase)
             && !booting.checked
         {
@@ -261,7 +272,7 @@ impl Vmm {
     /// behind.
     fn wait_for_snapshot(&mut self) {
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
-        let deadline = std::time::Instant::now() + LIMIT;
+        let deadline = Instant::now() + LIMIT;
         self.guest_of_snapshot_ended();
         while self.saving.is_some() {
             match self.events.next(Some(deadline)) {
@@ -275,8 +286,8 @@ impl Vmm {
     /// A receiver is to know that the guest does not come. A guest that was handed over is not waited for.
     fn wait_for_migration(&mut self) {
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
-        let deadline = std::time::Instant::now() + LIMIT;
-        self.guest_of_migration_ended();
+        let deadline = Instant::now() + LIMIT;
+        self.guest_of_migration_ended(After::Delete);
         while self.sending.as_ref().is_some_and(|it| !it.is_handed_over()) {
             match self.events.next(Some(deadline)) {
                 Ok(Some(Event::Sending { number, word })) => self.on_sending(number, word),

@@ -48,11 +48,31 @@ pub struct FunctionState {
     pub state: VirtioPciStateV1,
 }
 
+/// A virtual machine with vCPUs that know nothing yet: what of a machine can be made before its state is there.
+pub struct Shell {
+    host: Host,
+    vm: Arc<Vm>,
+    vcpus: Vec<VcpuFd>,
+}
+
+impl Shell {
+    /// A virtual machine with that RAM, whose contents may still come.
+    ///
+    /// # Errors
+    /// KVM does not make it.
+    pub fn new(hypervisor: &Hypervisor, ram: &GuestRam, vcpus: u8) -> Result<Self, Error> {
+        let host = Host::ask(hypervisor.kvm())?;
+        let vm = Arc::new(hypervisor.create_vm(ram.mapping())?);
+        let vcpus = (0..vcpus)
+            .map(|index| vm.create_vcpu(index))
+            .collect::<Result<_, _>>()?;
+        Ok(Shell { host, vm, vcpus })
+    }
+}
+
 /// What a machine with saved state is built from, and what outlives it.
 pub struct RestoreParts<'a> {
     pub hypervisor: &'a Hypervisor,
-    /// With what the guest had in it.
-    pub ram: &'a GuestRam,
     /// In the order of the bus, with their back-ends at rest.
     pub devices: &'a [Arc<VhostUserDevice>],
     pub console: Option<&'a Console>,
@@ -197,21 +217,32 @@ impl Machine {
         })
     }
 
-    /// Builds a machine that stands where the saved one stood; [`Machine::start`] lets it go on. Devices that had been started
+    /// Makes a shell into a machine that stands where the saved one stood; [`Machine::start`] lets it go on. Devices that had been started
     /// wait for their own state.
     ///
-    /// The order: vCPUs, so that there are local APICs to take interrupts; interrupt controllers; then whatever raises
+    /// RAM has what the guest had in it. The order: vCPUs, so that there are local APICs to take interrupts; interrupt controllers; then whatever raises
     /// interrupts. KVM keeps nothing that comes before.
     ///
     /// # Errors
     /// This host lacks something, or the state does not fit the parts.
-    pub fn from_state(parts: &RestoreParts<'_>, state: &MachineState) -> Result<Machine, Error> {
-        let kvm = parts.hypervisor.kvm();
-        let host = Host::ask(kvm)?;
-        let cpuids = check_host(kvm, state)?;
-        let vm = Arc::new(parts.hypervisor.create_vm(parts.ram.mapping())?);
+    pub fn from_state(
+        shell: Shell,
+        parts: &RestoreParts<'_>,
+        state: &MachineState,
+    ) -> Result<Machine, Error> {
+        let Shell {
+            host,
+            vm,
+            vcpus: vcpu_fds,
+        } = shell;
+        let cpuids = check_host(parts.hypervisor.kvm(), state)?;
+        if vcpu_fds.len() != state.vcpus.len() {
+            return Err(Error::Mismatch("number of vCPUs".into()));
+        }
         let clock = StoppedClock::from_state(&state.clock);
-        let vcpu_fds = load_vcpus(&vm, &host, &state.vcpus, clock.host_ticks())?;
+        for (index, (fd, state)) in (0..).zip(vcpu_fds.iter().zip(&state.vcpus)) {
+            load::load(fd, index, &host, state, clock.host_ticks())?;
+        }
         vm.load_chips(&state.chips)?;
         let (pci, functions) = load_bus(parts, &vm, state)?;
         match (parts.console, &state.serial) {
@@ -294,23 +325,6 @@ pub fn frequency(kvm: &Kvm) -> Option<u32> {
     // A KVM that refuses even that does so again, and tells why, when a machine is made.
     let vcpu = vm.and_then(|vm| vm.create_vcpu(0));
     vcpu.and_then(|vcpu| vcpu.get_tsc_khz()).ok()
-}
-
-fn load_vcpus(
-    vm: &Vm,
-    host: &Host,
-    states: &[VcpuStateV1],
-    started_at: u64,
-) -> Result<Vec<VcpuFd>, Error> {
-    // All before any gets state: an interrupt that one of them sends needs its destination.
-    let fds = (0u8..)
-        .zip(states)
-        .map(|(index, _)| vm.create_vcpu(index))
-        .collect::<Result<Vec<_>, _>>()?;
-    for (index, (fd, state)) in (0..).zip(fds.iter().zip(states)) {
-        load::load(fd, index, host, state, started_at)?;
-    }
-    Ok(fds)
 }
 
 fn load_bus(

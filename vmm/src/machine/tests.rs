@@ -20,7 +20,7 @@ use vm_memory::GuestAddress;
 use vm_migration::stream::{StreamId, StreamReader, StreamWriter};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::saving::{MachineState, RestoreParts};
+use super::saving::{MachineState, RestoreParts, Shell};
 use super::*;
 use crate::boot::linux;
 use crate::console;
@@ -134,11 +134,12 @@ impl Bench {
     fn restore(&self, state: &MachineState) -> Result<Machine, Error> {
         let parts = RestoreParts {
             hypervisor: &self.hypervisor,
-            ram: &self.ram,
             devices: &[],
             console: self.console.as_ref(),
         };
-        Machine::from_state(&parts, state)
+        let vcpus = state.vcpus.len() as u8;
+        let shell = Shell::new(&self.hypervisor, &self.ram, vcpus)?;
+        Machine::from_state(shell, &parts, state)
     }
 
     /// Stops the machine, saves it through a stream, takes it apart, and builds it again with another console.

@@ -16,7 +16,7 @@ pub struct Farewell {
     attempts: Arc<Attempts>,
     meter: Arc<Meter>,
     /// Until it is said.
-    rest: Option<Rest>,
+    rest: Option<Box<Rest>>,
 }
 
 struct Rest {
@@ -34,7 +34,7 @@ impl Farewell {
         Farewell {
             attempts: attempts.clone(),
             meter: meter.clone(),
-            rest: Some(Rest { link, listener }),
+            rest: Some(Box::new(Rest { link, listener })),
         }
     }
 
@@ -46,8 +46,8 @@ impl Farewell {
     /// The guest is about to run. From now on nobody is told otherwise.
     pub fn started(mut self) -> Started {
         let rest = self.rest.take();
-        if let Some(Rest { link, .. }) = &rest {
-            self.attempts.note(link.attempt(), Outcome::Running);
+        if let Some(rest) = &rest {
+            self.attempts.note(rest.link.attempt(), Outcome::Running);
         }
         Started {
             attempts: self.attempts.clone(),
@@ -59,7 +59,8 @@ impl Farewell {
 
 impl Drop for Farewell {
     fn drop(&mut self) {
-        if let Some(Rest { link, listener }) = self.rest.take() {
+        if let Some(rest) = self.rest.take() {
+            let Rest { link, listener } = *rest;
             self.attempts.note(link.attempt(), Outcome::NeverStarted);
             // It asks then.
             drop(link);
@@ -72,15 +73,14 @@ impl Drop for Farewell {
 pub struct Started {
     attempts: Arc<Attempts>,
     meter: Arc<Meter>,
-    rest: Option<Rest>,
+    rest: Option<Box<Rest>>,
 }
 
 impl Started {
     /// Tells the sender. One that does not say that it has heard may ask later.
     pub fn run(self) {
-        let Some(Rest { mut link, listener }) = self.rest else {
-            return;
-        };
+        let Some(rest) = self.rest else { return };
+        let Rest { mut link, listener } = *rest;
         let timings = self.meter.phases().into_iter().map(|(phase, time)| Timing {
             name: phase.name().to_owned(),
             micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),

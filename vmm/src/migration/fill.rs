@@ -16,13 +16,13 @@ use vm_migration::stream::StreamReader;
 
 use super::listen::Incoming;
 use super::pulse::Pulse;
-use super::send::ask_all;
+use super::send::{Done, ask_all};
 use super::{Error, Farewell, Meter};
 use crate::console::Console;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::Ready;
 use crate::machine::Machine;
-use crate::machine::saving::{MachineState, RestoreParts};
+use crate::machine::saving::{MachineState, RestoreParts, Shell};
 use crate::memory::GuestRam;
 use crate::progress::LOOK;
 use crate::snapshot::{device_section, differing};
@@ -99,6 +99,8 @@ impl Incoming {
             })
             .collect();
         meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
+        // Made now, while the guest still runs.
+        let shell = Shell::new(&hypervisor, &ram, self.config.cpus.boot_vcpus)?;
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
         self.link.send(&Message::Prepared, &*meter)?;
         meter.enter(Phase::Precopy);
@@ -107,9 +109,9 @@ impl Incoming {
         meter.enter(Phase::Machine);
         let (state, rests) = read_state(&state, self.link.attempt(), &devices)?;
         let machine = Machine::from_state(
+            shell,
             &RestoreParts {
                 hypervisor: &hypervisor,
-                ram: &ram,
                 devices: &devices,
                 console: place.console,
             },
@@ -117,9 +119,13 @@ impl Incoming {
         )?;
         meter.enter(Phase::Devices);
         let limit = place.timeouts.request;
-        restore(&machine, &devices, &rests, &meter, limit)?;
+        let waiting = Waiting {
+            meter: &meter,
+            limit,
+        };
+        waiting.restore(&mut self.link, &machine, &devices, &rests)?;
         self.load(&devices, &rests, limit, tallies)?;
-        set_up_rings(&devices, &rests, &meter, limit)?;
+        waiting.set_up_rings(&mut self.link, &devices, &rests)?;
         Ok((machine, ram))
     }
 
@@ -374,59 +380,78 @@ fn read_state(
     Ok((state, rests))
 }
 
-/// Gives every device its rings, and memory and features to its back-end.
-fn restore(
-    machine: &Machine,
-    devices: &[Ready],
-    rests: &[VhostUserStateV1],
-    meter: &Meter,
+/// How long devices are waited for.
+struct Waiting<'a> {
+    meter: &'a Meter,
     limit: Duration,
-) -> Result<(), Error> {
-    let all: Vec<&Ready> = devices.iter().collect();
-    ask_all(
-        &all,
-        meter,
-        Instant::now() + limit,
-        |device, done| {
-            let place = devices.iter().position(|it| it.id() == device.id());
-            let parts = place.and_then(|at| rests.get(at).zip(machine.functions().get(at)));
-            let Some((rest, function)) = parts else {
-                return;
-            };
-            let activation = match rest.rings.is_empty() {
-                true => None,
-                false => function.activation(),
-            };
-            device.restore(activation, rest, done);
-        },
-        |device| Error::Late {
-            device: device.id().to_owned(),
-            step: "take the device's memory and features",
-            limit,
-        },
-    )
 }
 
-fn set_up_rings(
-    devices: &[Ready],
-    rests: &[VhostUserStateV1],
-    meter: &Meter,
-    limit: Duration,
-) -> Result<(), Error> {
-    let pairs = devices.iter().zip(rests);
-    let running: Vec<&Ready> = pairs
-        .filter(|(_, rest)| !rest.rings.is_empty())
-        .map(|(device, _)| device)
-        .collect();
-    ask_all(
-        &running,
-        meter,
-        Instant::now() + limit,
-        |device, done| device.set_up_rings(done),
-        |device| Error::Late {
-            device: device.id().to_owned(),
-            step: "take the device's rings",
-            limit,
-        },
-    )
+impl Waiting<'_> {
+    /// Gives every device its rings, and memory and features to its back-end.
+    fn restore(
+        &self,
+        link: &mut Link,
+        machine: &Machine,
+        devices: &[Ready],
+        rests: &[VhostUserStateV1],
+    ) -> Result<(), Error> {
+        let all: Vec<&Ready> = devices.iter().collect();
+        let parts = || devices.iter().zip(rests).zip(machine.functions());
+        self.ask(
+            link,
+            &all,
+            "take the device's memory and features",
+            |device, done| {
+                let part = parts().find(|((it, _), _)| it.id() == device.id());
+                let Some(((_, rest), function)) = part else {
+                    return;
+                };
+                let activation = match rest.rings.is_empty() {
+                    true => None,
+                    false => function.activation(),
+                };
+                device.restore(activation, rest, done);
+            },
+        )
+    }
+
+    /// Tells back-ends of rings, without starting them.
+    fn set_up_rings(
+        &self,
+        link: &mut Link,
+        devices: &[Ready],
+        rests: &[VhostUserStateV1],
+    ) -> Result<(), Error> {
+        let pairs = devices.iter().zip(rests);
+        let running: Vec<&Ready> = pairs
+            .filter(|(_, rest)| !rest.rings.is_empty())
+            .map(|(device, _)| device)
+            .collect();
+        let step = "take the device's rings";
+        self.ask(link, &running, step, |device, done| {
+            device.set_up_rings(done)
+        })
+    }
+
+    fn ask(
+        &self,
+        link: &mut Link,
+        devices: &[&Ready],
+        step: &'static str,
+        ask: impl Fn(&Ready, Done),
+    ) -> Result<(), Error> {
+        let limit = self.limit;
+        ask_all(
+            devices,
+            self.meter,
+            Instant::now() + limit,
+            || look(link, self.meter),
+            ask,
+            |device| Error::Late {
+                device: device.id().to_owned(),
+                step,
+                limit,
+            },
+        )
+    }
 }

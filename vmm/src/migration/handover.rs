@@ -58,7 +58,7 @@ impl<S: Fn(Word)> Job<S> {
 
     fn send_rest(&self, links: &mut [Link], rest: Option<(&Logs, Bitmap)>) -> Result<(), Error> {
         let meter = &*self.meter;
-        let regions = self.regions();
+        let regions = self.source.regions();
         let Some((logs, mut pages)) = rest else {
             send_all(links, &regions, &meter.pages, meter)?;
             return Ok(());
@@ -111,7 +111,7 @@ impl<S: Fn(Word)> Job<S> {
         // The owner answers at once, or has given the job up.
         match self.orders.recv() {
             Ok(Go::Commit) => {}
-            Ok(Go::Paused(_) | Go::Reclaim) | Err(_) => {
+            Ok(Go::Paused(_) | Go::Rebooted(..) | Go::Reclaim) | Err(_) => {
                 link.give_up(&Error::Cancelled.failure());
                 return Err(Error::Cancelled);
             }

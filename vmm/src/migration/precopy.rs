@@ -13,11 +13,10 @@ use vm_migration::link::{Link, Message};
 use vm_migration::pages::{Bitmap, send_all, send_dirty};
 
 use super::meter::Copying;
-use super::send::{Job, Word, ask_all};
+use super::send::{Job, Source, Word, ask_all};
 use super::{Error, Meter};
 use crate::hypervisor::dirty::{self, Loggable};
 use crate::lifecycle::Ready;
-use crate::memory::GuestRam;
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
@@ -41,6 +40,8 @@ pub struct Logs {
     back_ends: Arc<DirtyLog>,
     /// Where RAM ends.
     end: u64,
+    /// Whether the receiver has the RAM of a guest before.
+    anew: bool,
 }
 
 impl Logs {
@@ -48,14 +49,15 @@ impl Logs {
     ///
     /// # Errors
     /// There is no memory for them.
-    pub fn new(loggable: &Loggable, ram: &GuestRam) -> Result<Self, Error> {
-        let regions = ram.shared_regions();
+    pub fn new(source: &Source) -> Result<Self, Error> {
+        let regions = source.ram.shared_regions();
         let ends = regions.iter().map(|region| region.guest.0 + region.size);
         Ok(Logs {
-            loggable: loggable.clone(),
+            loggable: source.loggable.clone(),
             guest: None,
             back_ends: Arc::new(DirtyLog::new(&regions).map_err(Error::Log)?),
             end: ends.max().unwrap_or(0),
+            anew: false,
         })
     }
 
@@ -68,6 +70,7 @@ impl Logs {
         devices: &[Ready],
         meter: &Meter,
         limit: Duration,
+        link: &mut Link,
     ) -> Result<(), Error> {
         self.guest = Some(self.loggable.start()?);
         let loggers: Vec<&Ready> = devices.iter().filter(|device| device.can_log()).collect();
@@ -75,6 +78,7 @@ impl Logs {
             &loggers,
             meter,
             Instant::now() + limit,
+            || Ok(link.keep_alive_if_due()?),
             |device, done| device.start_log(self.back_ends.clone(), done),
             |device| Error::Late {
                 device: device.id().to_owned(),
@@ -82,6 +86,17 @@ impl Logs {
                 limit,
             },
         )
+    }
+
+    /// Logs what a guest writes that has begun anew. It has written something already.
+    ///
+    /// # Errors
+    /// KVM does not do it.
+    pub fn follow(&mut self, source: &Source) -> Result<(), Error> {
+        self.loggable = source.loggable.clone();
+        self.guest = Some(self.loggable.start()?);
+        self.anew = true;
+        Ok(())
     }
 
     /// Ends all logging. Nobody waits for it.
@@ -125,18 +140,20 @@ enum Next {
 impl<S: Fn(Word)> Job<S> {
     /// Sends RAM while the guest runs; returns the rest.
     pub(super) fn copy_while_it_runs(
-        &self,
+        &mut self,
         links: &mut [Link],
-        logs: &Logs,
+        logs: &mut Logs,
     ) -> Result<Bitmap, Error> {
-        let meter = &*self.meter;
+        let meter = &*self.meter.clone();
         meter.enter(Phase::Precopy);
-        let regions = self.regions();
+        let regions = self.source.regions();
         let total = regions.iter().map(|region| region.part.bytes).sum();
+        drop(regions);
         meter.set_ram_total(total);
         let begun = Instant::now();
         let mut pace = Pace::new(total);
-        let mut rest: Option<Bitmap> = None;
+        // In a new RAM, zeros are there already.
+        let mut rest = logs.anew.then(|| logs.everything());
         loop {
             let remaining = rest.as_ref().map_or(total, |pages| pages.count() * PAGE);
             pace.begin_round(remaining, meter);
@@ -146,12 +163,18 @@ impl<S: Fn(Word)> Job<S> {
             });
             let number = pace.copying.round - 1;
             links[0].send(&Message::Round { number }, meter)?;
+            let regions = self.source.regions();
             let sent = match &rest {
                 None => send_all(links, &regions, &meter.pages, meter)?,
                 Some(pages) => send_dirty(links, &regions, pages, &meter.pages, meter)?,
             };
             let pages = logs.take()?;
             pace.end_round(sent.data, pages.count() * PAGE, meter);
+            if self.has_rebooted() {
+                logs.follow(&self.source)?;
+                rest = Some(logs.everything());
+                continue;
+            }
             match self.next(&mut pace, begun.elapsed())? {
                 Next::Again => rest = Some(pages),
                 Next::Stop => return Ok(pages),

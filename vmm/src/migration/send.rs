@@ -15,6 +15,7 @@ use std::time::Instant;
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
 use ferry_api::migration::{Phase, SendRequest, Unlogged};
+use ferry_devices::vhost_user;
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::CpuId;
 use vm_migration::link::{FRAME_DATA_MOST, Last, Link, Message, Patience, Purpose, StreamId, Tls};
@@ -36,10 +37,31 @@ use crate::progress::LOOK;
 pub enum Go {
     /// The guest stands still.
     Paused(Box<MachineState>),
+    /// The guest was reset, and has begun anew, as that boot.
+    Rebooted(u64, Source),
     /// The guest is given up: it may be handed over.
     Commit,
     /// The guest that was handed over is taken back: the receiver is not asked any longer.
     Reclaim,
+}
+
+/// Where a guest is found, from one reset to the next.
+pub struct Source {
+    pub ram: GuestRam,
+    pub loggable: Loggable,
+}
+
+impl Source {
+    /// Its RAM.
+    pub(super) fn regions(&self) -> Vec<Region<'_>> {
+        let parts = self.ram.parts().into_iter();
+        parts
+            .map(|part| Region {
+                gpa: part.guest.0,
+                part: part.ram,
+            })
+            .collect()
+    }
 }
 
 /// What the job says to the vmm thread.
@@ -48,6 +70,8 @@ pub enum Word {
     Round { number: u32, remaining: u64 },
     /// vCPUs are to be held back for so much of their time, in percent.
     Throttle(u8),
+    /// It goes on with the guest that has begun anew as that boot.
+    Following(u64),
     /// The guest is to be paused, if it is not.
     Ready,
     /// The receiver has everything, and waits: the guest is to be given up.
@@ -67,8 +91,7 @@ pub struct Job<S> {
     pub cpuids: Vec<CpuId>,
     /// In the order of the bus.
     pub devices: Vec<Ready>,
-    pub ram: GuestRam,
-    pub loggable: Loggable,
+    pub source: Source,
     /// What the guest does, before and afterwards.
     pub arrival: ArrivalV1,
     pub timeouts: Timeouts,
@@ -80,7 +103,7 @@ pub struct Job<S> {
 
 impl<S: Fn(Word)> Job<S> {
     /// Moves the guest.
-    pub fn run(self) {
+    pub fn run(mut self) {
         let mut logs = None;
         let outcome = self.send(&mut logs);
         if let Err(error) = &outcome {
@@ -94,14 +117,13 @@ impl<S: Fn(Word)> Job<S> {
             say,
             // Their connections may be closed from now on.
             devices: _,
-            ram: _,
-            loggable: _,
+            source: _,
             ..
         } = self;
         say(Word::Ended(outcome));
     }
 
-    fn send(&self, logs: &mut Option<Logs>) -> Result<(), Error> {
+    fn send(&mut self, logs: &mut Option<Logs>) -> Result<(), Error> {
         self.check()?;
         let attempt = StreamId::draw().map_err(Error::Random)?;
         self.meter.set_attempt(attempt.to_string());
@@ -150,37 +172,67 @@ impl<S: Fn(Word)> Job<S> {
 
     /// Everything before the commit.
     fn send_over(
-        &self,
+        &mut self,
         way: &Way<'_>,
         links: &mut Vec<Link>,
         logs: &mut Option<Logs>,
     ) -> Result<(), Error> {
-        let meter = &*self.meter;
+        let meter = &*self.meter.clone();
         self.describe(&mut links[0])?;
         meter.enter(Phase::Prepare);
         if self.arrival == ArrivalV1::Running {
             // While the receiver prepares itself, too.
-            let logs = logs.insert(Logs::new(&self.loggable, &self.ram)?);
-            logs.start(&self.devices, meter, self.timeouts.request)?;
+            let logs = logs.insert(Logs::new(&self.source)?);
+            logs.start(&self.devices, meter, self.timeouts.request, &mut links[0])?;
         }
         while !matches!(links[0].receive(meter)?, Message::Prepared) {}
         for index in 1..self.request.connections {
             links.push(self.connect(way, Purpose::Join { index })?);
         }
-        let rest = match logs {
-            Some(logs) => Some(self.copy_while_it_runs(links, logs)?),
-            None => None,
-        };
-        meter.enter(Phase::Pause);
-        (self.say)(Word::Ready);
-        let state = self.wait_paused(links)?;
-        self.finish(links, &state, logs.as_ref().zip(rest))
+        loop {
+            let rest = match logs {
+                Some(logs) => Some(self.copy_while_it_runs(links, logs)?),
+                None => None,
+            };
+            meter.enter(Phase::Pause);
+            (self.say)(Word::Ready);
+            match self.wait_paused(links)? {
+                Some(state) => return self.finish(links, &state, logs.as_ref().zip(rest)),
+                // All over again.
+                None => {
+                    if let Some(logs) = logs {
+                        logs.follow(&self.source)?;
+                    }
+                }
+            }
+        }
     }
 
-    fn wait_paused(&self, links: &mut [Link]) -> Result<Box<MachineState>, Error> {
+    /// Whether the guest has begun anew meanwhile; then it goes on with that.
+    pub(super) fn has_rebooted(&mut self) -> bool {
+        match self.orders.try_recv() {
+            Ok(Go::Rebooted(boot, source)) => {
+                self.follow(boot, source);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn follow(&mut self, boot: u64, source: Source) {
+        self.source = source;
+        (self.say)(Word::Following(boot));
+    }
+
+    /// The state of the guest once it stands still; none if it has begun anew instead.
+    fn wait_paused(&mut self, links: &mut [Link]) -> Result<Option<Box<MachineState>>, Error> {
         loop {
             match self.meter.wait(&self.orders, Instant::now() + LOOK)? {
-                Some(Go::Paused(state)) => return Ok(state),
+                Some(Go::Paused(state)) => return Ok(Some(state)),
+                Some(Go::Rebooted(boot, source)) => {
+                    self.follow(boot, source);
+                    return Ok(None);
+                }
                 Some(Go::Commit | Go::Reclaim) => return Err(Error::Cancelled),
                 None => links.iter_mut().try_for_each(Link::keep_alive_if_due)?,
             }
@@ -208,17 +260,6 @@ impl<S: Fn(Word)> Job<S> {
         }
         Ok(())
     }
-
-    /// The guest's RAM.
-    pub(super) fn regions(&self) -> Vec<Region<'_>> {
-        let parts = self.ram.parts().into_iter();
-        parts
-            .map(|part| Region {
-                gpa: part.guest.0,
-                part: part.ram,
-            })
-            .collect()
-    }
 }
 
 /// How the receiver is reached.
@@ -227,12 +268,16 @@ pub(super) struct Way<'a> {
     pub attempt: StreamId,
 }
 
-/// Waits for what devices were asked for, each with its own way to answer.
+/// Takes a device's answer.
+pub(super) type Done = Box<dyn FnOnce(Result<(), vhost_user::Error>) + Send>;
+
+/// Asks devices for something, all at once, and waits for their answers; `meanwhile` is called again and again.
 pub(super) fn ask_all(
     devices: &[&Ready],
     meter: &Meter,
     deadline: Instant,
-    ask: impl Fn(&Ready, Box<dyn FnOnce(Result<(), ferry_devices::vhost_user::Error>) + Send>),
+    mut meanwhile: impl FnMut() -> Result<(), Error>,
+    ask: impl Fn(&Ready, Done),
     late: impl Fn(&Ready) -> Error,
 ) -> Result<(), Error> {
     let waiting: Vec<_> = devices
@@ -249,9 +294,13 @@ pub(super) fn ask_all(
         })
         .collect();
     for (device, receiver) in devices.iter().zip(waiting) {
-        match meter.wait(&receiver, deadline)? {
-            Some(outcome) => outcome?,
-            None => return Err(late(device)),
+        loop {
+            let look = deadline.min(Instant::now() + LOOK);
+            match meter.wait(&receiver, look)? {
+                Some(outcome) => break outcome?,
+                None if look == deadline => return Err(late(device)),
+                None => meanwhile()?,
+            }
         }
     }
     Ok(())

@@ -1,24 +1,28 @@
 //! The command line, from which the man page and the shells' completions are generated as well (`generated.rs`).
 
+mod migrating;
 mod saving;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use ferry_api::config::text;
 
+pub use migrating::{About, Migrate, Migration, Receive};
 pub use saving::{Look, Restore, Snapshot};
 
 /// What `--help` and the man page say about exit statuses; the same table is in `docs/ferryctl.md`.
 pub const EXIT_STATUS: &str = "\
 Exit status:
   0    done; also if standard output was closed early, as by `head`
-  1    Ferry refused, or a snapshot is damaged; the reasons are on standard error
+  1    Ferry refused or failed, or a snapshot is damaged; the reasons are on standard error
   2    wrong usage, or a configuration file that cannot be used
   3    Ferry cannot be reached, or ended before it answered
   4    the time is over (--timeout); what was asked for may still happen
   5    an answer that is not Ferry's, or output that cannot be written
-  6    the command of --while-paused failed, and the snapshot was given up";
+  6    the command of --while-paused failed, and the snapshot was given up
+  7    the guest was handed over, and nobody has said that it runs there";
 
 /// Controls a running Ferry through its API socket.
 #[derive(Debug, Parser)]
@@ -42,7 +46,7 @@ pub struct Global {
     /// Print JSON: one line for an answer or an event, else nothing
     #[arg(long, global = true)]
     pub json: bool,
-    /// Time to wait; by default 10, to change the VM 150, to save it a day
+    /// Time to wait; default 10, for changes 150, to save or move a day
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
 }
@@ -103,6 +107,12 @@ pub enum Command {
     Progress,
     /// Give up the snapshot or restore that is under way
     Cancel,
+    /// Send the guest to another Ferry while it runs
+    Migrate(Box<Migrate>),
+    /// Receive a guest from another Ferry
+    Receive(Receive),
+    /// Show how a migration stands, or how the last one has ended
+    Migration(Migration),
     /// End the guest, if any, and then Ferry
     VmmShutdown,
     /// Print the completions for a shell
@@ -185,6 +195,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
         Ok(number) if number > 0.0 && number <= day => Ok(Duration::from_secs_f64(number)),
         _ => Err(format!("not a number of seconds above 0, up to {day}")),
     }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text::size(text)
+        .ok_or_else(|| "not a size; write bytes, or a whole number with K, M, G or T".into())
 }
 
 #[cfg(test)]

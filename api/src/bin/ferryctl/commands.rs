@@ -10,17 +10,17 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::arguments::{Arguments, Command, Global, Shell};
+use super::arguments::{About, Arguments, Command, Global, Shell};
 use super::failure::Failure;
 use super::output::{self, Form};
 use super::table::{Side, Table};
 use super::text::printable;
-use super::{create, events, info, saving};
+use super::{create, events, info, migrating, saving};
 
 /// How long a change of the VM's state may take. By default, Ferry may wait for a back-end for 130 s in all: a guest that
 /// ends while it is being paused leaves twice `--dead-timeout` to its devices, and `--request-timeout` to the rest.
 const CHANGE: Duration = Duration::from_secs(150);
-/// How long it may take to save a guest or to bring it back: as long as there is progress, but not for ever.
+/// How long it may take to save a guest, to bring it back or to move it: as long as there is progress, but not for ever.
 const SAVE: Duration = Duration::from_secs(86400);
 /// How long anything else may take, which Ferry answers at once.
 const QUESTION: Duration = Duration::from_secs(10);
@@ -48,6 +48,9 @@ pub fn goal(command: &Command) -> &'static str {
         Command::Restore(_) => "bring the guest back",
         Command::Progress => "show the progress",
         Command::Cancel => "cancel",
+        Command::Migrate(_) => "move the guest",
+        Command::Receive(_) => "receive a guest",
+        Command::Migration(migration) => migrating::goal(migration.what),
         Command::VmmShutdown => "end Ferry",
         Command::Completions { .. } => "print completions",
     }
@@ -99,6 +102,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             question()?.show("vm.progress", |progress| saving::describe(&progress))
         }
         Command::Cancel => question()?.act("vm.cancel", b"", "cancelled"),
+        Command::Migrate(migrate) => migrating::send(migrate, &Session::new(global, SAVE, form)?),
+        Command::Receive(receive) => {
+            migrating::receive(receive, &Session::new(global, SAVE, form)?)
+        }
+        Command::Migration(migration) => match migration.what {
+            None => question()?.show("vm.migration", |progress| migrating::describe(&progress)),
+            Some(About::Cancel) => question()?.act("vm.migration-cancel", b"", "cancelled"),
+            Some(About::Reclaim) => change("vm.migration-reclaim", "taken back"),
+        },
         Command::VmmShutdown => change("vmm.shutdown", "Ferry ends"),
         Command::Completions { shell } => output::write(completions(*shell)),
     }
@@ -124,6 +136,16 @@ impl<'a> Session<'a> {
             total: global.timeout.unwrap_or(usual),
             form,
         })
+    }
+
+    /// The socket on which Ferry listens.
+    pub fn socket(&self) -> &Path {
+        self.socket
+    }
+
+    /// How long the command may take.
+    pub fn total(&self) -> Duration {
+        self.total
     }
 
     /// A client that waits `longer` than the user has said, because the request says so too.

@@ -65,7 +65,19 @@ pub enum Failure {
         /// The signal.
         signal: i32,
         /// What was given up.
-        kind: Operation,
+        kind: Undertaking,
+    },
+    /// A Ferry that has ended while its guest was being sent, and cannot have given it away by what is known.
+    #[error("this Ferry has ended, and was at {phase} when it was asked last")]
+    Vanished {
+        /// The phase in which it was seen last.
+        phase: String,
+    },
+    /// A guest of which nobody says that it runs.
+    #[error("it was handed over to {url}, and nobody has said that it runs there")]
+    Unconfirmed {
+        /// Where to.
+        url: String,
     },
     /// Standard output.
     #[error("cannot write to standard output")]
@@ -80,10 +92,12 @@ impl Failure {
             | Failure::Snapshot(_)
             | Failure::Damaged { .. } => 1,
             Failure::Usage(_) | Failure::Read { .. } | Failure::Json { .. } => 2,
-            Failure::Client(ClientError::Connect { .. } | ClientError::Closed { .. }) => 3,
+            Failure::Client(ClientError::Connect { .. } | ClientError::Closed { .. })
+            | Failure::Vanished { .. } => 3,
             Failure::Client(ClientError::TimedOut { .. }) => 4,
             Failure::Client(ClientError::Wire { .. }) | Failure::Output(_) => 5,
             Failure::WhilePaused { .. } => 6,
+            Failure::Unconfirmed { .. } => 7,
             // As a shell would have it, if the signal itself does not end ferryctl.
             Failure::Interrupted { signal, .. } => u8::try_from(128 + signal).unwrap_or(1),
         })
@@ -126,12 +140,15 @@ impl Failure {
                 End::GivenUp => "the snapshot was given up, and the guest goes on as before".into(),
                 End::Finished => "the snapshot was finished all the same".into(),
             }),
-            Failure::Interrupted { kind, .. } => Some(match kind {
-                Operation::Snapshot => {
-                    "the snapshot was given up, and the guest goes on as before".into()
-                }
-                Operation::Restore => "the restore was given up".into(),
-            }),
+            Failure::Interrupted { kind, .. } => Some(kind.given_up().into()),
+            Failure::Vanished { .. } => Some(
+                "ask the receiver: ferryctl info there tells whether the guest has arrived".into(),
+            ),
+            Failure::Unconfirmed { .. } => Some(
+                "it does not run here, and Ferry goes on asking; ferryctl migration tells more. If it is certain that the \
+                 guest does not run there, ferryctl migration reclaim lets it go on here"
+                    .into(),
+            ),
             _ => None,
         }
     }
@@ -144,4 +161,37 @@ pub enum End {
     GivenUp,
     /// It is there.
     Finished,
+}
+
+/// What takes time, and can be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undertaking {
+    /// A guest is saved.
+    Snapshot,
+    /// It is brought back.
+    Restore,
+    /// It is sent to another Ferry.
+    Send,
+    /// It is received from another Ferry.
+    Receive,
+}
+
+impl Undertaking {
+    fn given_up(self) -> &'static str {
+        match self {
+            Undertaking::Snapshot => "the snapshot was given up, and the guest goes on as before",
+            Undertaking::Restore => "the restore was given up",
+            Undertaking::Send => "the migration was given up, and the guest goes on here as before",
+            Undertaking::Receive => "no guest was received",
+        }
+    }
+}
+
+impl From<Operation> for Undertaking {
+    fn from(operation: Operation) -> Self {
+        match operation {
+            Operation::Snapshot => Undertaking::Snapshot,
+            Operation::Restore => Undertaking::Restore,
+        }
+    }
 }

@@ -1,8 +1,7 @@
 //! ferryctl: what people and their scripts say to a running Ferry.
 //!
-//! Each command is one request (`events --follow`: one after the other; `snapshot` and `restore` ask meanwhile how they
-//! stand), and its answer in words, or as JSON for
-//! programs. `docs/ferryctl.md` is the user's page.
+//! Each command is one request (`events --follow`: one after the other; `snapshot`, `restore`, `migrate` and `receive`
+//! ask meanwhile how they stand), and its answer in words, or as JSON for programs. `docs/ferryctl.md` is the user's page.
 
 mod arguments;
 mod commands;
@@ -12,11 +11,14 @@ mod failure;
 #[cfg(test)]
 mod generated;
 mod info;
+mod migrating;
 mod output;
 mod pairs;
 mod saving;
+mod signals;
 mod table;
 mod text;
+mod view;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
             // Nobody is left to be told if this fails.
             let _ = std::io::stderr().write_all(report.as_bytes());
             if let Failure::Interrupted { signal, .. } = failure {
-                saving::end_by(signal);
+                signals::end_by(signal);
             }
             failure.status()
         }

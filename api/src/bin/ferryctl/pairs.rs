@@ -2,6 +2,7 @@
 //!
 //! Here is only the form, by the tables that Ferry goes by as well. Which values are right is Ferry's to say.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::path::Path;
 use ferry_api::config::SerialConfig;
 use ferry_api::config::keys::{Key, Kind, names};
 use ferry_api::config::text::{self, Item, WrongSerial};
-use ferry_api::wire::Console;
+use ferry_api::wire::{Console, RestoreDevice};
 use serde_json::{Map, Value, json};
 
 use super::failure::Failure;
@@ -60,6 +61,29 @@ pub fn console(text: &str) -> Result<Console, Failure> {
         *path = absolute(Path::new(path)).map_err(|it| wrong("--serial", it))?;
     }
     Ok(serial)
+}
+
+/// `--socket ID=PATH`, any number of them: devices by name.
+pub fn sockets(
+    texts: &[String],
+) -> Result<Option<BTreeMap<String, Option<RestoreDevice>>>, Failure> {
+    let mut devices = BTreeMap::new();
+    for text in texts {
+        let not = |problem: &str| wrong("--socket", format!("{text} {problem}"));
+        let (id, path) = text
+            .split_once('=')
+            .filter(|(id, path)| !id.is_empty() && !path.is_empty())
+            .ok_or_else(|| not("is not of the form ID=PATH"))?;
+        // Ferry may run in another directory, so it is told the whole path.
+        let socket = absolute(Path::new(path)).map_err(|reason| not(&reason))?;
+        let device = RestoreDevice {
+            socket: Some(socket),
+        };
+        if devices.insert(id.to_owned(), Some(device)).is_some() {
+            return Err(not("names a device for the second time"));
+        }
+    }
+    Ok((!devices.is_empty()).then_some(devices))
 }
 
 /// `path` as Ferry finds it too, or why not. JSON holds no other text than Unicode.

@@ -1,5 +1,10 @@
 //! Text for people: sizes, long words made short, and nothing that a terminal would obey.
 
+/// Characters in a line.
+const WIDTH: usize = 80;
+/// Where the second word of a line begins.
+const INDENT: usize = 10;
+
 /// `text` without the characters that a terminal takes for commands: what comes from a guest or a back-end may be in it.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -83,6 +88,36 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// A line of a name and its values, or more lines, broken between the items.
+pub fn list(name: &str, items: &[String]) -> String {
+    let mut lines = vec![String::new()];
+    for (index, item) in items.iter().enumerate() {
+        let comma = if index + 1 < items.len() { "," } else { "" };
+        let last = lines.len() - 1;
+        let line = &mut lines[last];
+        if line.is_empty() {
+            *line = format!("{item}{comma}");
+        } else if INDENT + line.len() + 1 + item.len() + comma.len() <= WIDTH {
+            *line += &format!(" {item}{comma}");
+        } else {
+            lines.push(format!("{item}{comma}"));
+        }
+    }
+    let gap = "\n".to_owned() + &" ".repeat(INDENT);
+    format!("{name:INDENT$}{}\n", lines.join(&gap))
+}
+
+/// A line of a name and its value, or more of them if it is long.
+pub fn field(name: &str, value: &str) -> String {
+    let lines = wrap(&printable(value), WIDTH - INDENT);
+    let gap = "\n".to_owned() + &" ".repeat(INDENT);
+    let name = printable(name);
+    match name.chars().count() < INDENT {
+        true => format!("{name:INDENT$}{}\n", lines.join(&gap)),
+        false => format!("{name}{gap}{}\n", lines.join(&gap)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,5 +163,22 @@ mod tests {
         assert_eq!(wrap("one two three", 8), ["one two", "three"]);
         assert_eq!(wrap("", 8), [""]);
         assert_eq!(wrap("abcdefghij kl", 4), ["abcd", "efgh", "ij", "kl"]);
+    }
+
+    #[test]
+    fn steps_are_not_torn_from_their_times() {
+        let steps = [
+            "check 0 ms",
+            "pause 0 ms",
+            "machine 0 ms",
+            "ram 1 ms",
+            "devices 1 ms",
+        ];
+        let steps: Vec<_> = [&steps[..], &["publish 2 ms"]].concat();
+        let steps: Vec<_> = steps.into_iter().map(str::to_owned).collect();
+        assert_eq!(
+            list("steps", &steps),
+            "steps     check 0 ms, pause 0 ms, machine 0 ms, ram 1 ms, devices 1 ms,\n          publish 2 ms\n"
+        );
     }
 }

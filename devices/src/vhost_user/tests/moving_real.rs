@@ -1,16 +1,18 @@
 //! Moving the state of the real virtiofsd.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use super::harness::{HIGH, LOW, TestRam, eventually, failure};
+use super::logging::{start_log, taken};
 use super::moving::{PATIENT, load, save};
 use super::ring::Ring;
 use super::suspend::{outcome, resume, suspend};
 use super::virtiofsd::{Share, Virtiofsd, fuse, init, root_mode};
 use crate::chain;
 use crate::vhost_user::{
-    BackEndStateV1, DeviceState, StateError, StateStep, VhostUserDevice, VhostUserStateV1,
+    BackEndStateV1, DeviceState, DirtyLog, StateError, StateStep, VhostUserDevice, VhostUserStateV1,
 };
 use crate::virtio::{Activation, VirtioDevice};
 
@@ -22,11 +24,11 @@ const ROOT: u64 = 1;
 /// How many files the guest knows.
 const FILES: usize = 300;
 
-fn daemon(shared: &Path) -> Virtiofsd {
+pub fn daemon(shared: &Path) -> Virtiofsd {
     Virtiofsd::serving(tempfile::tempdir().unwrap(), shared, &[])
 }
 
-fn shared_directory() -> tempfile::TempDir {
+pub fn shared_directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     for number in 0..FILES {
         let path = directory.path().join(format!("file{number}"));
@@ -42,28 +44,36 @@ fn prepare(device: &VhostUserDevice) {
 }
 
 /// The guest's driver: two queues, files it knows, and one that it holds open.
-struct Guest<'a> {
-    ram: &'a TestRam,
+pub struct Guest<'a> {
+    pub ram: &'a TestRam,
     high_priority: Ring<'a>,
     requests: Ring<'a>,
     features: u64,
     open: [u64; 2],
+    /// The number of that one.
+    opened: usize,
 }
 
 impl<'a> Guest<'a> {
-    fn start(share: &Share, ram: &'a TestRam) -> Self {
+    pub fn start(share: &Share, ram: &'a TestRam) -> Self {
+        Self::start_with(share, ram, FILES)
+    }
+
+    /// One that knows so many files.
+    pub fn start_with(share: &Share, ram: &'a TestRam, files: usize) -> Self {
         let mut guest = Guest {
             ram,
             high_priority: Ring::new(ram, 0, LOW),
             requests: Ring::new(ram, 1, HIGH),
             features: share.device.features() & !(1 << 29),
             open: [0; 2],
+            opened: files / 2,
         };
         share.activate(&[&guest.high_priority, &guest.requests]);
         init(&mut guest.requests, ram);
-        for number in 0..FILES {
+        for number in 0..files {
             let node = guest.look_up(number);
-            if number == FILES / 2 {
+            if number == files / 2 {
                 let answer = fuse(&mut guest.requests, ram, OPEN, node, &[0; 8]);
                 guest.open = [node, word(&answer, 16)];
             }
@@ -88,8 +98,8 @@ impl<'a> Guest<'a> {
         answer[16..length].to_vec()
     }
 
-    fn is_well(&mut self) {
-        let contents = format!("contents of {}", FILES / 2);
+    pub fn is_well(&mut self) {
+        let contents = format!("contents of {}", self.opened);
         assert_eq!(self.read(), contents.as_bytes());
         assert_eq!(
             root_mode(&mut self.requests, self.ram) & 0o170_000,
@@ -106,7 +116,7 @@ impl<'a> Guest<'a> {
         Some(Activation { features, queues })
     }
 
-    fn restore(&self, share: &Share, state: &VhostUserStateV1) {
+    pub fn restore(&self, share: &Share, state: &VhostUserStateV1) {
         let (sender, receiver) = channel();
         let tell = move |outcome| sender.send(outcome).unwrap();
         share.device.restore(self.activation(), state, tell);
@@ -127,9 +137,16 @@ fn a_guest_goes_on_with_its_files_behind_one_virtiofsd_after_another() {
     let mut guest = Guest::start(&share, &ram);
     let mut daemons = vec![first];
     for round in 0..3 {
-        // Once with preparation, once without.
-        if round % 2 == 0 {
-            prepare(&share.device);
+        // Once with preparation, once without, once with the log that prepares, too.
+        match round {
+            0 => prepare(&share.device),
+            1 => {}
+            _ => {
+                let log = Arc::new(DirtyLog::new(&ram.regions).unwrap());
+                outcome(&start_log(&share.device, &log)).unwrap();
+                guest.is_well();
+                assert!(!taken(&log).is_empty());
+            }
         }
         outcome(&suspend(&share.device)).unwrap();
         let rest = share.device.rest().unwrap();

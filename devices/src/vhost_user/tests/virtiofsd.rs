@@ -27,7 +27,7 @@ pub struct Virtiofsd {
 }
 
 impl Virtiofsd {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let shared = directory.path().join("shared");
         std::fs::create_dir(&shared).unwrap();
@@ -88,7 +88,7 @@ impl Drop for Virtiofsd {
 }
 
 const REQUEST: u64 = LOW + 0x10_0000;
-const ANSWER: u64 = HIGH + 0x10_0000;
+pub const ANSWER: u64 = HIGH + 0x10_0000;
 const ANSWER_LENGTH: usize = 256;
 
 /// Sends a FUSE request and returns the answer, whose header says success.
@@ -182,7 +182,7 @@ impl Share {
         assert_eq!(next(&self.events), Event::Activated(Ok(())));
     }
 
-    fn reset(&self) {
+    pub fn reset(&self) {
         self.device.reset();
         assert_eq!(next(&self.events), Event::ResetDone);
     }

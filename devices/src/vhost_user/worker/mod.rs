@@ -13,6 +13,7 @@ mod restore;
 mod session;
 mod suspend;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ use super::frontend::{Frontend, Patience};
 use super::memory::RamRegion;
 use super::moving::TransferError;
 use super::negotiated::Negotiated;
+use super::rings::Parts;
 use super::shared::Shared;
 use super::{Limits, negotiation};
 use crate::chain;
@@ -45,6 +47,8 @@ pub(super) struct Worker {
     negotiated: Negotiated,
     /// Guest RAM as the back-end has been told of it.
     told_ram: Option<Arc<[RamRegion]>>,
+    /// The rings of former sessions, where the back-end was told that they are.
+    former: BTreeMap<u16, Parts>,
     /// Since the guest's last reset: which rings the back-end has been given.
     session: Option<Session>,
     /// Whether LOG_ALL may be among the features that the back-end has been told.
@@ -150,6 +154,7 @@ impl Worker {
             frontend,
             negotiated,
             told_ram: None,
+            former: BTreeMap::new(),
             session: None,
             log_all: false,
             log: None,

@@ -136,6 +136,7 @@ impl Worker {
                 self.session = Some(session);
                 return Err(cause.late_is_dead());
             }
+            self.note_former(&session);
         }
         self.moving = None;
         self.loads = false;

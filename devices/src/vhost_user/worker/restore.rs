@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 
 use super::Worker;
-use super::session::{Ring, Service, Session};
+use super::session::{Ring, Service, Session, Told};
 use crate::vhost_user::counters::RunningRings;
 use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::Cause;
@@ -163,7 +163,7 @@ fn session(ram: Arc<[RamRegion]>, activation: Activation, state: &VhostUserState
             place: rings::Place::of(&queue),
             queue,
             stopped_at: Some(ring.base),
-            is_set_up: false,
+            told: Told::Nothing,
         });
     Session {
         features,

@@ -9,7 +9,7 @@ use crate::vhost_user::counters::RunningRings;
 use crate::vhost_user::error::Cause;
 use crate::vhost_user::frontend::Frontend;
 use crate::vhost_user::inbox::Order;
-use crate::vhost_user::memory::RamRegion;
+use crate::vhost_user::memory::{RamRegion, is_ram};
 use crate::vhost_user::negotiated::RingLog;
 use crate::vhost_user::rings;
 use crate::virtio::{Activation, ActiveQueue};
@@ -43,8 +43,19 @@ pub(super) struct Ring {
     pub place: rings::Place,
     /// `None`: it may be running. Else where it is to go on when it is started again.
     pub stopped_at: Option<u16>,
-    /// Whether a stopped ring needs no more than its kick and its being enabled.
-    pub is_set_up: bool,
+    /// What the back-end has been told of it.
+    pub told: Told,
+}
+
+/// What a back-end has been told of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Nothing: it is being restored.
+    Nothing,
+    /// All but what starts it.
+    SetUp,
+    /// Everything, once. If it is stopped, it has to be told anew.
+    Past,
 }
 
 impl Worker {
@@ -92,7 +103,7 @@ impl Worker {
                 queue: queue.clone(),
                 place: rings::Place::of(queue),
                 stopped_at: None,
-                is_set_up: false,
+                told: Told::Past,
             });
             frontend.set_vring_kick(queue)?;
         }
@@ -118,18 +129,53 @@ impl Worker {
         features: u64,
         ram: &Arc<[RamRegion]>,
     ) -> Result<(), Cause> {
-        let frontend = &mut self.frontend;
-        frontend.set_features(self.negotiated.acknowledge(features))?;
+        let accepted = self.negotiated.acknowledge(features);
+        self.frontend.set_features(accepted)?;
         self.log_all = false;
         let knows = |told: &Arc<[RamRegion]>| Arc::ptr_eq(told, ram);
         if !self.told_ram.as_ref().is_some_and(knows) {
+            self.park_rings(ram)?;
             // Should the answer be lost, the table is sent again.
             self.told_ram = None;
             // One table, which replaces whatever was told before: guest RAM has two regions at most.
-            frontend.set_mem_table(ram)?;
+            self.frontend.set_mem_table(ram)?;
             self.told_ram = Some(Arc::clone(ram));
         }
         self.log_new_session(features, ram)
+    }
+
+    /// Moves the rings of former sessions, which stand still, to where there is RAM before and after. libvhost-user, with it
+    /// qemu-storage-daemon, looks for all rings that it has ever been given whenever it is given a memory table, and closes
+    /// the connection if one of them is not there any more, whoever's it was.
+    fn park_rings(&mut self, ram: &[RamRegion]) -> Result<(), Cause> {
+        let Some(told) = &self.told_ram else {
+            return Ok(());
+        };
+        let mut starts = ram.iter().map(|region| region.guest);
+        let Some(place) = starts.find(|start| is_ram(told, *start, 1)) else {
+            return Ok(());
+        };
+        let log = self.negotiated.ring_log();
+        for ring in self.former.values_mut() {
+            if !ring.begin_in(ram) {
+                let parked = ring.parked_at(place);
+                // Some forget the number with a reset, and look for it first.
+                self.frontend.set_vring_num(ring.index, ring.size)?;
+                self.frontend.set_vring_addr(&parked, log)?;
+                *ring = parked;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the rings of a session that has ended.
+    pub(super) fn note_former(&mut self, session: &Session) {
+        let told = session
+            .rings
+            .iter()
+            .filter(|ring| ring.told != Told::Nothing);
+        self.former
+            .extend(told.map(|ring| (ring.place.index, rings::Parts::of(&ring.queue))));
     }
 
     /// Stops the rings, then resets the back-end's device if it knows how. Rings that are stopped already
@@ -168,7 +214,7 @@ pub(super) fn set_up(
 ) -> Result<(), Cause> {
     frontend.set_vring_num(queue.index, queue.size)?;
     frontend.set_vring_base(queue.index, base)?;
-    frontend.set_vring_addr(queue, log)?;
+    frontend.set_vring_addr(&rings::Parts::of(queue), log)?;
     frontend.set_vring_call(queue)
 }
 

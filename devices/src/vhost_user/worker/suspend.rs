@@ -20,7 +20,7 @@
 use vhost::vhost_user::message::FrontendReq;
 
 use super::Worker;
-use super::session::{Ring, Service, Session, kick, set_up};
+use super::session::{Ring, Service, Session, Told, kick, set_up};
 use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::{Cause, During, Violation};
 use crate::vhost_user::frontend::Patience;
@@ -163,10 +163,10 @@ impl Worker {
         // Back-ends read where the used ring ends when they are told where it is.
         self.drain_for_resume(session)?;
         let log = self.negotiated.ring_log();
-        for ring in session.rings.iter_mut().filter(|ring| !ring.is_set_up) {
+        for ring in session.rings.iter_mut().filter(|it| it.told != Told::SetUp) {
             if let Some(base) = ring.stopped_at {
                 set_up(&mut self.frontend, &ring.queue, base, log)?;
-                ring.is_set_up = true;
+                ring.told = Told::SetUp;
             }
         }
         self.frontend.fence()
@@ -185,11 +185,11 @@ impl Worker {
             let Some(base) = ring.stopped_at else {
                 continue;
             };
-            if !ring.is_set_up {
+            if ring.told != Told::SetUp {
                 set_up(frontend, &ring.queue, base, log)?;
             }
             // Whether the kick arrives may stay unknown.
-            (ring.stopped_at, ring.is_set_up) = (None, false);
+            (ring.stopped_at, ring.told) = (None, Told::Past);
             frontend.set_vring_kick(&ring.queue)?;
             restarted.push(&ring.queue);
         }

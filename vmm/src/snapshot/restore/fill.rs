@@ -19,7 +19,7 @@ use crate::console::Console;
 use crate::generation::Number;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::Ready;
-use crate::machine::saving::{MachineState, RestoreParts};
+use crate::machine::saving::{MachineState, RestoreParts, Shell};
 use crate::machine::{self, Machine};
 use crate::memory::GuestRam;
 
@@ -172,10 +172,11 @@ impl Filled {
             device.set_ram(regions.clone());
         }
         meter.enter(Step::Machine);
+        let vcpus = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
         let machine = Machine::from_state(
+            Shell::new(place.hypervisor, &ram, vcpus)?,
             &RestoreParts {
                 hypervisor: place.hypervisor,
-                ram: &ram,
                 devices: place.devices,
                 console: place.console,
             },

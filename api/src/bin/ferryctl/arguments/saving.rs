@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
-use ferry_api::config::text;
 use ferry_api::wire;
 
-use super::seconds;
+use super::{seconds, size};
 
 /// `snapshot`.
 #[derive(Args, Debug)]
@@ -128,9 +127,4 @@ impl From<Memory> for wire::MemoryMode {
             Memory::Adopt => wire::MemoryMode::Adopt,
         }
     }
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    text::size(text)
-        .ok_or_else(|| "not a size; write bytes, or a whole number with K, M, G or T".into())
 }

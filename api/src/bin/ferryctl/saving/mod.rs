@@ -4,8 +4,6 @@ mod offline;
 mod operation;
 mod paused;
 mod report;
-mod signals;
-mod view;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +19,6 @@ pub use offline::look;
 use operation::{Operation, Outcome};
 use paused::WhilePaused;
 pub use report::describe;
-pub use signals::end_by;
 
 /// How long a command may hold the guest if nothing is said.
 const HOLD: Duration = Duration::from_secs(60);
@@ -65,28 +62,12 @@ pub fn save(snapshot: &Snapshot, session: &Session<'_>) -> Result<(), Failure> {
 /// Brings a guest back.
 pub fn restore(restore: &Restore, session: &Session<'_>) -> Result<(), Failure> {
     let directory = absolute(&restore.directory)?;
-    let mut devices = std::collections::BTreeMap::new();
-    for text in &restore.socket {
-        let wrong = |problem: &str| Failure::Usage(format!("--socket: {text} {problem}"));
-        let (id, path) = text
-            .split_once('=')
-            .filter(|(id, path)| !id.is_empty() && !path.is_empty())
-            .ok_or_else(|| wrong("is not of the form ID=PATH"))?;
-        // Ferry may run in another directory, so it is told the whole path.
-        let socket = pairs::absolute(Path::new(path)).map_err(|reason| wrong(&reason))?;
-        let device = wire::RestoreDevice {
-            socket: Some(socket),
-        };
-        if devices.insert(id.to_owned(), Some(device)).is_some() {
-            return Err(wrong("names a device for the second time"));
-        }
-    }
     let request = wire::Restore {
         source_url: Some(url::of(&directory)),
         memory_restore_mode: restore.memory.map(Into::into),
         resume: Some(!restore.paused),
         prefault: None,
-        devices: (!devices.is_empty()).then_some(devices),
+        devices: pairs::sockets(&restore.socket)?,
         serial: restore.serial.as_deref().map(pairs::console).transpose()?,
     };
     let operation = Operation {

@@ -12,10 +12,11 @@ use ferry_api::client::{Client, ClientError, Reply};
 use ferry_api::wire::{self, Progress, Status, Step};
 
 use super::paused::{Stand, WhilePaused};
-use super::signals::Signals;
-use super::view::View;
+use super::report;
 use crate::commands::Session;
 use crate::failure::{End, Failure};
+use crate::signals::Signals;
+use crate::view::View;
 
 /// How often Ferry is asked how it stands.
 const OFTEN: Duration = Duration::from_millis(200);
@@ -82,7 +83,7 @@ struct Watch<'o, 'a> {
     operation: &'o mut Operation<'a>,
     signals: &'o Signals,
     questions: Client,
-    view: View,
+    view: View<Step>,
     unanswered: u32,
     wish: Option<Wish>,
 }
@@ -158,7 +159,7 @@ impl<'o, 'a> Watch<'o, 'a> {
             // Once it has been heard, there is no hold any more.
             Some(Wish::Release) if progress.step == Step::Hold => "vm.snapshot-release",
             Some(Wish::Cancel) => "vm.cancel",
-            _ => return self.view.show(progress),
+            _ => return self.view.show(progress.step, &report::line(progress)),
         };
         // If it is not heard now, it is said again.
         let _ = self.questions.put(route, b"");
@@ -204,7 +205,7 @@ impl<'o, 'a> Watch<'o, 'a> {
         match (signal, how, ended) {
             (Some(signal), _, Err(ClientError::Refused(_))) => Err(Failure::Interrupted {
                 signal,
-                kind: self.operation.kind,
+                kind: self.operation.kind.into(),
             }),
             (_, Some(how), Ok(_) | Err(ClientError::Refused(_))) => Err(Failure::WhilePaused {
                 command: self.command(),

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::signals::{self, Whole};
 use crate::output::Form;
+use crate::signals::{self, Whole};
 
 /// How long a command has to end by itself when it is told to.
 const GRACE: Duration = Duration::from_secs(1);

@@ -2,12 +2,7 @@
 
 use ferry_api::wire::{Operation, Progress, RamProgress, Status, Step};
 
-use crate::text::{about, printable, time, wrap};
-
-/// Characters in a line.
-const WIDTH: usize = 80;
-/// Where the second word of a line begins.
-const INDENT: usize = 10;
+use crate::text::{about, field, list, printable, time};
 
 /// One line on how it stands.
 pub fn line(progress: &Progress) -> String {
@@ -112,36 +107,6 @@ fn ram(ram: &RamProgress) -> String {
     text
 }
 
-/// A line, or more of them, broken between the items.
-fn list(name: &str, items: &[String]) -> String {
-    let mut lines = vec![String::new()];
-    for (index, item) in items.iter().enumerate() {
-        let comma = if index + 1 < items.len() { "," } else { "" };
-        let last = lines.len() - 1;
-        let line = &mut lines[last];
-        if line.is_empty() {
-            *line = format!("{item}{comma}");
-        } else if INDENT + line.len() + 1 + item.len() + comma.len() <= WIDTH {
-            *line += &format!(" {item}{comma}");
-        } else {
-            lines.push(format!("{item}{comma}"));
-        }
-    }
-    let gap = "\n".to_owned() + &" ".repeat(INDENT);
-    format!("{name:INDENT$}{}\n", lines.join(&gap))
-}
-
-/// A line, or more of them if it is long.
-fn field(name: &str, value: &str) -> String {
-    let lines = wrap(&printable(value), WIDTH - INDENT);
-    let gap = "\n".to_owned() + &" ".repeat(INDENT);
-    let name = printable(name);
-    match name.chars().count() < INDENT {
-        true => format!("{name:INDENT$}{}\n", lines.join(&gap)),
-        false => format!("{name}{gap}{}\n", lines.join(&gap)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -192,23 +157,6 @@ mod tests {
         progress.step = Step::Prepare;
         progress.paused_ms = 0;
         assert_eq!(line(&progress), "prepare  12.3 s");
-    }
-
-    #[test]
-    fn steps_are_not_torn_from_their_times() {
-        let steps = [
-            "check 0 ms",
-            "pause 0 ms",
-            "machine 0 ms",
-            "ram 1 ms",
-            "devices 1 ms",
-        ];
-        let steps: Vec<_> = [&steps[..], &["publish 2 ms"]].concat();
-        let steps: Vec<_> = steps.into_iter().map(str::to_owned).collect();
-        assert_eq!(
-            list("steps", &steps),
-            "steps     check 0 ms, pause 0 ms, machine 0 ms, ram 1 ms, devices 1 ms,\n          publish 2 ms\n"
-        );
     }
 
     #[test]

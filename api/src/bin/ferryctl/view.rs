@@ -3,9 +3,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use ferry_api::wire::{Progress, Step};
-
-use super::report;
 use crate::failure::Failure;
 use crate::output::{self, Form};
 use crate::text::shorten;
@@ -15,12 +12,12 @@ const WIDTH: usize = 79;
 /// How often there is a line where nothing but numbers has changed.
 const SELDOM: Duration = Duration::from_secs(5);
 
-/// Where progress goes.
+/// Where progress goes. It is in parts of the kind `P`, of which each gets a line.
 #[derive(Debug)]
-pub struct View {
+pub struct View<P> {
     place: Place,
     /// What was said last, and when.
-    last: Option<(Step, Instant)>,
+    last: Option<(P, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +30,7 @@ enum Place {
     Nowhere,
 }
 
-impl View {
+impl<P: PartialEq> View<P> {
     /// A view in this form.
     pub fn new(form: Form) -> Self {
         let place = match form {
@@ -44,29 +41,31 @@ impl View {
         View { place, last: None }
     }
 
-    /// Shows how it stands.
-    pub fn show(&mut self, progress: &Progress) -> Result<(), Failure> {
-        let line = report::line(progress);
+    /// Shows how it stands, in one line.
+    pub fn show(&mut self, part: P, line: &str) -> Result<(), Failure> {
         match self.place {
             Place::Nowhere => Ok(()),
             Place::Terminal => {
-                self.last = Some((progress.step, Instant::now()));
-                draw(&format!("\r\x1b[K{}", shorten(&line, WIDTH)));
+                self.last = Some((part, Instant::now()));
+                draw(&format!("\r\x1b[K{}", shorten(line, WIDTH)));
                 Ok(())
             }
             Place::Lines => {
                 let known = self
                     .last
-                    .is_some_and(|(step, when)| step == progress.step && when.elapsed() < SELDOM);
+                    .as_ref()
+                    .is_some_and(|(last, when)| *last == part && when.elapsed() < SELDOM);
                 if known {
                     return Ok(());
                 }
-                self.last = Some((progress.step, Instant::now()));
-                output::write(&(line + "\n"))
+                self.last = Some((part, Instant::now()));
+                output::write(&format!("{line}\n"))
             }
         }
     }
+}
 
+impl<P> View<P> {
     /// Makes room for other output.
     pub fn clear(&mut self) {
         if self.place == Place::Terminal && self.last.take().is_some() {
@@ -75,7 +74,7 @@ impl View {
     }
 }
 
-impl Drop for View {
+impl<P> Drop for View<P> {
     fn drop(&mut self) {
         self.clear();
     }

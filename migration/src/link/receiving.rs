@@ -1,0 +1,197 @@
+//! Receiving messages.
+
+use std::time::{Duration, Instant};
+
+use super::Purpose;
+use super::connection::{Condition, Link};
+use super::error::{Error, Violation};
+use super::incoming::{Advance, Wrong};
+use super::message::{self, Message, Tally};
+use super::order::Kind;
+use super::socket::{Waited, Want};
+use crate::watch::{Unwatched, Watch};
+
+/// Whether a message came in time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arrival {
+    Message(Kind),
+    Late,
+}
+
+/// Whether the other side is heard while something is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listening {
+    On,
+    /// Something else is there, for [`Link::receive`].
+    Off,
+}
+
+impl Link {
+    /// Whether something has arrived, which may be only a part of a message, or the end.
+    pub fn has_input(&self) -> bool {
+        self.incoming.is_whole() || self.transport.has_input()
+    }
+
+    /// Waits for the next message. `Alive` is not one, but shows that the other side is there.
+    ///
+    /// # Errors
+    /// The other side failed ([`Error::PeerFailed`]), is gone or silent, or breaks the protocol; or it was cancelled.
+    pub fn receive(&mut self, watch: &dyn Watch) -> Result<Message<'_>, Error> {
+        let kind = self.next_kind(watch)?;
+        self.take_message(kind)
+    }
+
+    /// Waits for the next message, which is to be taken then.
+    pub(crate) fn next_kind(&mut self, watch: &dyn Watch) -> Result<Kind, Error> {
+        match self.arrival(watch, None)? {
+            Arrival::Message(kind) => Ok(kind),
+            // Without a deadline nothing is late.
+            Arrival::Late => Err(self.silent()),
+        }
+    }
+
+    /// Waits for the next message until `deadline`; `None` if it has not come, or only in part.
+    ///
+    /// # Errors
+    /// As [`Link::receive`].
+    pub fn receive_for(
+        &mut self,
+        watch: &dyn Watch,
+        deadline: Instant,
+    ) -> Result<Option<Message<'_>>, Error> {
+        match self.arrival(watch, Some(deadline))? {
+            Arrival::Message(kind) => self.take_message(kind).map(Some),
+            Arrival::Late => Ok(None),
+        }
+    }
+
+    fn arrival(&mut self, watch: &dyn Watch, deadline: Option<Instant>) -> Result<Arrival, Error> {
+        let mut heard = Instant::now();
+        loop {
+            if watch.cancelled() {
+                return Err(self.cancelled());
+            }
+            match self.advance()? {
+                Advance::Whole(Kind::Alive) => {
+                    self.take_message(Kind::Alive)?;
+                    heard = Instant::now();
+                }
+                Advance::Whole(kind) => return Ok(Arrival::Message(kind)),
+                Advance::Some => heard = Instant::now(),
+                Advance::End => return Err(self.closed()),
+                Advance::None => {
+                    let silent = heard + self.silence;
+                    let until = deadline.map_or(silent, |deadline| deadline.min(silent));
+                    let waited = self.transport.wait(Want::Read, watch, until);
+                    match waited.map_err(|error| self.io(error))? {
+                        Waited::Ready => (),
+                        Waited::Cancelled => return Err(self.cancelled()),
+                        Waited::Late if until < silent => return Ok(Arrival::Late),
+                        Waited::Late => return Err(self.silent()),
+                    }
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Result<Advance, Error> {
+        if self.input == Condition::Broken {
+            return Err(self.broken());
+        }
+        let order = &self.order;
+        let from = self.side.other();
+        let advance = self
+            .incoming
+            .advance(&mut self.transport, |kind| order.admits(from, kind));
+        advance.map_err(|wrong| {
+            self.input = Condition::Broken;
+            match wrong {
+                Wrong::Io(error) => self.io(error),
+                Wrong::Stream(violation) => self.violated(violation),
+            }
+        })
+    }
+
+    /// Takes the message that is there.
+    pub(crate) fn take_message(&mut self, kind: Kind) -> Result<Message<'_>, Error> {
+        let received = self.incoming.tally();
+        let peer = &self.peer;
+        let violated = |violation| Error::Protocol {
+            peer: peer.clone(),
+            violation,
+        };
+        let body = self.incoming.take();
+        // Unless this is right, too, nothing more is read.
+        self.input = Condition::Broken;
+        let message = message::decode(kind, body, self.attempt).map_err(violated)?;
+        let order = self.order.follow(self.side.other(), message.event());
+        order.map_err(violated)?;
+        if let Message::End { tallies } = &message {
+            check_tallies(self.purpose, tallies, received).map_err(violated)?;
+        }
+        self.input = Condition::Whole;
+        match message {
+            Message::Failed(failure) => Err(Error::PeerFailed {
+                peer: self.peer.clone(),
+                failure,
+            }),
+            message => Ok(message),
+        }
+    }
+
+    /// What a message says is wrong: nothing more is read.
+    pub(crate) fn reject(&mut self, violation: Violation) -> Error {
+        self.input = Condition::Broken;
+        self.violated(violation)
+    }
+
+    /// Why the other side gave up, if it says so within `patience`. To be asked on the main connection when an extra one was
+    /// lost.
+    pub fn last_words(&mut self, patience: Duration) -> Option<Error> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.listen() {
+                Err(failed @ Error::PeerFailed { .. }) => return Some(failed),
+                Err(_) | Ok(Listening::Off) => return None,
+                Ok(Listening::On) => (),
+            }
+            match self.transport.wait(Want::Read, &Unwatched, deadline) {
+                Ok(Waited::Ready) => (),
+                _ => return None,
+            }
+        }
+    }
+
+    /// Looks for a `Failed`, as far as that is possible without taking what is for [`Link::receive`].
+    pub(super) fn listen(&mut self) -> Result<Listening, Error> {
+        loop {
+            if let Some(kind) = self.incoming.kind()
+                && !matches!(kind, Kind::Alive | Kind::Failed)
+            {
+                return Ok(Listening::Off);
+            }
+            match self.advance()? {
+                Advance::Whole(kind @ (Kind::Alive | Kind::Failed)) => {
+                    self.take_message(kind)?;
+                }
+                Advance::Whole(_) => return Ok(Listening::Off),
+                Advance::Some => (),
+                Advance::None => return Ok(Listening::On),
+                Advance::End => return Err(self.closed()),
+            }
+        }
+    }
+}
+
+fn check_tallies(purpose: Purpose, tallies: &[Tally], received: Tally) -> Result<(), Violation> {
+    let expected = match purpose {
+        Purpose::Migrate { connections } => usize::from(connections),
+        Purpose::Join { .. } | Purpose::Ask => 1,
+    };
+    let wrong = |reason| Err(Violation::content(Kind::End, reason));
+    match tallies {
+        _ if tallies.len() != expected => wrong("it is not about all connections"),
+        [own, ..] if *own == received => Ok(()),
+        _ => wrong("not all that was sent has arrived"),
+    }
+}

@@ -1,0 +1,192 @@
+//! Sending messages.
+
+use std::io::{self, IoSlice};
+use std::time::{Duration, Instant};
+
+use super::connection::{Condition, FAREWELL, Link};
+use super::error::Error;
+use super::failure::Failure;
+use super::message::{self, Message};
+use super::order::Kind;
+use super::receiving::Listening;
+use super::socket::{Waited, Want};
+use super::wire::FRAME_HEADER;
+use crate::watch::{Unwatched, Watch};
+
+/// How long a frame that was begun may take to end after a cancel, so that the connection stays of use for `Failed`.
+const CANCEL_GRACE: Duration = Duration::from_millis(100);
+impl Link {
+    /// Sends a message, whole. While the other side takes nothing, it is heard: if it failed, that is the error.
+    ///
+    /// # Errors
+    /// The message cannot come here; the other side failed, is gone, or takes nothing for too long; or it was cancelled.
+    /// After any error the other side does not have the message, and never will: it was not handed to the kernel whole, and
+    /// then nothing follows on this connection. (A frame that was begun is given a moment to end after a cancel, so that
+    /// `Failed` can follow.)
+    pub fn send(&mut self, message: &Message<'_>, watch: &dyn Watch) -> Result<(), Error> {
+        if watch.cancelled() {
+            return Err(self.cancelled());
+        }
+        let body = message.body(self.attempt);
+        let kind = message.kind();
+        let head = &body.head[..message::head_bytes(kind)];
+        let length = u32::try_from(head.len() + body.data.len()).unwrap_or(u32::MAX);
+        message::check_length(kind, length)
+            .and_then(|_| match message {
+                Message::Pages { gpa, data } => message::check_pages(kind, *gpa, data.len() as u64),
+                Message::Zeros { gpa, bytes } => message::check_pages(kind, *gpa, *bytes),
+                _ => Ok(()),
+            })
+            .and_then(|()| self.order.follow(self.side, message.event()))
+            .map_err(|violation| self.violated(violation))?;
+        let mut fixed = [0; FRAME_HEADER + 8];
+        fixed[..FRAME_HEADER].copy_from_slice(&self.outgoing.header(kind, head, &body.data));
+        fixed[FRAME_HEADER..][..head.len()].copy_from_slice(head);
+        self.write(&fixed[..FRAME_HEADER + head.len()], &body.data, watch)
+    }
+
+    /// Sends `Alive` if nothing was sent for a quarter of the silence limit. Never waits.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn keep_alive_if_due(&mut self) -> Result<(), Error> {
+        let early = self.sent_last.elapsed() < self.silence / 4;
+        let over = self.order.admits(self.side, Kind::Alive).is_err();
+        if early || over || self.output == Condition::Broken {
+            return Ok(());
+        }
+        if self.unsent.is_empty() && !self.transport.has_pending() {
+            let follow = self.order.follow(self.side, Message::Alive.event());
+            follow.map_err(|violation| self.violated(violation))?;
+            let header = self.outgoing.header(Kind::Alive, &[], &[]);
+            self.unsent.extend(header);
+        }
+        let written = match self.unsent.is_empty() {
+            true => self.transport.flush().map(|()| 0),
+            false => self.transport.write(&[IoSlice::new(&self.unsent)]),
+        };
+        match written {
+            Ok(sent) => {
+                self.unsent.drain(..sent);
+                self.sent_last = Instant::now();
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(self.write_failed(error)),
+        }
+    }
+
+    /// Tells the other side why this one gives up, if it can still be told within a second, and ends the connection.
+    pub fn give_up(mut self, failure: &Failure) {
+        self.silence = self.silence.min(FAREWELL);
+        let message = Message::Failed(failure.clone());
+        if self.send(&message, &Unwatched).is_ok() {
+            self.linger();
+        }
+    }
+
+    /// Lets the other side read what was sent: to close with something unread would throw it away.
+    fn linger(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        let mut waste = vec![0; 64 << 10];
+        self.transport.shut();
+        while Instant::now() < deadline {
+            match self.transport.read(&mut waste) {
+                Ok(1..) => (),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let wait = self.transport.wait(Want::Read, &Unwatched, deadline);
+                    if !matches!(wait, Ok(Waited::Ready)) {
+                        return;
+                    }
+                }
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Writes a frame, or something else that must not be cut.
+    pub(super) fn write(
+        &mut self,
+        first: &[u8],
+        second: &[u8],
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
+        if self.output == Condition::Broken {
+            return Err(self.broken());
+        }
+        // Until this is whole, it is not.
+        self.output = Condition::Broken;
+        let unsent = std::mem::take(&mut self.unsent);
+        let mut slices = [&unsent[..], first, second].map(IoSlice::new);
+        let mut slices = &mut slices[..];
+        let mut pace = Pace {
+            moved: Instant::now(),
+            cancelled: None,
+        };
+        IoSlice::advance_slices(&mut slices, 0);
+        loop {
+            let written = match slices.is_empty() {
+                true if !self.transport.has_pending() => break,
+                true => self.transport.flush().map(|()| 0),
+                false => self.transport.write(slices),
+            };
+            match written {
+                Ok(bytes) => {
+                    IoSlice::advance_slices(&mut slices, bytes);
+                    pace.moved = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait_to_write(&mut pace, watch)?;
+                }
+                Err(error) => return Err(self.write_failed(error)),
+            }
+        }
+        self.sent_last = Instant::now();
+        self.output = Condition::Whole;
+        Ok(())
+    }
+
+    fn wait_to_write(&mut self, pace: &mut Pace, watch: &dyn Watch) -> Result<(), Error> {
+        let want = match self.listen()? {
+            Listening::On => Want::Both,
+            Listening::Off => Want::Write,
+        };
+        let silent = pace.moved + self.silence;
+        let (watch, until) = match pace.cancelled {
+            None => (watch, silent),
+            Some(since) => (&Unwatched as &dyn Watch, silent.min(since + CANCEL_GRACE)),
+        };
+        let waited = self.transport.wait(want, watch, until);
+        match waited.map_err(|error| self.io(error))? {
+            Waited::Ready => Ok(()),
+            Waited::Cancelled => {
+                pace.cancelled = Some(Instant::now());
+                Ok(())
+            }
+            Waited::Late if pace.cancelled.is_some() => Err(self.cancelled()),
+            Waited::Late => Err(self.silent()),
+        }
+    }
+
+    /// A write failed: the other side may have said why.
+    fn write_failed(&mut self, error: io::Error) -> Error {
+        self.output = Condition::Broken;
+        match self.listen() {
+            Err(failed @ Error::PeerFailed { .. }) => failed,
+            _ if matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+            {
+                self.closed()
+            }
+            _ => self.io(error),
+        }
+    }
+}
+
+/// How a write gets on.
+struct Pace {
+    moved: Instant,
+    cancelled: Option<Instant>,
+}

@@ -1,0 +1,290 @@
+//! A connection between two Ferries that somebody interferes with.
+//!
+//! It stands between sender and receiver, knows frames from their headers, and passes them on one by one. At a given frame it
+//! does what it was told to, and the frame then goes on, or nothing does.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vm_migration::link::Kind;
+
+use crate::process::POLL;
+
+/// Bytes of the preamble, and of the answer to it.
+const PREAMBLE: usize = 48;
+/// Bytes of a frame's header.
+const HEADER: usize = 16;
+
+/// Whether something is done before a frame is passed on, or after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Before,
+    After,
+}
+
+/// A frame on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub when: When,
+    /// Its kind …
+    pub kind: Kind,
+    /// … and the how manieth of this kind it is, from 1.
+    pub nth: u32,
+}
+
+/// What becomes of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It goes on.
+    PassOn,
+    /// Both ends are closed, and for this time nobody gets through.
+    Cut(Duration),
+    /// Nothing more is passed on, and nothing is closed. New connections get through.
+    Freeze,
+}
+
+/// What is done at a place.
+pub type Act = Box<dyn FnOnce() -> Then + Send>;
+
+/// The proxy at work; ends when it is dropped.
+pub struct FaultProxy {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    to: PathBuf,
+    state: Mutex<State>,
+    done: Condvar,
+}
+
+struct State {
+    /// What is still to be done, one after the other.
+    due: VecDeque<(Place, Act)>,
+    /// How many frames of the next place's kind have come.
+    seen: u32,
+    /// Kinds that have come, once each.
+    kinds: Vec<Kind>,
+    dark_until: Option<Instant>,
+    /// The connections, both ends of each.
+    connections: Vec<Arc<Connection>>,
+    over: bool,
+}
+
+struct Connection {
+    ends: [UnixStream; 2],
+    frozen: Mutex<bool>,
+}
+
+impl Connection {
+    fn close(&self) {
+        for end in &self.ends {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl FaultProxy {
+    /// Listens at `at` and leads to `to`. What is to be done is done in its order.
+    pub fn start(at: &Path, to: &Path, due: impl IntoIterator<Item = (Place, Act)>) -> Self {
+        let listener = UnixListener::bind(at).expect("a socket in a new directory");
+        listener.set_nonblocking(true).expect("a flag");
+        let shared = Arc::new(Shared {
+            to: to.to_owned(),
+            state: Mutex::new(State {
+                due: due.into_iter().collect(),
+                seen: 0,
+                kinds: Vec::new(),
+                dark_until: None,
+                connections: Vec::new(),
+                over: false,
+            }),
+            done: Condvar::new(),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || accepting.accept(&listener));
+        FaultProxy { shared }
+    }
+
+    /// Waits until all that is to be done has been done; false if that takes too long.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let state = self.shared.state();
+        let waited = self
+            .shared
+            .done
+            .wait_timeout_while(state, limit, |state| !state.due.is_empty());
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.due.is_empty()
+    }
+
+    /// The kinds of frames that have come so far.
+    pub fn kinds(&self) -> Vec<Kind> {
+        self.shared.state().kinds.clone()
+    }
+}
+
+impl Drop for FaultProxy {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.over = true;
+        for connection in state.connections.drain(..) {
+            connection.close();
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(self: Arc<Self>, listener: &UnixListener) {
+        while !self.state().over {
+            match listener.accept() {
+                Ok((stream, _)) => self.lead(stream),
+                Err(_) => thread::sleep(POLL),
+            }
+        }
+    }
+
+    fn lead(self: &Arc<Self>, sender: UnixStream) {
+        let dark = self.state().dark_until;
+        if dark.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        let Ok(receiver) = UnixStream::connect(&self.to) else {
+            return;
+        };
+        let ends = [&sender, &receiver].map(|end| {
+            end.set_nonblocking(false).expect("a flag");
+            end.try_clone().expect("a descriptor")
+        });
+        let connection = Arc::new(Connection {
+            ends,
+            frozen: Mutex::new(false),
+        });
+        self.state().connections.push(Arc::clone(&connection));
+        let pairs = [(&sender, &receiver), (&receiver, &sender)];
+        for (from, to) in pairs {
+            let (from, to) = (from.try_clone(), to.try_clone());
+            let (Ok(from), Ok(to)) = (from, to) else {
+                return connection.close();
+            };
+            let (shared, connection) = (Arc::clone(self), Arc::clone(&connection));
+            thread::spawn(move || shared.pass(&connection, from, to));
+        }
+    }
+
+    /// Passes one direction on, to its end.
+    fn pass(&self, connection: &Connection, mut from: UnixStream, mut to: UnixStream) {
+        let mut first = [0; PREAMBLE];
+        let introduced = from
+            .read_exact(&mut first)
+            .and_then(|()| to.write_all(&first));
+        // A refusal has no frames behind it.
+        let refused = first[8..10] == [0, 0];
+        let passed = introduced.and_then(|()| match refused {
+            true => io::copy(&mut from, &mut to).map(drop),
+            false => self.pass_frames(connection, &mut from, &mut to),
+        });
+        if passed.is_err() && !is_frozen(connection) {
+            let _ = to.shutdown(Shutdown::Write);
+        }
+    }
+
+    fn pass_frames(
+        &self,
+        connection: &Connection,
+        from: &mut UnixStream,
+        to: &mut UnixStream,
+    ) -> io::Result<()> {
+        loop {
+            let mut frame = vec![0; HEADER];
+            from.read_exact(&mut frame)?;
+            let (kind, length) = header(&frame)?;
+            frame.resize(HEADER + length, 0);
+            from.read_exact(&mut frame[HEADER..])?;
+            let due = self.due_at(kind);
+            let act = match due {
+                Some((When::Before, act)) => {
+                    self.act(connection, act)?;
+                    None
+                }
+                Some((When::After, act)) => Some(act),
+                None => None,
+            };
+            if is_frozen(connection) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let passed = to.write_all(&frame);
+            if let Some(act) = act {
+                self.act(connection, act)?;
+            }
+            // As without a proxy, who writes to somebody who is gone finds out.
+            passed.inspect_err(|_| connection.close())?;
+        }
+    }
+
+    /// What is to be done at this frame.
+    fn due_at(&self, kind: Kind) -> Option<(When, Act)> {
+        let mut state = self.state();
+        if !state.kinds.contains(&kind) {
+            state.kinds.push(kind);
+        }
+        let (place, _) = state.due.front()?;
+        if place.kind != kind {
+            return None;
+        }
+        let place = *place;
+        state.seen += 1;
+        if state.seen != place.nth {
+            return None;
+        }
+        state.seen = 0;
+        // It stays there until it is done, for those who wait.
+        let (_, act) = state.due.front_mut()?;
+        let act = std::mem::replace(act, Box::new(|| Then::PassOn));
+        Some((place.when, act))
+    }
+
+    fn act(&self, connection: &Connection, act: Act) -> io::Result<()> {
+        let then = act();
+        let mut state = self.state();
+        let outcome = match then {
+            Then::PassOn => Ok(()),
+            Then::Cut(dark) => {
+                state.dark_until = Some(Instant::now() + dark);
+                connection.close();
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            Then::Freeze => {
+                *lock(&connection.frozen) = true;
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        };
+        state.due.pop_front();
+        self.done.notify_all();
+        outcome
+    }
+}
+
+fn is_frozen(connection: &Connection) -> bool {
+    *lock(&connection.frozen)
+}
+
+fn header(bytes: &[u8]) -> io::Result<(Kind, usize)> {
+    let code = u16::from_be_bytes([bytes[0], bytes[1]]);
+    let length = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    let kind = Kind::ALL.into_iter().find(|kind| *kind as u16 == code);
+    let kind = kind.ok_or_else(|| io::Error::other(format!("no kind {code}")))?;
+    Ok((kind, length as usize))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,108 @@
+//! What may come of a row.
+
+use ferry_tests::fault_proxy::When;
+use vm_migration::link::Kind;
+
+use crate::scenario::Left;
+use crate::table::{Fault, Owner, Row};
+
+/// Where the guest may be in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Source,
+    Destination,
+    /// One of them has it: both could.
+    Either,
+    /// The destination's owner is gone, and nobody says whether it had started the guest.
+    Unconfirmed,
+    /// The same, or the source had given it up, or heard of the end.
+    SourceOrUnconfirmed,
+    UnconfirmedOrNobody,
+    /// Anything but two.
+    AtMostOne,
+    /// The source is gone, and the destination had it already, or not yet.
+    DestinationOrNobody,
+    Nobody,
+}
+
+impl Expected {
+    pub fn allows(self, left: Left) -> bool {
+        match self {
+            Expected::Source => left == Left::Source,
+            Expected::Destination => left == Left::Destination,
+            Expected::Either => matches!(left, Left::Source | Left::Destination),
+            Expected::Unconfirmed => left == Left::Unconfirmed,
+            Expected::SourceOrUnconfirmed => matches!(left, Left::Source | Left::Unconfirmed),
+            Expected::UnconfirmedOrNobody => matches!(left, Left::Unconfirmed | Left::Nobody),
+            Expected::AtMostOne => true,
+            Expected::DestinationOrNobody => matches!(left, Left::Destination | Left::Nobody),
+            Expected::Nobody => left == Left::Nobody,
+        }
+    }
+}
+
+/// What may come of a row.
+pub fn expected(row: &Row) -> Expected {
+    if row.place.kind == Kind::Outcome {
+        // The receiver has not got the commit, and the source is told so.
+        return match row.fault {
+            Fault::KillSource => Expected::Nobody,
+            _ => Expected::Source,
+        };
+    }
+    match (row.fault, row.owner) {
+        (Fault::KillSource, owner) => killed_source(owner),
+        (Fault::KillDestination, owner) => killed_destination(owner),
+        // Gets there a little later than the frame that it comes with.
+        (Fault::TerminateDestination | Fault::DeleteDestination, Owner::Source) => Expected::Source,
+        (Fault::TerminateDestination | Fault::DeleteDestination, _) => Expected::AtMostOne,
+        // They only take time, maybe too much of it.
+        (
+            Fault::StopSource
+            | Fault::StopDestination
+            | Fault::HangSourceDisk
+            | Fault::HangDestinationDisk,
+            Owner::Source | Owner::Giving | Owner::Nobody,
+        ) => Expected::Either,
+        (Fault::KillSourceDisk, Owner::Source | Owner::Giving | Owner::Nobody) => Expected::Either,
+        (Fault::KillDestinationDisk, Owner::Source) if is_noticed(row) => Expected::Source,
+        (Fault::KillDestinationDisk, Owner::Source | Owner::Giving | Owner::Nobody) => {
+            Expected::Either
+        }
+        (Fault::CancelDestination, Owner::Giving | Owner::Taking) => Expected::Either,
+        (Fault::CancelSource, Owner::Giving) => Expected::Either,
+        (Fault::CancelSource, Owner::Nobody) => Expected::Destination,
+        (Fault::Cut | Fault::Freeze, Owner::Giving) => Expected::Either,
+        (_, Owner::Source | Owner::Nobody) => Expected::Source,
+        (_, Owner::Taking | Owner::Destination | Owner::Settled) => Expected::Destination,
+    }
+}
+
+fn killed_source(owner: Owner) -> Expected {
+    match owner {
+        Owner::Source => Expected::Nobody,
+        Owner::Giving => Expected::DestinationOrNobody,
+        // The proxy passes on what was sent before.
+        Owner::Nobody | Owner::Taking | Owner::Destination | Owner::Settled => {
+            Expected::Destination
+        }
+    }
+}
+
+fn killed_destination(owner: Owner) -> Expected {
+    match owner {
+        Owner::Source => Expected::Source,
+        Owner::Giving => Expected::SourceOrUnconfirmed,
+        Owner::Nobody => Expected::Unconfirmed,
+        // A word that was on its way may still arrive.
+        Owner::Taking | Owner::Destination | Owner::Settled => Expected::UnconfirmedOrNobody,
+    }
+}
+
+/// The receiver speaks to its back-ends after this place.
+fn is_noticed(row: &Row) -> bool {
+    !matches!(
+        (row.place.kind, row.place.when),
+        (Kind::End, When::After) | (Kind::Ready, _)
+    )
+}
