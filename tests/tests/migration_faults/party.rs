@@ -58,7 +58,14 @@ impl Party {
         let mut command = Command::new(ferry_binary());
         command.arg("--kernel").arg(TINY_GUEST);
         command.arg("--cmdline").arg(cmdline);
-        command.args(["--cpus", "boot=1", "--memory", "size=64M", "--console", "off"]);
+        command.args([
+            "--cpus",
+            "boot=1",
+            "--memory",
+            "size=64M",
+            "--console",
+            "off",
+        ]);
         command
             .arg("--serial")
             .arg(format!("file={}", serial.display()));
@@ -224,7 +231,10 @@ impl Party {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let from = lines.len().saturating_sub(60);
-            lines[from..].iter().map(|line| format!("    {line}\n")).collect::<String>()
+            lines[from..]
+                .iter()
+                .map(|line| format!("    {line}\n"))
+                .collect::<String>()
         };
         let mut text = format!("  {}:\n{}", self.name, tail(&self.log));
         for serial in lock(&self.serials).iter() {

@@ -227,11 +227,15 @@ impl Field {
         match left {
             Left::Source => {
                 let (to, old) = self.successor(&self.destination);
-                let new = (row.fault == Fault::KillDestinationDisk).then(|| heir(&self.source_disk));
+                let new =
+                    (row.fault == Fault::KillDestinationDisk).then(|| heir(&self.source_disk));
                 let disk = new.as_ref().unwrap_or(&self.destination_disk);
                 self.move_on(&self.source, &to, disk);
                 if old && new.is_none() && row.fault != Fault::DeleteDestination {
-                    assert!(disk.connections() <= 1, "the back-end was left and found again");
+                    assert!(
+                        disk.connections() <= 1,
+                        "the back-end was left and found again"
+                    );
                 }
                 assert_eq!(self.source_disk.complaints(), Vec::<String>::new());
                 assert_eq!(disk.complaints(), Vec::<String>::new());
@@ -263,7 +267,10 @@ impl Field {
     fn successor(&self, party: &Arc<Party>) -> (Arc<Party>, bool) {
         match party.is_alive() {
             true => (Arc::clone(party), true),
-            false => (Arc::new(Party::empty("third", self.directory.path())), false),
+            false => (
+                Arc::new(Party::empty("third", self.directory.path())),
+                false,
+            ),
         }
     }
 
@@ -307,15 +314,17 @@ impl Field {
 fn guest_on(name: &'static str, directory: &TempDir, disk: &Running) -> Party {
     let disk = disk.socket().display();
     let disk = format!("vhost_user=on,socket={disk},id=disk0,num_queues=1");
-    Party::with_guest(name, directory.path(), CMDLINE, &["--disk".to_owned(), disk])
+    Party::with_guest(
+        name,
+        directory.path(),
+        CMDLINE,
+        &["--disk".to_owned(), disk],
+    )
 }
 
 /// The back-end of the other side.
 fn heir(disk: &Running) -> Running {
-    Backend::blk("0")
-        .sharing(disk)
-        .awaits_state(STATE)
-        .start()
+    Backend::blk("0").sharing(disk).awaits_state(STATE).start()
 }
 
 fn stop(party: Arc<Party>, quiet_until: &Mutex<Instant>) {
