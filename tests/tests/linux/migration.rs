@@ -100,7 +100,11 @@ fn a_guest_goes_on_over_four_migrations() {
         (Send::to(&plain), Receive::at(&plain)),
         (Send::to(&many).connections(4), Receive::at(&many)),
         (
-            Send::to(&tls).tls_dir(certificates.path()).connections(2),
+            // Encryption is slow in an emulated machine: the guest would dirty its RAM as fast as it travels.
+            Send::to(&tls)
+                .tls_dir(certificates.path())
+                .connections(2)
+                .downtime_ms(5000),
             Receive::at(&tls).tls_dir(certificates.path()),
         ),
     ] {
