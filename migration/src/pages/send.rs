@@ -308,11 +308,10 @@ impl Lane<'_> {
         zeros: Zeros,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let alike = |a: &[u8], b: &[u8]| is_zero(a) == is_zero(b);
         let mut gpa = gpa;
-        for run in stretches(data, alike) {
-            let bytes = run.len() as u64;
-            if !is_zero(&run[..PAGE as usize]) {
+        for stretch in stretches(data) {
+            let (run, bytes) = (stretch.data, stretch.data.len() as u64);
+            if stretch.holds == Holds::Data {
                 self.link
                     .send(&Message::Pages { gpa, data: run }, self.watch)?;
                 self.sent.data += bytes;
@@ -330,15 +329,42 @@ impl Lane<'_> {
     }
 }
 
-/// Stretches of pages that are alike.
-fn stretches(mut data: &[u8], alike: impl Fn(&[u8], &[u8]) -> bool) -> impl Iterator<Item = &[u8]> {
+/// What a page holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Data,
+    Zeros,
+}
+
+impl Holds {
+    fn of(page: &[u8]) -> Self {
+        match is_zero(page) {
+            true => Holds::Zeros,
+            false => Holds::Data,
+        }
+    }
+}
+
+/// Pages that are alike.
+struct Stretch<'a> {
+    data: &'a [u8],
+    holds: Holds,
+}
+
+fn stretches(mut data: &[u8]) -> impl Iterator<Item = Stretch<'_>> {
     std::iter::from_fn(move || {
-        let first = data.get(..PAGE as usize)?;
-        let rest = data[PAGE as usize..].chunks(PAGE as usize);
-        let more = rest.take_while(|page| alike(first, page)).count();
+        let (first, rest) = data.split_at_checked(PAGE as usize)?;
+        let holds = Holds::of(first);
+        let more = rest
+            .chunks(PAGE as usize)
+            .take_while(|page| Holds::of(page) == holds)
+            .count();
         let (stretch, rest) = data.split_at((1 + more) * PAGE as usize);
         data = rest;
-        Some(stretch)
+        Some(Stretch {
+            data: stretch,
+            holds,
+        })
     })
 }
 

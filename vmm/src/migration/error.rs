@@ -57,6 +57,10 @@ pub enum Error {
         "anybody who reaches this address could send a guest: name a \"tls_dir\", or say \"insecure\": true"
     )]
     Open,
+    #[error("the guest would have to stand still for too long, because the other side is too slow")]
+    TooSlow(#[source] Box<Error>),
+    #[error("the guest has {size} bytes of RAM, and this host no more than {here}")]
+    TooMuchRam { size: u64, here: u64 },
     #[error("{0} bytes of saved state are more than a machine can have")]
     StateTooLarge(usize),
     #[error("the sender has not handed the guest over within {0:?}")]

@@ -18,6 +18,8 @@ use super::{Error, Meter};
 use crate::machine::saving::MachineState;
 use crate::snapshot::device_section;
 
+/// How long a guest may stand still, in request timeouts, apart from what it takes to move its state.
+const STOP_LIMITS: u32 = 4;
 /// How often the receiver is asked what has become of an attempt.
 const ASK: Duration = Duration::from_secs(1);
 
@@ -32,6 +34,7 @@ impl<S: Fn(Word)> Job<S> {
     ) -> Result<(), Error> {
         let meter = &*self.meter;
         meter.enter(Phase::Ram);
+        meter.bound(STOP_LIMITS * self.timeouts.request);
         // They collect their state meanwhile.
         let transfers = self.begin_transfers();
         self.send_rest(links, rest)?;
@@ -117,7 +120,9 @@ impl<S: Fn(Word)> Job<S> {
             }
         }
         meter.enter(Phase::Commit);
-        match commit(&mut link, meter) {
+        // A receiver that has not got it never gets it.
+        link.send(&Message::Commit, meter)?;
+        match wait_for_running(&mut link, meter) {
             Ok(timings) => self.arrived(timings),
             Err(error) => {
                 tracing::warn!(
@@ -179,9 +184,8 @@ impl<S: Fn(Word)> Job<S> {
     }
 }
 
-/// From here on it is not known whose the guest is, until the answer comes.
-fn commit(link: &mut Link, meter: &Meter) -> Result<Vec<Timing>, Error> {
-    link.send(&Message::Commit, meter)?;
+/// It is not known whose the guest is until the answer comes.
+fn wait_for_running(link: &mut Link, meter: &Meter) -> Result<Vec<Timing>, Error> {
     let timings = loop {
         if let Message::Running { timings } = link.receive(meter)? {
             break timings.into_owned();

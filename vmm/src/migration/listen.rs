@@ -119,6 +119,10 @@ fn definition(guest: &GuestV1, request: &ReceiveRequest) -> Result<VmConfig, Err
     if usize::from(config.cpus.boot_vcpus) != guest.cpuids.len() {
         return Err(Error::Mismatch("number of processors"));
     }
+    let (size, here) = (config.memory.size, host_ram());
+    if size > here {
+        return Err(Error::TooMuchRam { size, here });
+    }
     if let (MigrationUrl::Tcp { .. }, None, SerialConfig::File(path) | SerialConfig::Socket(path)) =
         (&request.receiver, &request.serial, &config.serial)
     {
@@ -130,6 +134,20 @@ fn definition(guest: &GuestV1, request: &ReceiveRequest) -> Result<VmConfig, Err
     };
     renaming.apply(&mut config)?;
     Ok(config)
+}
+
+/// Bytes of RAM that this host has: a sender could ask for any size.
+fn host_ram() -> u64 {
+    // SAFETY: all bytes zero are a valid value, and the call fills in what it is given.
+    let (info, result) = unsafe {
+        let mut info: libc::sysinfo = std::mem::zeroed();
+        let result = libc::sysinfo(&mut info);
+        (info, result)
+    };
+    match result {
+        0 => info.totalram * u64::from(info.mem_unit),
+        _ => u64::MAX,
+    }
 }
 
 impl Incoming {

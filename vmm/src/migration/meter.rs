@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ferry_api::migration::{MigrationProgress, MigrationState, MigrationUrl, Phase, Role};
@@ -12,6 +12,18 @@ use vm_migration::pages;
 use super::Error;
 use crate::progress::{Decision, Device, GivenUp, Stretch, lengths};
 
+/// Whoever moves less than so many bytes in a second, while the guest stands still, is too slow.
+const LEAST_PACE: u64 = 1 << 20;
+
+/// What bounds the time for which a guest stands still.
+struct Stop {
+    at: Instant,
+    /// What it may take apart from the moving itself.
+    limit: Duration,
+    /// What was done before.
+    done_before: u64,
+}
+
 /// How far a migration is.
 pub struct Meter {
     role: Role,
@@ -20,6 +32,10 @@ pub struct Meter {
     decision: Decision,
     /// Bytes of RAM that were looked at, on their way out or in, zeros included.
     ram_done: AtomicU64,
+    /// Bytes of back-ends' state that were moved.
+    state_done: AtomicU64,
+    /// What the guest's standing still is bounded by.
+    stop: OnceLock<Stop>,
     /// What was sent of them.
     pub pages: pages::Progress,
     // Held for a few assignments at a time.
@@ -71,6 +87,8 @@ impl Meter {
             begun: now,
             decision: Decision::default(),
             ram_done: AtomicU64::new(0),
+            state_done: AtomicU64::new(0),
+            stop: OnceLock::new(),
             pages: pages::Progress::default(),
             table: Mutex::new(Table {
                 attempt: String::new(),
@@ -130,6 +148,27 @@ impl Meter {
             table.state = MigrationState::Unconfirmed;
         }
         table.phases.push((phase, Instant::now()));
+    }
+
+    /// From now on a guest stands still for this, which may take as long as `limit`, and longer only as bytes are moved: else it
+    /// is given up. A side that moves a few bytes now and then is never silent, but holds the guest all the same.
+    pub fn bound(&self, limit: Duration) {
+        // The first one counts.
+        let _ = self.stop.set(Stop {
+            at: Instant::now(),
+            limit,
+            done_before: self.ram_done(),
+        });
+    }
+
+    /// Whether the guest has stood still for longer than it should.
+    pub fn is_too_slow(&self) -> bool {
+        let Some(stop) = self.stop.get() else {
+            return false;
+        };
+        let ram = self.ram_done().saturating_sub(stop.done_before);
+        let moved = ram + self.state_done.load(Ordering::Relaxed);
+        stop.at.elapsed() > stop.limit + Duration::from_secs(moved / LEAST_PACE)
     }
 
     /// The guest stands still from now on.
@@ -253,6 +292,10 @@ impl Watch for Meter {
     }
 
     fn cancelled(&self) -> bool {
+        if self.is_too_slow() {
+            // Not any more once the guest is handed over.
+            self.decision.cancel();
+        }
         self.decision.is_cancelled()
     }
 }
@@ -275,6 +318,7 @@ impl DeviceWatch<'_> {
 
 impl Watch for DeviceWatch<'_> {
     fn done(&self, bytes: u64) {
+        self.meter.state_done.fetch_add(bytes, Ordering::Relaxed);
         self.meter
             .with_device(self.id, |device| device.bytes += bytes);
     }

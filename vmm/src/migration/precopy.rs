@@ -169,6 +169,10 @@ impl<S: Fn(Word)> Job<S> {
                 Some(pages) => send_dirty(links, &regions, pages, &meter.pages, meter)?,
             };
             let pages = logs.take()?;
+            // One that the guest has started meanwhile may have refused to log.
+            if let Some(error) = self.devices.iter().find_map(|device| device.log_error()) {
+                return Err(error.into());
+            }
             pace.end_round(sent.data, pages.count() * PAGE, meter);
             if self.has_rebooted() {
                 logs.follow(&self.source)?;

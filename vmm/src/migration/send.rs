@@ -134,7 +134,12 @@ impl<S: Fn(Word)> Job<S> {
         };
         let connections = self.request.connections;
         let mut links = vec![self.connect(&way, Purpose::Migrate { connections })?];
-        match self.send_over(&way, &mut links, logs) {
+        let sent = self.send_over(&way, &mut links, logs);
+        let sent = sent.map_err(|error| match self.meter.is_too_slow() {
+            true => Error::TooSlow(Box::new(error)),
+            false => error,
+        });
+        match sent {
             Ok(()) => self.hand_over(&way, links),
             Err(error) => {
                 // A receiver that is not told finds out by itself, later.

@@ -125,12 +125,13 @@ fn a_deadline_is_no_error_and_loses_nothing() {
 #[test]
 fn who_says_to_be_alive_is_not_silent() {
     let [mut sender, mut receiver] = copying_pair();
-    sender.set_silence(SHORT);
-    receiver.set_silence(SHORT);
+    let limit = Duration::from_secs(1);
+    sender.set_silence(limit);
+    receiver.set_silence(limit);
     thread::scope(|scope| {
         scope.spawn(move || {
             let started = Instant::now();
-            while started.elapsed() < 4 * SHORT {
+            while started.elapsed() < 2 * limit {
                 sender.keep_alive_if_due().unwrap();
                 thread::sleep(Duration::from_millis(5));
             }
@@ -139,7 +140,7 @@ fn who_says_to_be_alive_is_not_silent() {
             let _ = sender.receive(&Unwatched);
         });
         assert_eq!(receiver.receive(&Unwatched).unwrap(), Message::StateEnd);
-        assert!(receiver.received().frames >= 5);
+        assert!(receiver.received().frames >= 3);
     });
 }
 

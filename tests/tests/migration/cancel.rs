@@ -1,0 +1,217 @@
+//! Migrations that are given up, on either side, in every phase that can be held: the guest goes on where it was, and the
+//! next attempt at the same receiver succeeds.
+
+use ferry_tests::backend::{Backend, Direction, Fault, Running};
+use ferry_tests::{Guest, Receive, Send};
+
+use crate::common::{
+    BUSY_SIZE, STATE, TICK, TICKS, WRITTEN, because, busy, goes_on, heir, logging, receiver,
+    stateful, tiny,
+};
+use crate::proxy::{Proxy, Way};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Sender,
+    Receiver,
+}
+
+const SIDES: [Side; 2] = [Side::Sender, Side::Receiver];
+
+/// What holds a migration in a phase.
+struct Held {
+    disk: Backend,
+    next: fn(&Running) -> Backend,
+    /// The phase on the side that cancels.
+    phase: [&'static str; 2],
+    /// Bytes a second.
+    rate: u64,
+}
+
+fn given_up(held: Held, side: Side) {
+    let disk = held.disk.start();
+    let mut guest = busy(&disk);
+    let next = (held.next)(&disk).start();
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    let proxy = Proxy::to(&url).slow(held.rate);
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(proxy.url()));
+    let (asked, phase) = match side {
+        Side::Sender => (&mut guest, held.phase[0]),
+        Side::Receiver => (&mut there, held.phase[1]),
+    };
+    asked.wait_for_phase(phase);
+    asked.cancel_migration().expect("an end");
+    proxy.set_rate(0);
+    guest.wait_for_failure(&["cancel"]);
+    goes_on(&mut guest, WRITTEN);
+    because(received.answer(), &[]);
+    there.wait_for_migration("failed");
+    assert!(there.api().get("vm.info").is_err(), "there is a machine");
+
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(&url));
+    received.answer().expect("a guest");
+    guest.departed();
+    goes_on(&mut there, WRITTEN);
+    assert_eq!(next.holds_state(), Some(STATE));
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn while_ram_is_copied() {
+    for side in SIDES {
+        given_up(
+            Held {
+                disk: stateful(),
+                next: heir,
+                phase: ["precopy", "precopy"],
+                rate: 32 << 10,
+            },
+            side,
+        );
+    }
+}
+
+#[test]
+fn while_a_back_end_saves() {
+    for side in SIDES {
+        given_up(
+            Held {
+                disk: stateful().in_transfer(Direction::Save, 1, Fault::HangAt(100_000)),
+                next: heir,
+                phase: ["devices", "devices"],
+                rate: 0,
+            },
+            side,
+        );
+    }
+}
+
+#[test]
+fn while_a_back_end_loads() {
+    for side in SIDES {
+        given_up(
+            Held {
+                disk: stateful(),
+                next: |old| heir(old).in_transfer(Direction::Load, 1, Fault::HangAt(100_000)),
+                phase: ["devices", "devices"],
+                rate: 0,
+            },
+            side,
+        );
+    }
+}
+
+/// Requests that do not come to an end keep the guest from standing still.
+#[test]
+fn while_the_guest_comes_to_rest() {
+    let disk = logging(BUSY_SIZE).start();
+    let mut guest = busy(&disk);
+    let next = heir(&disk).start();
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    disk.hold_requests();
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(&url));
+    guest.wait_for_phase("pause");
+    guest.cancel_migration().expect("an end");
+    because(received.answer(), &[]);
+    disk.release_requests();
+    guest.wait_for_failure(&["cancel"]);
+    goes_on(&mut guest, WRITTEN);
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}
+
+/// READY has been sent, and does not arrive.
+#[test]
+fn while_the_receiver_waits_for_the_commit() {
+    for side in SIDES {
+        let disk = stateful()
+            .in_transfer(
+                Direction::Save,
+                1,
+                Fault::Trickle(std::time::Duration::from_millis(4)),
+            )
+            .start();
+        let mut guest = busy(&disk);
+        let next = heir(&disk).start();
+        let mut there = receiver(&guest);
+        let url = guest.unix_url();
+        let proxy = Proxy::to(&url);
+        let received = there.listen(&Receive::at(&url).device("disk0", &next));
+        guest.send(&Send::to(proxy.url()));
+        guest.wait_for_phase("devices");
+        proxy.hold(Way::ToSender);
+        there.wait_for_phase("ready");
+        assert_eq!(next.requests(), 0);
+        match side {
+            Side::Sender => guest.cancel_migration(),
+            Side::Receiver => there.cancel_migration(),
+        }
+        .expect("an end");
+        proxy.release();
+        because(received.answer(), &[]);
+        guest.wait_for_failure(&[]);
+        goes_on(&mut guest, WRITTEN);
+        assert_eq!(next.requests(), 0);
+        let url = guest.unix_url();
+        let received = there.listen(&Receive::at(&url).device("disk0", &next));
+        guest.send(&Send::to(&url));
+        received.answer().expect("a guest");
+        guest.departed();
+        goes_on(&mut there, WRITTEN);
+    }
+}
+
+fn listening(guest: &Guest) -> (Guest, ferry_tests::Asked) {
+    let mut there = receiver(guest);
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url));
+    assert_eq!(there.migration()["phase"], "listen");
+    assert!(received.is_pending());
+    (there, received)
+}
+
+#[test]
+fn a_receiver_that_waits_for_a_sender() {
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    let (there, received) = listening(&guest);
+    there.cancel_migration().expect("an end");
+    because(received.answer(), &["cancel"]);
+    let (there, received) = listening(&guest);
+    there.put("vm.delete");
+    because(received.answer(), &["vm.delete"]);
+    // It is of use still.
+    drop(there);
+    let (there, _received) = listening(&guest);
+    // SIGTERM ends it at once.
+    assert_eq!(there.terminate().status, Some(0));
+}
+
+/// A sender that connects to a receiver which says nothing gives up by itself, or when it is told to.
+#[test]
+fn a_receiver_that_says_nothing() {
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    let _received = there.listen(&Receive::at(&url));
+    let proxy = Proxy::to(&url);
+    proxy.hold(Way::ToSender);
+    guest.send(&Send::to(proxy.url()));
+    guest.wait_for_phase("connect");
+    guest.cancel_migration().expect("an end");
+    guest.wait_for_failure(&["cancel"]);
+    guest.send(&Send::to(proxy.url()));
+    // After its limit.
+    guest.wait_for_failure(&[]);
+    goes_on(&mut guest, TICK);
+}

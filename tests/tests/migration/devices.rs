@@ -1,0 +1,163 @@
+//! A guest at work with our own back-ends: what they are told, and when.
+
+use ferry_tests::backend::message::FrontendReq as Req;
+use ferry_tests::backend::{Backend, DeviceState, Running};
+use ferry_tests::{Guest, Receive, Send, pattern};
+
+use crate::common::{
+    BUSY_SIZE, STATE, WRITTEN, busy, goes_on, heir, logging, moved, receiver, stateful, tiny,
+};
+use crate::proxy::{Proxy, Way};
+
+const RECORD: usize = 512;
+const COUNT: u32 = 3000;
+
+fn writer(poll: u32) -> String {
+    format!("mode=blk-writer count={COUNT} depth=8 report=50 poll={poll}")
+}
+
+/// Three Ferrys further.
+fn three_times(mut guest: Guest, mut disk: Running) -> (Guest, Running) {
+    for _ in 0..3 {
+        goes_on(&mut guest, "blk ");
+        let next = heir(&disk).start();
+        guest = moved(guest, &next);
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+        assert_eq!(
+            disk.connected(),
+            0,
+            "the old back-end is still connected to"
+        );
+        assert_eq!(next.connections(), 1);
+        disk = next;
+    }
+    goes_on(&mut guest, "blk ");
+    (guest, disk)
+}
+
+fn every_record_once(disk: Backend, cmdline: &str, queues: u16) {
+    let disk = disk.start();
+    let mut guest = tiny(&format!("{cmdline} queues={queues}"))
+        .with_disk_options(&disk, &format!("num_queues={queues}"))
+        .start();
+    guest.wait_for(WRITTEN);
+    let (guest, disk) = three_times(guest, disk);
+    let ended = guest.end().succeeded();
+    ended.line(&format!("blk verified={COUNT}"));
+    assert_eq!(disk.complaints(), Vec::<String>::new());
+    let records = RECORD * COUNT as usize;
+    assert!(disk.disk()[..records] == pattern::blocks(RECORD, 1, COUNT));
+}
+
+#[test]
+fn records_with_a_stateless_back_end() {
+    every_record_once(logging("2M"), &writer(0), 1);
+}
+
+#[test]
+fn records_without_interrupts() {
+    every_record_once(logging("2M"), &writer(1), 1);
+}
+
+#[test]
+fn records_with_a_back_end_that_has_state() {
+    let state = DeviceState::new("5M", 2);
+    every_record_once(Backend::blk("2M").with_state(state), &writer(0), 1);
+}
+
+#[test]
+fn records_on_several_queues() {
+    every_record_once(logging("2M"), &writer(0), 3);
+}
+
+#[test]
+fn states_of_all_sizes() {
+    for size in ["0", "1", "1048575", "1M", "1048577", "64M"] {
+        let state = DeviceState::new(size, 9);
+        let disk = Backend::blk(BUSY_SIZE).with_state(state).start();
+        let mut guest = busy(&disk);
+        let next = heir(&disk).start();
+        guest = moved(guest, &next);
+        goes_on(&mut guest, WRITTEN);
+        assert_eq!(next.holds_state(), Some(state), "{size}");
+        for disk in [&disk, &next] {
+            assert_eq!(disk.complaints(), Vec::<String>::new(), "{size}");
+        }
+        let shown = &guest.migration()["devices"]["disk0"];
+        assert_eq!(shown["bytes"], state.bytes, "{shown}");
+        assert_eq!(shown["checked"], true, "{shown}");
+    }
+}
+
+/// The messages that start rings so far.
+fn starts(disk: &Running) -> usize {
+    disk.count(Req::SET_VRING_KICK) + disk.count(Req::SET_VRING_ENABLE)
+}
+
+/// Everything that is sent there is held back, from the moment on at which the source's back-end has got its rings back: so
+/// COMMIT cannot come through, until it is let.
+#[test]
+fn rings_start_on_the_other_side_only_after_the_commit() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    let next = heir(&disk).start();
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    let proxy = Proxy::to(&url);
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    // READY does not get to the sender, so it does not commit.
+    there.wait_for_phase("listen");
+    guest.send(&Send::to(proxy.url()));
+    guest.wait_until("the source's rings at rest", |_| {
+        (disk.count(Req::GET_VRING_BASE) > 0).then_some(())
+    });
+    proxy.hold(Way::ToSender);
+    let ready = there.wait_until("the phase ready, or more", |there| {
+        let migration = there.try_migration()?;
+        let phase = migration["phase"].as_str()?.to_owned();
+        ["ready", "commit", "resume"]
+            .contains(&phase.as_str())
+            .then_some(phase)
+    });
+    // The hold may have come too late, and then this shows nothing.
+    if ready == "ready" && received.is_pending() {
+        assert_eq!(starts(&next), 0, "before the commit");
+        assert_eq!(next.requests(), 0);
+        assert_eq!(next.connected(), 1);
+        assert_eq!(disk.connected(), 1, "the source keeps its connection");
+    }
+    proxy.release();
+    received.answer().expect("a guest");
+    goes_on(&mut there, WRITTEN);
+    assert!(starts(&next) > 0);
+    guest.departed();
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+    assert_eq!(next.holds_state(), Some(STATE));
+}
+
+/// With both running the log of the source has to be off again, whether it went well or not: another one can follow.
+#[test]
+fn logging_ends_when_a_migration_fails() {
+    use ferry_tests::backend::feature::LOG_ALL;
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    for attempt in 1..=2 {
+        let mut there = receiver(&guest);
+        let url = guest.unix_url();
+        let wrong = logging("1M").start();
+        let _received = there.listen(&Receive::at(&url).device("disk0", &wrong));
+        guest.send(&Send::to(&url));
+        guest.wait_for_failure(&["disk0"]);
+        goes_on(&mut guest, WRITTEN);
+        assert_eq!(disk.accepted_features() & LOG_ALL, 0, "attempt {attempt}");
+    }
+    let next = heir(&disk).start();
+    let mut guest = moved(guest, &next);
+    goes_on(&mut guest, WRITTEN);
+    assert_eq!(next.accepted_features() & LOG_ALL, 0);
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}

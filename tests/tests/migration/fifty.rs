@@ -1,0 +1,64 @@
+//! Back and forth between two Ferrys: nothing is left behind.
+
+use ferry_tests::{Guest, Receive, Send};
+
+use crate::common::{WRITTEN, busy, goes_on, optional_heir, receiver, stateful};
+
+/// Open descriptors.
+fn descriptors(guest: &Guest) -> usize {
+    let directory = format!("/proc/{}/fd", guest.pid());
+    std::fs::read_dir(directory).unwrap().count()
+}
+
+/// Memory of its own, in KiB.
+fn memory(guest: &Guest) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", guest.pid())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.expect("a number")
+}
+
+fn threads(guest: &Guest) -> usize {
+    let directory = format!("/proc/{}/task", guest.pid());
+    std::fs::read_dir(directory).unwrap().count()
+}
+
+#[test]
+fn fifty_migrations_leave_nothing_behind() {
+    const WARM_UP: usize = 10;
+    let first = stateful().start();
+    let second = optional_heir(&first).start();
+    let mut here = busy(&first);
+    let mut there = receiver(&here);
+    let mut disks = [&second, &first];
+    let mut before = None;
+    for number in 0..WARM_UP + 50 {
+        if number == WARM_UP {
+            before = Some([&here, &there].map(|ferry| (descriptors(ferry), memory(ferry))));
+        }
+        let url = here.unix_url();
+        let received = there.listen(&Receive::at(&url).device("disk0", disks[0]));
+        here.send(&Send::to(&url).preserve_source());
+        received.answer().expect("a guest");
+        here.wait_for_migration("done");
+        here.wait_until("no machine", |here| here.api().get("vm.info").err());
+        std::mem::swap(&mut here, &mut there);
+        disks.swap(0, 1);
+        goes_on(&mut here, WRITTEN);
+    }
+    let before = before.expect("more than the first ones");
+    for (ferry, (fds, kib)) in [&mut here, &mut there].into_iter().zip(before) {
+        ferry.wait_until("the descriptors of before", |ferry| {
+            (descriptors(ferry) <= fds).then_some(())
+        });
+        let now = memory(ferry);
+        assert!(now <= kib + 2048, "{kib} KiB, then {now} KiB");
+        assert!(threads(ferry) < 20);
+    }
+    for disk in [&first, &second] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+    assert_eq!(first.connected() + second.connected(), 1);
+}

@@ -1,0 +1,261 @@
+//! Peers that lie, or do not know better: neither side is lost, and the next migration is a good one.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use ferry_tests::backend::{Backend, DeviceState, Running};
+use ferry_tests::{Asked, Guest, Receive, Send};
+use tempfile::TempDir;
+
+use crate::common::{BUSY_SIZE, WRITTEN, busy, goes_on, optional_heir, receiver};
+use crate::proxy::{Damage, Proxy, Way};
+
+/// A guest, its receiver, and the disks of both.
+struct Scene {
+    guest: Guest,
+    there: Guest,
+    next: Running,
+    received: Option<Asked>,
+    url: String,
+    _disk: Running,
+}
+
+fn disk() -> Backend {
+    Backend::blk(BUSY_SIZE).with_state(DeviceState::new("100K", 3))
+}
+
+impl Scene {
+    fn new() -> Self {
+        let disk = disk().start();
+        let guest = busy(&disk);
+        let next = optional_heir(&disk).start();
+        let there = receiver(&guest);
+        let url = guest.unix_url();
+        Scene {
+            guest,
+            there,
+            next,
+            received: None,
+            url,
+            _disk: disk,
+        }
+    }
+
+    /// The receiver listens, as before or again.
+    fn listens(&mut self) {
+        let waits = |there: &Guest| {
+            let migration = there.try_migration()?;
+            (migration["phase"] == "listen" && migration["state"] == "under-way").then_some(())
+        };
+        if waits(&self.there).is_some() {
+            return;
+        }
+        if let Some(received) = self.received.take() {
+            received.answer().expect_err("no guest has come");
+        }
+        assert!(
+            self.there.api().get("vm.info").is_err(),
+            "there is a machine"
+        );
+        let receive = Receive::at(&self.url).device("disk0", &self.next);
+        self.received = Some(self.there.listen(&receive));
+    }
+
+    fn sending_fails(&mut self, proxy: &Proxy) {
+        self.guest.send(&Send::to(proxy.url()));
+        let ended = self.guest.wait_until("the end of the migration", |guest| {
+            let migration = guest.try_migration()?;
+            (migration["state"] != "under-way").then_some(migration)
+        });
+        assert_eq!(ended["state"], "failed", "{ended}");
+        assert!(!ended["error"].as_array().expect("reasons").is_empty());
+    }
+
+    /// The guest is where it was, and a good migration succeeds.
+    fn ends_well(mut self) {
+        self.listens();
+        goes_on(&mut self.guest, WRITTEN);
+        self.guest.send(&Send::to(&self.url));
+        let received = self.received.take().expect("a receiver that listens");
+        received.answer().expect("a guest");
+        self.guest.departed();
+        goes_on(&mut self.there, WRITTEN);
+        assert_eq!(self.next.complaints(), Vec::<String>::new());
+    }
+
+    fn connect(&self) -> UnixStream {
+        let path = self.url.strip_prefix("unix:").expect("a unix socket");
+        let stream = UnixStream::connect(path).expect("a receiver that listens");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        stream
+            .set_write_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        stream
+    }
+
+    /// Says something to the receiver and hears it out, until it hangs up.
+    fn say(&self, bytes: &[u8]) {
+        let mut stream = self.connect();
+        // It may hang up before it has heard everything.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.take(1 << 20).read_to_end(&mut answer);
+    }
+
+    /// Waits until the receiver is done with a sender that is gone.
+    fn settled(&mut self) {
+        self.there
+            .wait_until("a receiver that waits or has failed", |there| {
+                let migration = there.try_migration()?;
+                let waits = migration["phase"] == "listen" || migration["state"] == "failed";
+                waits.then_some(())
+            });
+    }
+}
+
+fn noise(seed: u32, bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    ferry_tests::pattern::stream(seed, 0, &mut noise);
+    noise
+}
+
+/// What a sender says in a migration up to its last frames, which succeeds in the end.
+fn recorded(scene: &mut Scene) -> Vec<u8> {
+    scene.listens();
+    let proxy = Proxy::to(&scene.url).damaged(Way::ToSender, 1 << 40, Damage::Flip);
+    proxy.set_rate(0);
+    // It is cut off before the receiver's READY gets through.
+    let proxy = proxy.damaged(Way::ToSender, TO_SENDER_BEFORE_READY, Damage::Cut);
+    scene.sending_fails(&proxy);
+    proxy.recorded()
+}
+
+/// The answer to the preamble, and PREPARED.
+const TO_SENDER_BEFORE_READY: u64 = 48 + 16;
+
+/// Whatever of a sender's words is damaged, cut off or lost.
+#[test]
+fn a_stream_that_is_damaged_anywhere() {
+    let mut scene = Scene::new();
+    let total = recorded(&mut scene).len() as u64;
+    assert!(total > 10_000, "{total} bytes");
+    let ends = [
+        0, 7, 9, 16, 40, 47, 48, 49, 50, 52, 55, 56, 63, 64, 72, 80, 1000,
+    ];
+    let middle = (1..8).map(|part| total * part / 8);
+    for at in ends.into_iter().chain(middle) {
+        for damage in [
+            Damage::Flip,
+            Damage::Cut,
+            Damage::Insert(noise(at as u32, 100)),
+        ] {
+            scene.listens();
+            let proxy = Proxy::to(&scene.url).damaged(Way::ToReceiver, at, damage);
+            scene.sending_fails(&proxy);
+            drop(proxy);
+            scene.settled();
+        }
+    }
+    scene.ends_well();
+}
+
+/// Whatever of a receiver's words is.
+#[test]
+fn a_receiver_whose_answers_are_damaged() {
+    let mut scene = Scene::new();
+    for at in [0, 8, 10, 12, 16, 33, 47, 48, 50, 52, 55, 56, 63] {
+        for damage in [
+            Damage::Flip,
+            Damage::Cut,
+            Damage::Insert(noise(at as u32, 100)),
+        ] {
+            scene.listens();
+            let proxy = Proxy::to(&scene.url).damaged(Way::ToSender, at, damage);
+            scene.sending_fails(&proxy);
+            drop(proxy);
+            goes_on(&mut scene.guest, WRITTEN);
+            scene.settled();
+        }
+    }
+    scene.ends_well();
+}
+
+#[test]
+fn noise_instead_of_a_sender() {
+    let mut scene = Scene::new();
+    for (seed, bytes) in [(1, 0), (2, 1), (3, 47), (4, 48), (5, 4096), (6, 4 << 20)] {
+        scene.listens();
+        scene.say(&noise(seed, bytes));
+        scene.say(&vec![0; bytes]);
+    }
+    scene.ends_well();
+}
+
+#[test]
+fn many_who_say_nothing() {
+    let mut scene = Scene::new();
+    scene.listens();
+    let silent: Vec<UnixStream> = (0..100).map(|_| scene.connect()).collect();
+    scene.there.get("vmm.ping");
+    scene.ends_well();
+    drop(silent);
+}
+
+/// What a sender has said, said again: as it was, cut off, and with frames that are too long.
+#[test]
+fn a_recording_of_a_sender() {
+    let mut scene = Scene::new();
+    let words = recorded(&mut scene);
+    for part in [words.len(), words.len() / 2, 48, 47, 64, 100] {
+        scene.listens();
+        scene.say(&words[..part]);
+        scene.settled();
+    }
+    // Everything twice.
+    scene.listens();
+    scene.say(&[&words[..], &words[48..]].concat());
+    scene.settled();
+    for length in [u32::MAX, 1 << 31, (1 << 20) + 9, 0] {
+        let mut words = words.clone();
+        words[52..56].copy_from_slice(&length.to_be_bytes());
+        scene.listens();
+        scene.say(&words);
+        scene.settled();
+    }
+    scene.ends_well();
+}
+
+/// A receiver that is none.
+#[test]
+fn whatever_a_receiver_answers_the_guest_goes_on() {
+    let mut scene = Scene::new();
+    let place = TempDir::new().unwrap();
+    let answers = [
+        vec![],
+        noise(1, 10),
+        noise(2, 48),
+        noise(3, 1 << 20),
+        vec![0; 1 << 20],
+        vec![0xff; 48],
+    ];
+    for (number, answer) in answers.into_iter().enumerate() {
+        let path = place.path().join(number.to_string());
+        let listener = UnixListener::bind(&path).unwrap();
+        let liar = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let limit = Some(Duration::from_secs(20));
+            stream.set_write_timeout(limit).unwrap();
+            let _ = stream.write_all(&answer);
+        });
+        let url = format!("unix:{}", path.display());
+        scene.guest.send(&Send::to(&url));
+        scene.guest.wait_for_failure(&[path.to_str().unwrap()]);
+        liar.join().unwrap();
+        goes_on(&mut scene.guest, WRITTEN);
+    }
+    scene.ends_well();
+}

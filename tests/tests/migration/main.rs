@@ -1,0 +1,15 @@
+//! Guests that move from one Ferry to another while they run: the tiny guest on `/dev/kvm`, real Ferrys on both sides.
+
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+mod cancel;
+mod common;
+mod converge;
+mod devices;
+mod fifty;
+mod hostile;
+mod moments;
+mod plain;
+mod proxy;
+mod refusals;
+mod ways;

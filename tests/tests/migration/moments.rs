@@ -1,0 +1,223 @@
+//! Any moment is one for a migration.
+
+use std::time::Duration;
+
+use ferry_tests::backend::{Backend, Running};
+use ferry_tests::{Guest, Receive, Send};
+
+use crate::common::{
+    STATE, TICK, TICKS, WRITTEN, busy, goes_on, heir, logging, moved, moved_alone, optional_heir,
+    receiver, stands_still, stateful, tiny,
+};
+use crate::proxy::Proxy;
+
+fn both_kinds() -> [Backend; 2] {
+    [logging("1M"), Backend::blk("1M").with_state(STATE)]
+}
+
+fn good(disks: &[&Running]) {
+    for disk in disks {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn before_a_driver_is_bound() {
+    for disk in both_kinds() {
+        let disk = disk.start();
+        let mut guest = tiny("mode=ticks+blk-writer ticks=60 period=20 count=100")
+            .with_disk(&disk)
+            .start();
+        guest.wait_for("tick n=5");
+        let next = optional_heir(&disk).start();
+        let guest = moved(guest, &next);
+        guest.end().succeeded().line("blk verified=100");
+        good(&[&disk, &next]);
+    }
+}
+
+#[test]
+fn a_guest_that_never_touches_its_device() {
+    for disk in both_kinds() {
+        let disk = disk.start();
+        let mut guest = tiny(TICKS).with_disk(&disk).start();
+        goes_on(&mut guest, TICK);
+        let next = optional_heir(&disk).start();
+        let mut guest = moved(guest, &next);
+        goes_on(&mut guest, TICK);
+        good(&[&disk, &next]);
+    }
+}
+
+#[test]
+fn in_early_boot() {
+    for delay in 0..12 {
+        for disk in both_kinds() {
+            let disk = disk.start();
+            let mut guest = tiny("mode=pci+blk-writer count=2000 report=500")
+                .with_disk(&disk)
+                .start();
+            guest.wait_until("an API", |guest| guest.api().get("vmm.ping").ok());
+            let next = optional_heir(&disk).start();
+            let mut there = receiver(&guest);
+            let url = guest.unix_url();
+            let received = there.listen(&Receive::at(&url).device("disk0", &next));
+            std::thread::sleep(Duration::from_millis(delay));
+            // The guest may have ended.
+            if guest.begin_send(&Send::to(&url)).answer().is_err() {
+                continue;
+            }
+            received.answer().expect("a guest");
+            guest.departed();
+            there.end().succeeded().line("blk verified=2000");
+            good(&[&disk, &next]);
+        }
+    }
+}
+
+#[test]
+fn a_paused_guest_stays_paused_and_can_be_resumed_there() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    guest.put("vm.pause");
+    let next = heir(&disk).start();
+    guest = moved(guest, &next);
+    assert_eq!(guest.state(), "Paused");
+    stands_still(&guest, WRITTEN);
+    // Once more, without having run.
+    let last = heir(&next).start();
+    guest = moved(guest, &last);
+    assert_eq!(guest.state(), "Paused");
+    stands_still(&guest, WRITTEN);
+    guest.put("vm.resume");
+    goes_on(&mut guest, WRITTEN);
+    // And when it runs.
+    let next_of_last = heir(&last).start();
+    guest = moved(guest, &next_of_last);
+    goes_on(&mut guest, WRITTEN);
+    good(&[&disk, &next, &last, &next_of_last]);
+}
+
+#[test]
+fn a_paused_guest_without_devices() {
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    guest.put("vm.pause");
+    guest = moved_alone(guest);
+    assert_eq!(guest.state(), "Paused");
+    stands_still(&guest, TICK);
+    guest.put("vm.resume");
+    goes_on(&mut guest, TICK);
+}
+
+#[test]
+fn a_paused_guest_whose_migration_fails_stays_paused() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    guest.put("vm.pause");
+    guest.send(&Send::to(&guest.unix_url()));
+    guest.wait_for_failure(&["migration-"]);
+    assert_eq!(guest.state(), "Paused");
+    stands_still(&guest, WRITTEN);
+    guest.put("vm.resume");
+    goes_on(&mut guest, WRITTEN);
+    good(&[&disk]);
+}
+
+/// Interrupts that wait behind every kind of mask arrive on the other side.
+#[test]
+fn with_interrupts_that_wait_behind_masks() {
+    for disk in both_kinds() {
+        let mut disk = disk.start();
+        let mut guest = tiny("mode=msix-wait").with_disk(&disk).start();
+        for (how, size) in [
+            ("vector", "2M"),
+            ("function", "3M"),
+            ("retarget", "4M"),
+            ("cli", "5M"),
+        ] {
+            guest.wait_for(&format!("msix-wait how={how}"));
+            let next = heir(&disk).start();
+            guest = moved(guest, &next);
+            good(&[&disk]);
+            disk = next;
+            disk.resize(size);
+            guest.wait_for(&format!("msix-waited how={how}"));
+        }
+        guest.end().succeeded().line("msix-wait requests=20");
+        good(&[&disk]);
+    }
+}
+
+#[test]
+fn while_a_device_is_being_reset() {
+    for disk in both_kinds() {
+        let mut disk = disk.start();
+        let mut guest = tiny("mode=reset-cycle times=1500").with_disk(&disk).start();
+        for generation in 0..10 {
+            goes_on(&mut guest, "reset-cycle n=");
+            std::thread::sleep(Duration::from_millis(generation * 3));
+            let next = optional_heir(&disk).start();
+            guest = moved(guest, &next);
+            good(&[&disk]);
+            disk = next;
+        }
+        assert_eq!(guest.end().succeeded().lines("reset-cycle n=").len(), 1500);
+        good(&[&disk]);
+    }
+}
+
+#[test]
+fn with_requests_that_take_their_time() {
+    let disk = logging("2M").start();
+    let mut guest = tiny("mode=blk-writer count=2000 report=50 depth=16")
+        .with_disk(&disk)
+        .start();
+    guest.wait_for(WRITTEN);
+    disk.hold_requests();
+    let next = heir(&disk).start();
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(&url));
+    guest.wait_for_phase("pause");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(received.is_pending());
+    disk.release_requests();
+    received.answer().expect("a guest");
+    guest.departed();
+    there.end().succeeded().line("blk verified=2000");
+    good(&[&disk, &next]);
+}
+
+/// A guest that is being copied over a slow link.
+fn being_copied(guest: &mut Guest, disk: &Running) -> (Guest, Proxy) {
+    let mut there = receiver(guest);
+    let url = guest.unix_url();
+    let proxy = Proxy::to(&url).slow(512 << 10);
+    there.listen(&Receive::at(&url).device("disk0", disk));
+    guest.send(&Send::to(proxy.url()));
+    guest.wait_for_phase("precopy");
+    (there, proxy)
+}
+
+/// It has to be sent again from the beginning: a guest that is reset meanwhile goes on where it is.
+#[test]
+fn a_guest_that_reboots_while_it_is_copied() {
+    let disk = stateful().start();
+    let mut guest =
+        tiny("mode=dirty+blk-writer rate=0 pages=2048 ms=1500 op=write count=60000 report=50")
+            .with_disk(&disk)
+            .start();
+    guest.wait_for(WRITTEN);
+    let next = optional_heir(&disk).start();
+    let (mut there, proxy) = being_copied(&mut guest, &next);
+    guest.put("vm.reboot");
+    guest.wait_for_failure(&["ended meanwhile"]);
+    there.wait_for_failure(&[]);
+    proxy.set_rate(0);
+    goes_on(&mut guest, WRITTEN);
+    let mut guest = moved(guest, &next);
+    goes_on(&mut guest, WRITTEN);
+    good(&[&disk]);
+}

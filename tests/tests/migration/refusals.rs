@@ -1,0 +1,278 @@
+//! What is refused: by name, before anything is lost, and so that the next attempt can succeed.
+
+use std::time::Duration;
+
+use ferry_tests::backend::{Backend, Running, feature};
+use ferry_tests::{Guest, Receive, Send, Snapshot, Virtiofsd};
+use tempfile::TempDir;
+
+use crate::common::{
+    BUSY, BUSY_SIZE, REQUEST_TIMEOUT, TICK, TICKS, WRITTEN, because, busy, goes_on, heir, logging,
+    moved, receiver, stands_still, stateful, tiny,
+};
+use crate::proxy::Proxy;
+
+/// A first attempt with the wrong disk, and a second one with the right one, at the same receiver.
+fn wrong_then_right(wrong: Backend, disk: &Running, texts: &[&str]) {
+    let mut guest = busy(disk);
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    let wrong = wrong.start();
+    let received = there.listen(&Receive::at(&url).device("disk0", &wrong));
+    guest.send(&Send::to(&url));
+    because(received.answer(), texts);
+    guest.wait_for_failure(texts);
+    goes_on(&mut guest, WRITTEN);
+    there.wait_for_failure(texts);
+    assert!(there.api().get("vm.info").is_err(), "there is a machine");
+    assert_eq!(wrong.connected(), 1, "connections are kept");
+
+    let next = heir(disk).start();
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(&url));
+    received.answer().expect("a guest");
+    guest.departed();
+    goes_on(&mut there, WRITTEN);
+    for disk in [disk, &next, &wrong] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+    there.wait_until("the wrong disk's connection closed", |_| {
+        (wrong.connected() == 0).then_some(())
+    });
+}
+
+#[test]
+fn a_disk_of_another_size() {
+    wrong_then_right(logging("1M"), &logging(BUSY_SIZE).start(), &["disk0"]);
+}
+
+#[test]
+fn a_back_end_with_fewer_features() {
+    let disk = logging(BUSY_SIZE).start();
+    let wrong = heir(&disk).withholds(feature::BLK_FLUSH);
+    wrong_then_right(wrong, &disk, &["disk0"]);
+}
+
+#[test]
+fn a_back_end_without_state_for_one_that_has() {
+    let disk = stateful().start();
+    wrong_then_right(logging("0").sharing(&disk), &disk, &["disk0"]);
+}
+
+/// The same disk is right the second time: it is not connected to anew.
+#[test]
+fn the_next_attempt_uses_the_connections_of_the_one_before() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    let mut there = receiver(&guest);
+    let next = heir(&disk).start();
+    for _ in 0..3 {
+        let url = guest.unix_url();
+        // Slow enough not to get to the end.
+        let proxy = Proxy::to(&url).slow(64 << 10);
+        let received = there.listen(&Receive::at(&url).device("disk0", &next));
+        guest.send(&Send::to(proxy.url()));
+        guest.wait_for_phase("precopy");
+        guest.cancel_migration().expect("an end");
+        guest.wait_for_failure(&["vm.migration-cancel"]);
+        proxy.set_rate(0);
+        because(received.answer(), &[]);
+        goes_on(&mut guest, WRITTEN);
+    }
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(&url));
+    received.answer().expect("a guest");
+    guest.departed();
+    goes_on(&mut there, WRITTEN);
+    assert_eq!(next.connections(), 1);
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}
+
+/// A virtiofsd whose front-end leaves ends.
+#[test]
+fn a_virtiofsd_outlives_an_attempt_that_fails_for_another_devices_sake() {
+    let place = TempDir::new().unwrap();
+    let share = Virtiofsd::options().sharing(place.path()).start();
+    let disk = stateful().start();
+    let mut guest = tiny(BUSY).with_disk(&disk).with_fs(&share, "home").start();
+    guest.wait_for(WRITTEN);
+    let mut there = receiver(&guest);
+    let mut next_share = Virtiofsd::options().sharing(place.path()).start();
+    let url = guest.unix_url();
+    let wrong = logging("1M").start();
+    let receive = Receive::at(&url).device("fs0", &next_share);
+    let received = there.listen(&receive.clone().device("disk0", &wrong));
+    guest.send(&Send::to(&url));
+    guest.wait_for_failure(&["disk0"]);
+    because(received.answer(), &["disk0"]);
+    let ended = next_share.process().wait(Duration::from_millis(300));
+    assert!(ended.is_none(), "virtiofsd has ended");
+    let next = heir(&disk).start();
+    let received = there.listen(&receive.device("disk0", &next));
+    guest.send(&Send::to(&url));
+    received.answer().expect("a guest");
+    guest.departed();
+    goes_on(&mut there, WRITTEN);
+    assert!(next_share.process().wait(Duration::ZERO).is_none());
+}
+
+#[test]
+fn a_back_end_that_cannot_log() {
+    let disk = Backend::blk(BUSY_SIZE).start();
+    let mut guest = busy(&disk);
+    let url = guest.unix_url();
+    // Nobody is even connected to.
+    guest.send(&Send::to(&url));
+    guest.wait_for_failure(&["disk0", "cannot log", "resend"]);
+    goes_on(&mut guest, WRITTEN);
+    let next = Backend::blk("0").sharing(&disk).start();
+    let there = receiver(&guest);
+    let receive = Receive::at(&url).device("disk0", &next);
+    let mut guest = guest.migrated_to(there, &Send::to(&url).unlogged("resend"), &receive);
+    goes_on(&mut guest, WRITTEN);
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn records_with_a_back_end_that_cannot_log() {
+    let mut disk = Backend::blk("2M").start();
+    let mut guest = tiny("mode=blk-writer count=3000 depth=8 report=50")
+        .with_disk(&disk)
+        .start();
+    for _ in 0..3 {
+        goes_on(&mut guest, "blk ");
+        let next = Backend::blk("0").sharing(&disk).start();
+        let there = receiver(&guest);
+        let url = guest.unix_url();
+        let receive = Receive::at(&url).device("disk0", &next);
+        guest = guest.migrated_to(there, &Send::to(&url).unlogged("resend"), &receive);
+        disk = next;
+    }
+    guest.end().succeeded().line("blk verified=3000");
+    assert_eq!(disk.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn a_share_on_the_old_virtiofsd() {
+    let share = Virtiofsd::old().start();
+    let mut guest = tiny("mode=fuse file=a blocks=100000 report=20")
+        .with_fs(&share, "home")
+        .start();
+    guest.wait_for("fuse at=");
+    let answer = guest.begin_send(&Send::to(&guest.unix_url())).answer();
+    because(answer, &["fs0", "DEVICE_STATE"]);
+    goes_on(&mut guest, "fuse at=");
+    guest.put("vm.pause");
+    let answer = guest.begin_send(&Send::to(&guest.unix_url())).answer();
+    because(answer, &["fs0", "DEVICE_STATE"]);
+    stands_still(&guest, "fuse at=");
+    guest.put("vm.resume");
+    goes_on(&mut guest, "fuse at=");
+}
+
+#[test]
+fn a_receiver_that_is_open_to_anybody() {
+    let guest = tiny(TICKS).start();
+    let mut there = receiver(&guest);
+    let answer = there.begin_receive(&Receive::at("tcp:0.0.0.0:0")).answer();
+    because(answer, &["tls_dir", "insecure"]);
+    let received = there.listen(&Receive::at("tcp:0.0.0.0:0").insecure());
+    there.cancel_migration().expect("an end");
+    because(received.answer(), &["cancel"]);
+}
+
+#[test]
+fn one_migration_at_a_time() {
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    // A Ferry that has a guest takes none.
+    let answer = guest
+        .begin_receive(&Receive::at(&guest.unix_url()))
+        .answer();
+    because(answer, &["vm.receive-migration", "virtual machine already"]);
+    // There is nothing to be sent or given up.
+    because(
+        there.begin_send(&Send::to(&url)).answer(),
+        &["no virtual machine"],
+    );
+    because(guest.cancel_migration(), &["no migration"]);
+    let received = there.listen(&Receive::at(&url));
+    let answer = there
+        .begin_receive(&Receive::at(&guest.unix_url()))
+        .answer();
+    because(answer, &["vm.receive-migration"]);
+    // Two senders: the second one is told so.
+    let proxy = Proxy::to(&url).slow(16 << 10);
+    guest.send(&Send::to(proxy.url()));
+    guest.wait_for_phase("precopy");
+    because(
+        guest.begin_send(&Send::to(&url)).answer(),
+        &["vm.send-migration"],
+    );
+    let place = TempDir::new().unwrap();
+    let snapshot = guest.try_snapshot(&Snapshot::to(&place.path().join("1")));
+    because(snapshot, &["vm.snapshot", "sent"]);
+    proxy.set_rate(0);
+    received.answer().expect("a guest");
+    guest.departed();
+    goes_on(&mut there, TICK);
+}
+
+#[test]
+fn a_guest_that_is_being_saved() {
+    let place = TempDir::new().unwrap();
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    let held = Snapshot::to(&place.path().join("1")).hold(Duration::from_secs(50));
+    let held = guest.begin_snapshot(&held);
+    guest.wait_for_step("hold");
+    let url = guest.unix_url();
+    because(guest.begin_send(&Send::to(&url)).answer(), &["snapshot"]);
+    guest.release().unwrap();
+    held.answer().unwrap();
+    goes_on(&mut guest, TICK);
+}
+
+#[test]
+fn nobody_listens() {
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    for url in [guest.unix_url(), ferry_tests::loopback_url()] {
+        guest.send(&Send::to(&url));
+        let address = url.split_once(':').expect("a scheme").1;
+        guest.wait_for_failure(&[address]);
+        goes_on(&mut guest, TICK);
+    }
+}
+
+/// A receiver whose back-end does not come says so to its client, and to the sender.
+#[test]
+fn a_back_end_that_is_not_there() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    let left = guest.beside();
+    let limits = ["--connect-timeout", "1", "--request-timeout", "4"];
+    let successor = limits
+        .iter()
+        .fold(left.successor(), |it, word| it.arg(word));
+    let mut there: Guest = successor.start();
+    let gone = heir(&disk).start();
+    gone.die();
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url).device("disk0", &gone));
+    guest.send(&Send::to(&url));
+    because(received.answer(), &["disk0"]);
+    guest.wait_for_failure(&["disk0"]);
+    goes_on(&mut guest, WRITTEN);
+    assert!(REQUEST_TIMEOUT > 1);
+    let next = heir(&disk).start();
+    let mut guest = moved(guest, &next);
+    goes_on(&mut guest, WRITTEN);
+}
