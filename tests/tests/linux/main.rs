@@ -7,6 +7,9 @@
 
 mod back_ends;
 mod devices;
+mod migration;
+mod migration_faults;
+mod migration_network;
 mod pause;
 mod power;
 mod records;

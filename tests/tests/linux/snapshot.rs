@@ -193,7 +193,7 @@ fn restores(guest: &Guest, restore: &Restore) {
 }
 
 /// The next Ferry for a guest, as patient as the first.
-fn successor(left: &Left) -> Successor<'_> {
+pub fn successor(left: &Left) -> Successor<'_> {
     let limits = [
         ("--connect-timeout", "60"),
         ("--request-timeout", "60"),
@@ -207,7 +207,7 @@ fn successor(left: &Left) -> Successor<'_> {
 }
 
 /// Panics unless the same kernel has gone on with the same processes, and has heard of so many new generations.
-fn is_the_same_guest(ended: &Ended, generations: u64) {
+pub fn is_the_same_guest(ended: &Ended, generations: u64) {
     let [before, after] = &ended.lines("boot-id=")[..] else {
         panic!("not two boot ids\n{}", ended.transcript());
     };
@@ -230,14 +230,14 @@ fn is_the_same_guest(ended: &Ended, generations: u64) {
 }
 
 /// What the guest's monotonic clock says.
-struct Clock {
-    time: Duration,
-    heard: Instant,
+pub struct Clock {
+    pub time: Duration,
+    pub heard: Instant,
 }
 
 impl Clock {
     /// Waits until the guest says it.
-    fn of(writing: &mut Writing) -> Self {
+    pub fn of(writing: &mut Writing) -> Self {
         writing.goes_on(Loop::Disk);
         let heard = Instant::now();
         let serial = writing.guest.serial();
@@ -251,24 +251,24 @@ impl Clock {
 }
 
 /// Where a guest's disk, its share and its snapshots are.
-struct Place(TempDir);
+pub struct Place(TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let place = Place(TempDir::new().expect("a temporary directory"));
         fs::create_dir(place.at("share")).expect("a directory to share");
         place
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn disk(&self) -> QsdOptions {
+    pub fn disk(&self) -> QsdOptions {
         Qsd::serving("64M").on(&self.at("disk.img")).queues(2)
     }
 
-    fn share(&self) -> VirtiofsdOptions {
+    pub fn share(&self) -> VirtiofsdOptions {
         Virtiofsd::options().sharing(&self.at("share"))
     }
 
