@@ -269,7 +269,11 @@ impl Incoming {
                     let loading = loading.ok_or(Error::Mismatch("list of back-ends with state"))?;
                     let watch = meter.device(devices[index].id());
                     let pulse = Pulse::new(&mut self.link, &watch);
-                    if loading.finish(&pulse)? != total {
+                    let finished = loading.finish(&pulse);
+                    if let Some(refusal) = pulse.refusal() {
+                        return Err(refusal.into());
+                    }
+                    if finished? != total {
                         return Err(Error::Mismatch("size of a back-end's state"));
                     }
                     watch.checked();

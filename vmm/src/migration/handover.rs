@@ -93,7 +93,7 @@ impl<S: Fn(Word)> Job<S> {
     /// Passes on what a back-end holds, as it comes.
     fn send_back_end(&self, link: &mut Link, device: u16, transfer: Transfer) -> Result<(), Error> {
         let watch = self.meter.device(self.devices[usize::from(device)].id());
-        let pulse = Pulse::attentive(link, &watch);
+        let pulse = Pulse::new(link, &watch);
         let read = transfer.read(
             &mut |data: &[u8]| pulse.send(&Message::Chunk { device, data }),
             &pulse,

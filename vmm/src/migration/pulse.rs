@@ -1,28 +1,18 @@
 //! Work that takes long while the other side waits.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use vm_migration::Watch;
 use vm_migration::link::{self, Link, Message};
 
-/// Watches work as another one does, and lets the other side know in between that this one is still there.
+/// Watches work as another one does, lets the other side know in between that this one is still there, and ends the work when that one
+/// says that it has given up.
 pub struct Pulse<'a> {
     watch: &'a dyn Watch,
     // Only ever held for one message.
     link: Mutex<&'a mut Link>,
-    attention: Attention,
     /// Why the other side does not want the work any more.
     refusal: Mutex<Option<link::Error>>,
-}
-
-/// Whether the other side is heard meanwhile.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Attention {
-    /// What it says is for later.
-    None,
-    /// All that it can say is that it has failed.
-    Failure,
 }
 
 impl<'a> Pulse<'a> {
@@ -30,16 +20,7 @@ impl<'a> Pulse<'a> {
         Pulse {
             watch,
             link: Mutex::new(link),
-            attention: Attention::None,
             refusal: Mutex::default(),
-        }
-    }
-
-    /// The same, and ends the work when the other side, which has nothing else to say, says that it has failed.
-    pub fn attentive(link: &'a mut Link, watch: &'a dyn Watch) -> Self {
-        Pulse {
-            attention: Attention::Failure,
-            ..Self::new(link, watch)
         }
     }
 
@@ -74,11 +55,9 @@ impl Watch for Pulse<'_> {
         // A connection that is broken is found out by whoever uses it next.
         if let Ok(mut link) = self.link.try_lock() {
             let _ = link.keep_alive_if_due();
-            if self.attention == Attention::Failure && link.has_input() {
-                let heard = link.receive_for(self.watch, Instant::now());
-                if let Err(error @ link::Error::PeerFailed { .. }) = heard {
-                    self.refused().get_or_insert(error);
-                }
+            // What else it says is for whoever comes next.
+            if let Err(error @ link::Error::PeerFailed { .. }) = link.notice() {
+                self.refused().get_or_insert(error);
             }
         }
         self.refused().is_some() || self.watch.cancelled()
