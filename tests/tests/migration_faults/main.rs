@@ -28,7 +28,9 @@ fn play(row: &Row) -> String {
             played = scenario::run(row);
         }
     }
-    played.unwrap_or_else(|missed| panic!("{row}: it has not come to that; there were {:?}", missed.0))
+    played.unwrap_or_else(|missed| {
+        panic!("{row}: it has not come to that; there were {:?}", missed.0)
+    })
 }
 
 /// Every row of the table. (`FAULTS=text` plays those whose names contain it.)

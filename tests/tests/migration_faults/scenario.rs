@@ -318,9 +318,7 @@ impl Field {
             "the connection ended while",
         ];
         let too_busy = |reasons: &str| signs.iter().any(|sign| reasons.contains(sign));
-        let begun = Instant::now();
         let mut outcome = self.try_to_move(from, to, disk);
-        eprintln!("MOVE first {:?} {outcome:?}", begun.elapsed());
         for _ in 0..2 {
             if outcome.as_ref().is_err_and(|reasons| too_busy(reasons)) {
                 outcome = self.try_to_move(from, to, disk);
@@ -343,18 +341,14 @@ impl Field {
             (from.guest() == Guest::Absent).then_some(())
         });
         goes_on(to);
-        eprintln!("MOVE total {:?}", begun.elapsed());
     }
 
     fn try_to_move(&self, from: &Party, to: &Party, disk: &dyn BackEnds) -> Result<(), String> {
         let at = self.at("again");
-        let begun = Instant::now();
         let received = to.receive(&at, &disk.sockets());
-        eprintln!("MOVE receive {:?}", begun.elapsed());
         let limit = Duration::from_secs(60);
         let sent = within(limit, || from.send(&at).ok());
         assert!(sent.is_some(), "{}: {:?}", from.name, from.send(&at));
-        eprintln!("MOVE sent {:?}", begun.elapsed());
         let received = received.recv_timeout(limit);
         received.unwrap_or_else(|error| Err(error.to_string()))
     }
