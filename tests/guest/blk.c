@@ -95,18 +95,6 @@ static u32 send(const struct job *job, u32 q, struct progress *progress)
     return sent;
 }
 
-/* Leaves the processor to others for a while. */
-static void sleep_for_a_tick(u32 ms)
-{
-    timer_every(ms);
-    irq_count[VECTOR_TIMER] = 0;
-    irq_off();
-    while (irq_count[VECTOR_TIMER] == 0)
-        irq_on_and_sleep(), irq_off();
-    irq_on();
-    timer_every(0);
-}
-
 static enum outcome run(const struct job *job)
 {
     struct progress progress = {0, 0, 0};
@@ -129,7 +117,7 @@ static enum outcome run(const struct job *job)
         }
         q = (q + 1) % job->queues;
         if (job->pace)
-            sleep_for_a_tick(job->pace);
+            doze_ms(job->pace);
     }
     return WORKS;
 }

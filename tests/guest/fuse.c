@@ -117,12 +117,13 @@ static void transfer(u32 opcode, u64 node, u64 handle, u32 number, u32 seed)
     CHECK(!wrong, "block %u: %s", number, wrong);
 }
 
-/* Writes file= (op=write+verify, op=write) or only reads it (op=verify). Blocks of 4 KiB, count= of them. */
+/* Writes file= (op=write+verify, op=write) or only reads it (op=verify). Blocks of 4 KiB, blocks= of them;
+ * with pace=ms it sleeps so long after each that it writes. */
 void mode_fuse(void)
 {
     struct setup setup = {0, 2, arg("poll", 0), 8, arg("patience", 0)};
     const char *name = arg_text("file", "tiny.bin"), *op = arg_text("op", "write+verify");
-    u32 count = arg("blocks", 16), seed = arg("seed", 1), report = arg("report", 0);
+    u32 count = arg("blocks", 16), seed = arg("seed", 1), report = arg("report", 0), pace = arg("pace", 0);
     virtio_open(&device, VIRTIO_FS, &setup);
     char tag[37];
     for (u32 i = 0; i < 36; i++)
@@ -139,6 +140,8 @@ void mode_fuse(void)
             transfer(WRITE, node, handle, i, seed);
             if (report && (i + 1) % report == 0)
                 say("fuse at=%u", i + 1);
+            if (pace)
+                doze_ms(pace);
         }
         release(node, handle);
         say("fuse written=%u", count);

@@ -53,6 +53,17 @@ void timer_every(u32 ms)
     *lapic(LAPIC_TIMER_COUNT) = ms * 1000000;
 }
 
+void doze_ms(u32 ms)
+{
+    timer_every(ms);
+    irq_count[VECTOR_TIMER] = 0;
+    irq_off();
+    while (irq_count[VECTOR_TIMER] == 0)
+        irq_on_and_sleep(), irq_off();
+    irq_on();
+    timer_every(0);
+}
+
 void triple_fault(void)
 {
     irq_off();

@@ -98,6 +98,8 @@ extern volatile u32 aps_online;
 void irq_init(void);
 /* A LAPIC timer tick every so many milliseconds, to wake a sleeping processor; 0 stops it. */
 void timer_every(u32 ms);
+/* Sleeps, and leaves the processor to others. Uses the timer. */
+void doze_ms(u32 ms);
 void triple_fault(void);
 u32 smp_start(void);
 

@@ -55,7 +55,10 @@ pub fn expected(row: &Row) -> Expected {
         (Fault::KillDestination | Fault::TerminateDestination, Owner::Source)
             if row.place.kind == Kind::Ready =>
         {
-            Expected::SourceOrUnconfirmed
+            match row.fault {
+                Fault::KillDestination => Expected::SourceOrUnconfirmed,
+                _ => Expected::AtMostOne,
+            }
         }
         (Fault::KillSource, owner) => killed_source(owner),
         (Fault::KillDestination, owner) => killed_destination(owner),

@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod back_ends;
 mod expected;
 mod party;
 mod scenario;
@@ -27,15 +28,27 @@ fn play(row: &Row) -> String {
             played = scenario::run(row);
         }
     }
-    played.unwrap_or_else(|missed| panic!("{row}: {missed:?}"))
+    played.unwrap_or_else(|missed| {
+        panic!("{row}: it has not come to that; there were {:?}", missed.0)
+    })
 }
 
-/// Every row of the table; `FAULTS=text` runs those whose names contain it.
+/// Every row of the table. (`FAULTS=text` plays those whose names contain it.)
 #[test]
 fn every_fault_at_every_step() {
+    play_all(table::rows());
+}
+
+/// With virtiofsd, which ends when its front-end leaves, and qemu-storage-daemon.
+#[test]
+fn faults_with_real_back_ends() {
+    play_all(table::real_rows());
+}
+
+fn play_all(rows: Vec<Row>) {
     let only = std::env::var("FAULTS").unwrap_or_default();
     let wanted = |row: &Row| row.to_string().contains(&only);
-    let rows: VecDeque<Row> = table::rows().into_iter().filter(wanted).collect();
+    let rows: VecDeque<Row> = rows.into_iter().filter(wanted).collect();
     let count = rows.len();
     let queue = Mutex::new(rows);
     let failures = Mutex::new(Vec::new());

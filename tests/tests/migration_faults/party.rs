@@ -16,6 +16,9 @@ pub const REQUEST_TIMEOUT: u64 = 3;
 /// How often something is looked at that has no event.
 pub const LOOK: Duration = Duration::from_millis(20);
 
+/// What guests write before the number of records that are done.
+const RECORDS: [&str; 2] = ["blk written=", "fuse at="];
+
 /// What a Ferry says of its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Guest {
@@ -103,7 +106,7 @@ impl Party {
             log,
             serials: Mutex::new(serials),
         };
-        party.within("an answer to ping", Duration::from_secs(20), || {
+        party.within("an answer to ping", Duration::from_secs(60), || {
             assert!(party.is_alive(), "{name} has ended");
             party.api.get("vmm.ping").ok()
         });
@@ -175,7 +178,7 @@ impl Party {
     }
 
     /// Begins to wait for a guest whose devices' back-ends are at these sockets.
-    pub fn receive(&self, at: &Path, sockets: &[(&str, &Path)]) -> Receiver<Result<(), String>> {
+    pub fn receive(&self, at: &Path, sockets: &[(&str, PathBuf)]) -> Receiver<Result<(), String>> {
         let mut serials = lock(&self.serials);
         let serial = format!("{}-serial-{}", self.name, serials.len() + 1);
         let serial = self.directory.join(serial);
@@ -202,7 +205,7 @@ impl Party {
             let outcome = api.put("vm.receive-migration", body.to_string().as_bytes());
             let _ = sender.send(outcome.map(drop).map_err(|error| error.chain().join(": ")));
         });
-        self.within("a receiver", Duration::from_secs(10), || {
+        self.within("a receiver", Duration::from_secs(60), || {
             (self.receivers() > before).then_some(())
         });
         receiver
@@ -223,7 +226,7 @@ impl Party {
         let text = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
         let last = serials.last().map(text).unwrap_or_default();
         let records = |text: String| {
-            let numbers = text.split("blk written=").skip(1);
+            let numbers = RECORDS.iter().flat_map(|record| text.split(record).skip(1));
             let complete = numbers.filter_map(|rest| rest.split_once('\n'));
             complete
                 .filter_map(|(number, _)| number.trim().parse().ok())
@@ -255,13 +258,12 @@ impl Party {
 
     /// Waits for something; panics when it does not come in time.
     pub fn within<T>(&self, what: &str, limit: Duration, look: impl FnMut() -> Option<T>) -> T {
-        within(what, limit, look)
-            .unwrap_or_else(|| panic!("{}: no {what} within {limit:?}", self.name))
+        within(limit, look).unwrap_or_else(|| panic!("{}: no {what} within {limit:?}", self.name))
     }
 }
 
 /// Waits for something; none if it does not come in time.
-pub fn within<T>(_what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
         if let Some(found) = look() {

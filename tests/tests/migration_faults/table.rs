@@ -64,9 +64,17 @@ pub enum Owner {
     Settled,
 }
 
+/// What back-ends the guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    Scripted,
+    Real,
+}
+
 /// One row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
+    pub devices: Devices,
     /// What happens first, to make the place come.
     pub before: Option<(Place, Fault)>,
     pub place: Place,
@@ -101,7 +109,7 @@ fn places(kind: Kind) -> Vec<(Place, Owner)> {
         Kind::Pages => vec![source(Before, 1), source(After, 2)],
         Kind::State => vec![source(Before, 1)],
         Kind::StateEnd => vec![source(Before, 1), source(After, 1)],
-        Kind::Chunk => vec![source(Before, 1), source(After, 2)],
+        Kind::Chunk => vec![source(Before, 1), source(After, 1)],
         Kind::ChunkEnd => vec![source(Before, 1)],
         Kind::End => vec![source(Before, 1), source(After, 1)],
         Kind::Ready => vec![source(Before, 1), at(After, 1, Owner::Giving)],
@@ -131,6 +139,40 @@ fn before(kind: Kind) -> Option<(Place, Fault)> {
     }
 }
 
+/// With real back-ends: one place for each phase.
+pub fn real_rows() -> Vec<Row> {
+    let places = [
+        (When::Before, Kind::Prepared),
+        (When::After, Kind::Chunk),
+        (When::After, Kind::End),
+        (When::Before, Kind::Commit),
+        (When::After, Kind::Commit),
+        (When::After, Kind::Running),
+    ];
+    let faults = [
+        Fault::KillSource,
+        Fault::KillDestination,
+        Fault::StopDestination,
+        Fault::Cut,
+        Fault::KillDestinationDisk,
+        Fault::HangSourceDisk,
+        Fault::CancelSource,
+    ];
+    let is_wanted = |row: &Row| {
+        let Place { when, kind, nth } = row.place;
+        row.before.is_none()
+            && nth == 1
+            && places.contains(&(when, kind))
+            && faults.contains(&row.fault)
+    };
+    let rows = rows().into_iter().filter(is_wanted);
+    rows.map(|row| Row {
+        devices: Devices::Real,
+        ..row
+    })
+    .collect()
+}
+
 /// All of it.
 pub fn rows() -> Vec<Row> {
     let places = Kind::ALL
@@ -139,6 +181,7 @@ pub fn rows() -> Vec<Row> {
     places
         .flat_map(|(before, (place, owner))| {
             Fault::ALL.map(|fault| Row {
+                devices: Devices::Scripted,
                 before,
                 place,
                 owner,

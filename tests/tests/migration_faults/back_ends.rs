@@ -1,0 +1,225 @@
+//! What guests have for devices: back-ends that a test drives, or the real ones.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ferry_tests::backend::{Backend, DeviceState, Running};
+use ferry_tests::{Listener, Qsd, Virtiofsd, pattern};
+
+use crate::party::lock;
+
+/// The devices of one side.
+pub trait BackEnds: Send + Sync {
+    /// The devices' names and their sockets.
+    fn sockets(&self) -> Vec<(&'static str, PathBuf)>;
+    /// Ferry's flags for them.
+    fn flags(&self) -> Vec<String>;
+    /// What a guest of this name does with them, slowly.
+    fn guest(&self, name: &str) -> String;
+    /// Whether the guest says something when they are dead.
+    fn is_missed(&self) -> bool;
+    /// As a process that is killed.
+    fn die(&self);
+    /// As a process that is stopped.
+    fn hang(&self);
+    fn wake(&self);
+    /// Whether a front-end can connect, or is connected.
+    fn is_usable(&self) -> bool;
+    /// How often a front-end has connected, if that is known.
+    fn connections(&self) -> Option<usize>;
+    fn complaints(&self) -> Vec<String>;
+    /// Those of the next side, with the same contents.
+    fn heir(&self) -> Arc<dyn BackEnds>;
+    /// Panics unless so many records are there.
+    fn check(&self, records: u64);
+}
+
+/// A disk whose back-end has state and is driven by the test.
+pub struct Scripted(Running);
+
+const DISK_SIZE: &str = "32M";
+const STATE: DeviceState = DeviceState {
+    bytes: (2 << 20) + 17,
+    seed: 5,
+};
+/// How many records the guest has in flight.
+const DEPTH: u64 = 4;
+
+impl Scripted {
+    pub fn start() -> Arc<dyn BackEnds> {
+        Arc::new(Scripted(Backend::blk(DISK_SIZE).with_state(STATE).start()))
+    }
+}
+
+impl BackEnds for Scripted {
+    fn sockets(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![("disk0", self.0.socket().to_owned())]
+    }
+
+    fn flags(&self) -> Vec<String> {
+        vec!["--disk".to_owned(), disk_flag(self.0.socket())]
+    }
+
+    /// Without its disk it goes on all the same.
+    fn guest(&self, _name: &str) -> String {
+        "mode=blk-writer+ticks op=write count=60000 report=8 pace=10 patience=600000 ticks=1000000 \
+         period=50 timer=lapic"
+            .to_owned()
+    }
+
+    fn is_missed(&self) -> bool {
+        true
+    }
+
+    fn die(&self) {
+        self.0.die();
+    }
+
+    fn hang(&self) {
+        self.0.hang();
+    }
+
+    fn wake(&self) {
+        self.0.wake();
+    }
+
+    fn is_usable(&self) -> bool {
+        true
+    }
+
+    fn connections(&self) -> Option<usize> {
+        Some(self.0.connections())
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        self.0.complaints()
+    }
+
+    fn heir(&self) -> Arc<dyn BackEnds> {
+        let heir = Backend::blk("0").sharing(&self.0).awaits_state(STATE);
+        Arc::new(Scripted(heir.start()))
+    }
+
+    fn check(&self, records: u64) {
+        let disk = self.0.disk();
+        for number in 0..records.saturating_sub(DEPTH) {
+            let at = number as usize * 512;
+            assert!(
+                disk[at..at + 512] == pattern::block(512, 1, number as u32),
+                "record {number} of {records} is not there"
+            );
+        }
+    }
+}
+
+/// A share on virtiofsd, which the guest works with, and a disk on qemu-storage-daemon beside it.
+pub struct Real {
+    disk: Mutex<Qsd>,
+    share: Mutex<Virtiofsd>,
+}
+
+const BLOCK: usize = 4096;
+
+impl Real {
+    pub fn start(directory: &Path) -> Arc<dyn BackEnds> {
+        let shared = directory.join("shared");
+        fs::create_dir(&shared).unwrap();
+        let disk = Qsd::serving("1M").on(&directory.join("image")).start();
+        let share = Virtiofsd::options().sharing(&shared).start();
+        Real::new(disk, share)
+    }
+
+    fn new(disk: Qsd, share: Virtiofsd) -> Arc<dyn BackEnds> {
+        for socket in [disk.socket(), share.socket()] {
+            let limit = Duration::from_secs(20);
+            crate::party::within(limit, || socket.exists().then_some(())).unwrap();
+        }
+        Arc::new(Real {
+            disk: Mutex::new(disk),
+            share: Mutex::new(share),
+        })
+    }
+
+    fn signal(&self, signal: i32) {
+        let mut share = lock(&self.share);
+        if let Ok(None) = share.process().child().try_wait() {
+            share.process().signal(signal);
+        }
+    }
+}
+
+impl BackEnds for Real {
+    fn sockets(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
+            ("disk0", lock(&self.disk).socket().to_owned()),
+            ("fs0", lock(&self.share).socket().to_owned()),
+        ]
+    }
+
+    fn flags(&self) -> Vec<String> {
+        let share = lock(&self.share).socket().display().to_string();
+        vec![
+            "--disk".to_owned(),
+            disk_flag(lock(&self.disk).socket()),
+            "--fs".to_owned(),
+            format!("tag=home,socket={share},id=fs0"),
+        ]
+    }
+
+    fn guest(&self, name: &str) -> String {
+        format!("mode=fuse op=write file={name} blocks=20000 report=2 pace=10")
+    }
+
+    fn is_missed(&self) -> bool {
+        false
+    }
+
+    fn die(&self) {
+        lock(&self.share).process().kill();
+    }
+
+    fn hang(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    fn wake(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// A virtiofsd whose front-end has left has ended.
+    fn is_usable(&self) -> bool {
+        let mut share = lock(&self.share);
+        matches!(share.process().child().try_wait(), Ok(None))
+    }
+
+    fn connections(&self) -> Option<usize> {
+        None
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn heir(&self) -> Arc<dyn BackEnds> {
+        let disk = Qsd::serving("1M").on(lock(&self.disk).image()).start();
+        let share = lock(&self.share).shared().to_owned();
+        Real::new(disk, Virtiofsd::options().sharing(&share).start())
+    }
+
+    fn check(&self, records: u64) {
+        let file = lock(&self.share).shared().join("source");
+        let written = fs::read(file).unwrap();
+        let expected = pattern::blocks(BLOCK, 1, records as u32);
+        assert!(
+            written.starts_with(&expected),
+            "the file does not begin with {records} records"
+        );
+    }
+}
+
+fn disk_flag(socket: &Path) -> String {
+    let socket = socket.display();
+    format!("vhost_user=on,socket={socket},id=disk0,num_queues=1")
+}
