@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use ferry_tests::fault_proxy::{Act, FaultProxy, Place as At, Then, When};
 use ferry_tests::{
@@ -200,55 +202,30 @@ fn drivers_come_and_go_and_a_guest_reboots_during_a_migration() {
         .dead_timeout(120)
         .start();
     let mut owner = (guest, disk, share);
-    let turns = |guest: &Guest, boot: u32| {
-        let text = format!("boot={boot} turn=");
-        let serial = guest.serial();
-        let last = serial.iter().rev().find(|line| line.0.contains(&text));
-        last.map_or(0, |line| line.number("turn"))
-    };
-    let more_turns = |guest: &mut Guest, boot: u32, count: u64| {
-        let before = turns(guest, boot);
-        guest.wait_until(&format!("{count} more turns of boot {boot}"), |guest| {
-            let failure = guest.serial().into_iter().find(|it| it.0.contains("FAIL"));
-            assert!(failure.is_none(), "{}", guest.transcript());
-            let failed = guest
-                .serial()
-                .into_iter()
-                .find(|it| it.0.contains("test: failed"));
-            assert!(failed.is_none(), "{}", guest.transcript());
-            (turns(guest, boot) >= before + count).then_some(())
-        });
-    };
     more_turns(&mut owner.0, 0, 1);
     for boot in [0, 1] {
         let (mut guest, disk, share) = owner;
         let mut receiver = successor(&guest.beside()).start();
         let (new_disk, new_share) = start(options());
-        let held = Held::at_pages(&place, &guest.unix_url(), boot);
-        let receive = Receive::at(&held.receiver)
+        let url = guest.unix_url();
+        let way = SlowWay::to(&url, &place, boot);
+        let receive = Receive::at(&url)
             .device("disk0", &new_disk)
             .device("fs0", &new_share);
         let receiving = receiver.listen(&receive);
-        guest.send(&Send::to(&held.sender));
-        assert!(
-            held.proxy_is_there.recv_timeout(LIMIT).is_ok(),
-            "{}",
-            guest.transcript()
-        );
+        guest.send(&Send::to(&way.url));
+        guest.wait_for_phase("precopy");
         if boot == 1 {
             fs::write(place.at("share").join("reboot"), "").expect("write to the share");
         }
         more_turns(&mut guest, boot, 2);
         let migration = guest.migration();
-        assert_eq!(migration["phase"], "precopy", "{migration}");
-        held.release.send(()).expect("it is held");
+        let copies = migration["phase"] == "precopy" && migration["state"] == "under-way";
+        assert!(copies, "{migration}\n{}", guest.transcript());
+        way.hurry();
         if let Err(reasons) = receiving.answer() {
-            let reasons = reasons.join(": ");
-            panic!(
-                "{reasons}\n--- {}\n--- {}",
-                receiver.transcript(),
-                guest.transcript()
-            );
+            let (there, here) = (receiver.transcript(), guest.transcript());
+            panic!("{}\n--- {there}\n--- {here}", reasons.join(": "));
         }
         guest.departed();
         drop((disk, share));
@@ -260,43 +237,67 @@ fn drivers_come_and_go_and_a_guest_reboots_during_a_migration() {
     println!("{}", guest.end().succeeded().transcript());
 }
 
+/// Waits until this boot of the guest has gone through so many more turns.
+fn more_turns(guest: &mut Guest, boot: u32, count: u64) {
+    let turns = |guest: &Guest| {
+        let text = format!("boot={boot} turn=");
+        let serial = guest.serial();
+        let last = serial.iter().rev().find(|line| line.0.contains(&text));
+        last.map_or(0, |line| line.number("turn"))
+    };
+    let before = turns(guest);
+    guest.wait_until(&format!("{count} more turns of boot {boot}"), |guest| {
+        let serial = guest.serial();
+        let failure = serial.iter().find(|line| line.0.contains("test: failed"));
+        assert!(failure.is_none(), "{}", guest.transcript());
+        (turns(guest) >= before + count).then_some(())
+    });
+}
+
 fn start((disk, share): (QsdOptions, VirtiofsdOptions)) -> (Qsd, Virtiofsd) {
     (disk.start(), share.start())
 }
 
-/// A migration over a unix socket that is held while RAM travels.
-struct Held {
+/// A way to a unix socket that is slow while RAM travels, until it is told otherwise.
+struct SlowWay {
     /// Where the sender is to send to.
-    sender: String,
-    /// Where the receiver is to listen.
-    receiver: String,
-    proxy_is_there: std::sync::mpsc::Receiver<()>,
-    release: std::sync::mpsc::Sender<()>,
+    url: String,
+    hurries: Arc<AtomicBool>,
     _proxy: FaultProxy,
 }
 
-impl Held {
-    fn at_pages(place: &Place, url: &str, number: u32) -> Self {
-        let (there, is_there) = channel();
-        let (release, released) = channel();
-        let act: Act = Box::new(move || {
-            let _ = there.send(());
-            let _ = released.recv_timeout(LIMIT);
-            Then::PassOn
-        });
-        let proxy = place.at(&format!("proxy-{number}"));
+impl SlowWay {
+    /// How many of the first messages with RAM take a second each: more than a guest has RAM for.
+    const SLOW: usize = 600;
+
+    fn to(url: &str, place: &Place, number: u32) -> Self {
+        let hurries = Arc::new(AtomicBool::new(false));
         let at = At {
             when: When::Before,
             kind: Kind::Pages,
-            nth: 10,
+            nth: 1,
         };
-        Held {
-            sender: format!("unix:{}", proxy.display()),
-            receiver: url.to_owned(),
-            proxy_is_there: is_there,
-            release,
-            _proxy: FaultProxy::start(&proxy, path(url), [(at, act)]),
+        let due = (0..Self::SLOW).map(|_| {
+            let hurries = Arc::clone(&hurries);
+            let act: Act = Box::new(move || {
+                let begin = Instant::now();
+                while !hurries.load(Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(1) {
+                    sleep(Duration::from_millis(20));
+                }
+                Then::PassOn
+            });
+            (at, act)
+        });
+        let proxy = place.at(&format!("proxy-{number}"));
+        SlowWay {
+            url: format!("unix:{}", proxy.display()),
+            _proxy: FaultProxy::start(&proxy, path(url), due),
+            hurries,
         }
+    }
+
+    fn hurry(&self) {
+        self.hurries.store(true, Ordering::Relaxed);
     }
 }
 

@@ -34,7 +34,7 @@ fn a_guest_with_four_processors_moves_over_a_bad_network() {
         receiver,
         disk,
         share,
-        &Send::to(&url).connections(4).downtime_ms(2000),
+        &Send::to(&url).connections(8).downtime_ms(2000),
         &Receive::at(&url).insecure().serial(&serial),
     );
     writing.guest.put("vm.power-button");
@@ -47,8 +47,8 @@ const SENDER: &str = "10.23.0.1";
 const RECEIVER: &str = "10.23.0.2";
 /// The name of both ends of the cable.
 const CABLE: &str = "cable0";
-/// What each side does to what it sends.
-const NETEM: &str = "delay 20ms loss 1% limit 10000";
+/// What becomes of what is sent: the way there and back takes 20 ms.
+const NETEM: &str = "delay 10ms loss 1% limit 10000";
 
 /// Two hosts, as far as networks go, with a cable in between.
 struct Network {
