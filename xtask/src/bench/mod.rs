@@ -82,7 +82,11 @@ impl Options {
                         .context("--runs needs a number")?;
                     continue;
                 }
-                Some("--cloud-hypervisor") if benchmark != "snapshot" => Kind::CloudHypervisor,
+                Some("--cloud-hypervisor")
+                    if !matches!(benchmark, "snapshot" | "migrate --linux") =>
+                {
+                    Kind::CloudHypervisor
+                }
                 Some("--firecracker") if benchmark == "boot" => Kind::Firecracker,
                 _ => bail!("bench {benchmark} does not know '{}'", name.display()),
             };

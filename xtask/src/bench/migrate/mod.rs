@@ -5,6 +5,7 @@
 //! with each migration, as many bytes are [copied](plain) through a socket. State inside back-ends is moved in
 //! [`state`], a Linux guest in [`linux`].
 
+mod linux;
 mod moving;
 mod plain;
 mod state;
@@ -38,6 +39,11 @@ const THERE: [&str; 5] = ["machine", "devices", "ready", "commit", "resume"];
 /// # Errors
 /// A guest does not arrive.
 pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
+    if let [first, rest @ ..] = arguments
+        && first == "--linux"
+    {
+        return linux::bench(Options::read("migrate --linux", rest, 5)?.runs);
+    }
     let Options { others, runs } = Options::read("migrate", arguments, 11)?;
     let ferry = cargo::build_one("ferry", "ferry", "release")?;
     let kernel = tiny_guest()?;

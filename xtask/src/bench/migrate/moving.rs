@@ -1,5 +1,6 @@
 //! One migration: from the VMM that has the guest into a new one, over a unix socket.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +11,8 @@ use serde_json::{Value, json};
 use crate::bench::vmm::Vmm;
 use crate::bench::{Kind, LIMIT, above, millis};
 
+/// The flags of a socket on which somebody listens.
+const LISTENS: &str = "00010000";
 /// How often the sender is asked how far it is. What counts is the time that it measures itself.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -57,7 +60,7 @@ pub fn migrate(kind: Kind, program: &Path, source: Vmm, receive: &Value) -> Resu
     let begun = Instant::now();
     let (total, report) = thread::scope(|scope| {
         let received = scope.spawn(|| target.put("vm.receive-migration", &request));
-        while !socket.exists() {
+        while !is_listening(&socket)? {
             if begun.elapsed() > LIMIT || received.is_finished() {
                 bail!("nobody waits for the guest");
             }
@@ -94,12 +97,20 @@ pub fn migrate(kind: Kind, program: &Path, source: Vmm, receive: &Value) -> Resu
     })
 }
 
+/// Whether somebody listens on a socket. To connect in order to find out would be taken for a sender.
+fn is_listening(socket: &Path) -> Result<bool> {
+    let sockets = fs::read_to_string("/proc/net/unix").context("cannot list unix sockets")?;
+    let socket = socket.to_str().context("the path is not UTF-8")?;
+    let mut lines = sockets.lines().filter(|line| line.ends_with(socket));
+    Ok(lines.any(|line| line.split_whitespace().nth(3) == Some(LISTENS)))
+}
+
 fn wait_for_end(source: &Vmm, begun: Instant) -> Result<Value> {
     while begun.elapsed() < LIMIT {
         let report = source.get("vm.migration")?;
         match report["state"].as_str() {
             Some("done") => return Ok(report),
-            Some("failed") => bail!("the migration has failed: {}", report["error"]),
+            Some("failed") => bail!("the migration has failed: {report}"),
             _ => thread::sleep(LOOK),
         }
     }
