@@ -31,6 +31,10 @@ cargo xtask COMMAND
                          measure how soon the API answers
   bench snapshot [--runs N]
                          measure how soon guests are saved and restored (ondemand: as root, with mkfs.xfs)
+  bench migrate [--cloud-hypervisor PATH] [--runs N]
+                         measure how soon guests are moved, and how long they stand still
+  bench migrate --linux [--runs N]
+                         the same with a Linux guest with a disk and a directory; its times mean little where it is emulated
   fuzz [--seconds N] [TARGET]
                          feed made-up input to all fuzz targets, or to one; each for a minute, or N seconds
   assets [NAME...]       provide what the others need from outside the clone, and print where it is

@@ -83,7 +83,14 @@ pub fn test(arguments: &[OsString]) -> Result<ExitCode> {
 }
 
 /// What tests find in their environment. The back-ends are on `PATH`, too.
-fn variables(cache: &Cache, assets: &[Asset], ferry: PathBuf) -> Result<Vec<(String, OsString)>> {
+///
+/// # Errors
+/// Something cannot be provided.
+pub fn variables(
+    cache: &Cache,
+    assets: &[Asset],
+    ferry: PathBuf,
+) -> Result<Vec<(String, OsString)>> {
     let mut variables = vec![("FERRY_BIN".to_owned(), ferry.into_os_string())];
     let mut path = Vec::new();
     for (name, asset) in assets::environment(cache, assets)? {

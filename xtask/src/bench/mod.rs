@@ -2,18 +2,27 @@
 //! work beneath, in turns, so that a change of the machine's mood meets all of them, and prints ratios.
 
 mod api;
+mod back_end;
 mod boot;
 mod http;
+mod migrate;
+mod serial;
 mod snapshot;
+mod vmm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cargo;
 use crate::progress::output;
+
+const MIB: u64 = 1 << 20;
+/// What has not happened by then never will.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs a benchmark.
 ///
@@ -24,7 +33,10 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
         Some((what, rest)) if what == "boot" => boot::bench(rest),
         Some((what, rest)) if what == "api" => api::bench(rest),
         Some((what, rest)) if what == "snapshot" => snapshot::bench(rest),
-        _ => bail!("there are three benchmarks: bench boot, bench api, bench snapshot"),
+        Some((what, rest)) if what == "migrate" => migrate::bench(rest),
+        _ => {
+            bail!("there are four benchmarks: bench boot, bench api, bench snapshot, bench migrate")
+        }
     }
 }
 
@@ -70,7 +82,11 @@ impl Options {
                         .context("--runs needs a number")?;
                     continue;
                 }
-                Some("--cloud-hypervisor") if benchmark != "snapshot" => Kind::CloudHypervisor,
+                Some("--cloud-hypervisor")
+                    if !matches!(benchmark, "snapshot" | "migrate --linux") =>
+                {
+                    Kind::CloudHypervisor
+                }
                 Some("--firecracker") if benchmark == "boot" => Kind::Firecracker,
                 _ => bail!("bench {benchmark} does not know '{}'", name.display()),
             };
@@ -96,4 +112,17 @@ fn median(values: &mut [f64]) -> f64 {
 fn print_command() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     println!("\nMade by: cargo xtask {}", arguments.join(" "));
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// By how many MiB a peak is above what was there before.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "the memory of a process is far below 2^52 bytes"
+)]
+fn above(peak: u64, idle: u64) -> f64 {
+    peak.saturating_sub(idle) as f64 / MIB as f64
 }

@@ -4,7 +4,6 @@
 //! needs a file system with clones: an XFS on a loop device. Beside each copy of RAM stands a plain one of as many bytes.
 //! And how fast the state inside a back-end is saved, see [`state`].
 
-mod ferry;
 mod state;
 mod xfs;
 
@@ -17,14 +16,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{Options, median, print_command, tiny_guest};
+use super::vmm::Vmm;
+use super::{MIB, Options, above, median, millis, print_command, tiny_guest};
 use crate::cargo;
-use ferry::Ferry;
 use xfs::Xfs;
 
-const MIB: u64 = 1 << 20;
-/// What has not happened by then never will.
-const LIMIT: Duration = Duration::from_secs(120);
 /// MiB of RAM.
 const SIZES: [u64; 2] = [512, 2048];
 const TMPFS: &str = "/dev/shm";
@@ -107,7 +103,7 @@ fn measure(
     runs: usize,
     times: &mut Times,
 ) -> Result<Option<String>> {
-    let original = Ferry::with_full_guest(program, kernel, mib)?;
+    let original = Vmm::with_full_guest(program, kernel, mib)?;
     let place = tempfile::tempdir_in(TMPFS).context("cannot make a directory on a tmpfs")?;
     let directory = place.path().join("snapshot");
     for _ in 0..runs {
@@ -115,12 +111,12 @@ fn measure(
         times.save.push(millis(original.save(&directory)?));
         times.save_peak.push(above(original.peak()?, idle));
         times.plain.push(millis(plain_copy(place.path(), mib)?));
-        let mut copied = Ferry::start(program, &[])?;
+        let copied = Vmm::start(program, &[])?;
         let idle = copied.reset_peak()?;
         times.copy.push(millis(copied.restore(&directory, "Copy")?));
         times.copy_peak.push(above(copied.peak()?, idle));
         drop(copied);
-        let mut adopted = Ferry::start(program, &[])?;
+        let adopted = Vmm::start(program, &[])?;
         times
             .adopt
             .push(millis(adopted.restore(&directory, "Adopt")?));
@@ -136,7 +132,7 @@ fn measure(
     };
     let directory = xfs.copy(&directory)?;
     for _ in 0..runs {
-        let mut cloned = Ferry::start(program, &[])?;
+        let cloned = Vmm::start(program, &[])?;
         times
             .ondemand
             .push(millis(cloned.restore(&directory, "OnDemand")?));
@@ -164,17 +160,4 @@ fn plain_copy(place: &Path, mib: u64) -> Result<Duration> {
     fs::remove_file(from)?;
     fs::remove_file(to)?;
     Ok(time)
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-/// By how many MiB a peak is above what was there before.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "the memory of a process is far below 2^52 bytes"
-)]
-fn above(peak: u64, idle: u64) -> f64 {
-    peak.saturating_sub(idle) as f64 / MIB as f64
 }

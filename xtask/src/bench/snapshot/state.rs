@@ -2,17 +2,18 @@
 //! file, and what Ferry has in memory meanwhile.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::ferry::Ferry;
-use super::{MIB, TMPFS, above, millis};
-use crate::bench::median;
+use super::TMPFS;
+use crate::bench::back_end::BackEnd;
+use crate::bench::vmm::Vmm;
+use crate::bench::{MIB, above, median, millis};
 use crate::cargo;
 
 /// MiB of state.
@@ -26,12 +27,12 @@ const GUEST: &str = "console=ttyS0 mode=blk-writer+ticks count=8 ticks=100000000
 /// A guest is not saved.
 pub fn bench(program: &Path, kernel: &Path, runs: usize) -> Result<()> {
     let helper = cargo::build_one("ferry-tests", "state-back-end", "release")?;
-    let back_end = BackEnd::start(&helper)?;
+    let back_end = BackEnd::start(&helper, STATE)?;
     let disk = format!(
         "vhost_user=on,socket={},id=disk0",
-        back_end.socket.display()
+        back_end.socket().display()
     );
-    let original = Ferry::with_guest(program, kernel, 64, GUEST, &["--disk", &disk])?;
+    let original = Vmm::with_guest(program, kernel, "size=64M", GUEST, &["--disk", &disk])?;
     let place = tempfile::tempdir_in(TMPFS).context("cannot make a directory on a tmpfs")?;
     let directory = place.path().join("snapshot");
     let (mut plain, mut saved, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
@@ -88,36 +89,4 @@ fn plain_copy(helper: &Path, place: &Path) -> Result<Duration> {
     process.wait()?;
     fs::remove_file(path)?;
     Ok(time)
-}
-
-/// A process with a back-end in it.
-struct BackEnd {
-    process: Child,
-    socket: PathBuf,
-}
-
-impl BackEnd {
-    fn start(helper: &Path) -> Result<Self> {
-        let mut process = Command::new(helper)
-            .args(["serve", &format!("{STATE}M")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start the back-end")?;
-        let stdout = process.stdout.take().context("standard output is a pipe")?;
-        let mut socket = String::new();
-        BufReader::new(stdout).read_line(&mut socket)?;
-        Ok(Self {
-            process,
-            socket: PathBuf::from(socket.trim_end()),
-        })
-    }
-}
-
-impl Drop for BackEnd {
-    fn drop(&mut self) {
-        // It ends with its standard input, and removes its socket.
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
-    }
 }

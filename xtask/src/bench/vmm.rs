@@ -1,36 +1,32 @@
-//! A Ferry that is measured, and what its guest says.
+//! A VMM that is measured, with its API and its guest.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{LIMIT, MIB};
-use crate::bench::http;
+use super::serial::Serial;
+use super::{LIMIT, MIB, http};
 
 /// A tick each millisecond, for ever.
 const TICKS: &str = "console=ttyS0 mode=ticks ticks=1000000000 period=1";
-/// What each tick begins with.
-const TICK: &[u8] = b"tick";
 /// Where the tiny guest itself has ended, in bytes.
-const FREE_RAM: u64 = 16 * MIB;
+pub const FREE_RAM: u64 = 16 * MIB;
 
-/// A Ferry with an API, and with a guest whose serial port is a pipe to here.
-pub struct Ferry {
+/// A VMM with an API, and with a guest whose serial port is a pipe to here.
+pub struct Vmm {
     process: Child,
     socket: PathBuf,
-    stdout: Option<ChildStdout>,
-    _directory: tempfile::TempDir,
+    serial: Serial,
+    directory: tempfile::TempDir,
 }
 
-impl Ferry {
+impl Vmm {
     /// Starts one, with these arguments. It serves its API when this returns.
     ///
     /// # Errors
@@ -45,30 +41,30 @@ impl Ferry {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start Ferry")?;
+            .context("cannot start the VMM")?;
         let stdout = process.stdout.take();
-        let ferry = Self {
+        let stdout = stdout.context("standard output is a pipe")?;
+        let vmm = Self {
             process,
             socket,
-            stdout,
-            _directory: directory,
+            serial: Serial::listen(stdout),
+            directory,
         };
-        http::wait_for_api(&ferry.socket, LIMIT)?;
-        Ok(ferry)
+        http::wait_for_api(&vmm.socket, LIMIT)?;
+        Ok(vmm)
     }
 
-    /// Starts one whose guest has this command line, by which it comes to tick, and `mib` MiB of RAM.
+    /// Starts one whose guest has this command line, by which it comes to tick, and this memory, as the flag describes it.
     ///
     /// # Errors
     /// It does not tick.
     pub fn with_guest(
         program: &Path,
         kernel: &Path,
-        mib: u64,
+        memory: &str,
         command_line: &str,
         more: &[&str],
     ) -> Result<Self> {
-        let memory = format!("size={mib}M");
         let kernel = kernel.to_str().context("the kernel's path is not UTF-8")?;
         let mut arguments = vec![
             "--kernel",
@@ -78,15 +74,16 @@ impl Ferry {
             "--cpus",
             "boot=1",
             "--memory",
-            &memory,
+            memory,
             "--serial",
             "tty",
+            "--console",
+            "off",
         ];
         arguments.extend(more);
-        let mut ferry = Self::start(program, &arguments)?;
-        let first = ferry.first_tick()?.recv_timeout(LIMIT);
-        first.context("the guest does not tick")?;
-        Ok(ferry)
+        let vmm = Self::start(program, &arguments)?;
+        vmm.serial.first_tick(LIMIT)?;
+        Ok(vmm)
     }
 
     /// Starts one whose guest ticks, in `mib` MiB of RAM, all of which hold data.
@@ -94,9 +91,28 @@ impl Ferry {
     /// # Errors
     /// It does not tick, or its RAM is not to be found.
     pub fn with_full_guest(program: &Path, kernel: &Path, mib: u64) -> Result<Self> {
-        let ferry = Self::with_guest(program, kernel, mib, TICKS, &[])?;
-        ferry.fill_ram(mib)?;
-        Ok(ferry)
+        let vmm = Self::with_guest(program, kernel, &format!("size={mib}M"), TICKS, &[])?;
+        vmm.fill_ram(mib)?;
+        Ok(vmm)
+    }
+
+    /// A place for sockets and the like, for as long as this VMM is there.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What its guest says.
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// Asks the API how something stands.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn get(&self, route: &str) -> Result<Value> {
+        let answer = http::ask(&self.socket, "GET", route, LIMIT)?;
+        serde_json::from_str(&answer).with_context(|| format!("{route} answers no JSON"))
     }
 
     /// Asks the API for something.
@@ -127,63 +143,40 @@ impl Ferry {
     ///
     /// # Errors
     /// Ferry refuses, or nothing ticks.
-    pub fn restore(&mut self, directory: &Path, mode: &str) -> Result<Duration> {
+    pub fn restore(&self, directory: &Path, mode: &str) -> Result<Duration> {
         let request = json!({
             "source_url": format!("file://{}", directory.display()),
             "memory_restore_mode": mode,
             "resume": true,
         });
-        let tick = self.first_tick()?;
         let begun = Instant::now();
-        let tick = thread::scope(|scope| {
+        thread::scope(|scope| {
             let answer = scope.spawn(|| self.put("vm.restore", &request));
             // A restore that fails is followed by no tick.
-            loop {
-                if let Ok(tick) = tick.recv_timeout(Duration::from_millis(100)) {
-                    return Ok(tick);
-                }
+            while !self.serial.has_ticked() && !answer.is_finished() {
                 if begun.elapsed() > LIMIT {
                     bail!("the restored guest does not tick");
                 }
-                if answer.is_finished() {
-                    match answer.join() {
-                        Ok(Ok(_)) => return Ok(tick.recv_timeout(LIMIT)?),
-                        Ok(Err(error)) => return Err(error),
-                        Err(panic) => std::panic::resume_unwind(panic),
-                    }
-                }
+                let _ = self.serial.first_tick(Duration::from_millis(100));
+            }
+            match answer.is_finished() {
+                true => answer
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                    .map(|_| ()),
+                false => Ok(()),
             }
         })?;
+        let tick = self.serial.first_tick(LIMIT)?;
         Ok(tick.duration_since(begun))
-    }
-
-    /// Reads the guest's output from now on, for as long as there is any; sends when the first tick came.
-    fn first_tick(&mut self) -> Result<Receiver<Instant>> {
-        let mut stdout = self
-            .stdout
-            .take()
-            .context("standard output is read already")?;
-        let (sender, receiver) = channel();
-        thread::spawn(move || {
-            let mut said = Vec::new();
-            let mut buffer = [0; 4096];
-            let mut sender = Some(sender);
-            while let Ok(count @ 1..) = stdout.read(&mut buffer) {
-                let Some(waiting) = &sender else { continue };
-                said.extend_from_slice(&buffer[..count]);
-                if said.windows(TICK.len()).any(|window| window == TICK) {
-                    // Nobody waits for it any more, if it came too late.
-                    let _ = waiting.send(Instant::now());
-                    sender = None;
-                }
-            }
-        });
-        Ok(receiver)
     }
 
     /// Writes something into each page that the guest has no use for, through the file that its RAM is: for a guest whose
     /// kernel is interpreted, this would take a minute.
-    fn fill_ram(&self, mib: u64) -> Result<()> {
+    ///
+    /// # Errors
+    /// Its RAM is not to be found.
+    pub fn fill_ram(&self, mib: u64) -> Result<()> {
         let ram = self.ram_file(mib * MIB)?;
         let mut block: Vec<u64> = vec![0; (MIB / 8) as usize];
         let mut number = 0u64;
@@ -208,7 +201,7 @@ impl Ferry {
                 return Ok(File::options().write(true).open(path)?);
             }
         }
-        bail!("Ferry has no memory file of {bytes} bytes");
+        bail!("the VMM has no memory file of {bytes} bytes");
     }
 
     /// Forgets how much memory this process has had; returns how much it has now, in bytes.
@@ -221,7 +214,7 @@ impl Ferry {
         self.memory("VmRSS:")
     }
 
-    /// The most memory that this process has had since [`Ferry::reset_peak`], in bytes.
+    /// The most memory that this process has had since [`Vmm::reset_peak`], in bytes.
     ///
     /// # Errors
     /// The kernel does not say.
@@ -240,7 +233,7 @@ impl Ferry {
     }
 }
 
-impl Drop for Ferry {
+impl Drop for Vmm {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
         let _ = self.process.kill();
