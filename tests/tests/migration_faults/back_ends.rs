@@ -128,10 +128,10 @@ impl Real {
         fs::create_dir(&shared).unwrap();
         let disk = Qsd::serving("1M").on(&directory.join("image")).start();
         let share = Virtiofsd::options().sharing(&shared).start();
-        Real::new(disk, share)
+        Real::of(disk, share)
     }
 
-    fn new(disk: Qsd, share: Virtiofsd) -> Arc<dyn BackEnds> {
+    fn of(disk: Qsd, share: Virtiofsd) -> Arc<dyn BackEnds> {
         for socket in [disk.socket(), share.socket()] {
             let limit = Duration::from_secs(20);
             crate::party::within(limit, || socket.exists().then_some(())).unwrap();
@@ -205,7 +205,7 @@ impl BackEnds for Real {
     fn heir(&self) -> Arc<dyn BackEnds> {
         let disk = Qsd::serving("1M").on(lock(&self.disk).image()).start();
         let share = lock(&self.share).shared().to_owned();
-        Real::new(disk, Virtiofsd::options().sharing(&share).start())
+        Real::of(disk, Virtiofsd::options().sharing(&share).start())
     }
 
     fn check(&self, records: u64) {
