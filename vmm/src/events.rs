@@ -37,7 +37,7 @@ pub enum Event {
     /// A boot's job has ended.
     Built {
         boot: u64,
-        outcome: Result<Built, lifecycle::Error>,
+        outcome: Result<Box<Built>, lifecycle::Error>,
     },
     /// The job of a snapshot has come to a point where the owner has something to do.
     Saving { number: u64, word: Word },

@@ -73,7 +73,7 @@ impl Job {
         // Without the outside there is nothing to be built, and the vmm thread has been told why.
         let Some(outside) = outside else { return };
         let (number, events) = (self.number, self.events.clone());
-        let outcome = self.build(&outside);
+        let outcome = self.build(&outside).map(Box::new);
         // Who hears of the end may close the console, or open it again.
         drop(outside);
         events.send(Event::Built {

@@ -141,7 +141,7 @@ impl Vmm {
             Event::Checked { boot, outcome } => self.on_checked(boot, outcome),
             Event::DeviceReady { key, boot, outcome } => self.on_device_ready(key, boot, outcome),
             Event::DeviceFailed { key, error } => self.on_device_failed(key, &error),
-            Event::Built { boot, outcome } => self.on_built(boot, outcome),
+            Event::Built { boot, outcome } => self.on_built(boot, outcome.map(|built| *built)),
             Event::Saving { number, word } => self.on_saving(number, word),
             Event::Sending { number, word } => self.on_sending(number, word),
             Event::Listening { number } => self.on_listening(number),
