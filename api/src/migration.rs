@@ -197,7 +197,7 @@ pub enum MigrationState {
     UnderWay,
     /// The guest has been handed over, and nobody has said yet that it runs there. It does not run here.
     Unconfirmed,
-    /// It has succeeded.
+    /// It has succeeded, and nothing of the guest is left on the side that it has left.
     Done,
     /// It has failed, or was given up.
     Failed,

@@ -323,18 +323,27 @@ impl Vmm {
     }
 
     fn guest_has_left(&mut self, sending: Sending) {
-        sending.meter.end(None);
-        let downtime = sending.meter.progress().downtime.unwrap_or_default();
-        let properties = [("downtime_us", downtime.as_micros().to_string())];
-        self.publish("migration", "migration-finished", properties);
+        sending.meter.arrived();
         let gone = "the guest runs elsewhere after all";
         sending
             .reclaimers
             .answer(&Err(Refusal::new(RefusalKind::Failed, gone)));
-        if sending.after == AfterSend::Exit {
+        self.departed = Some((sending.meter, sending.after));
+        self.stop_guest(stop::After::Delete, Waiters::default());
+    }
+
+    /// Ends a migration whose guest runs elsewhere, once nothing of it is left here: from then on another one can come.
+    pub(super) fn settle_departure(&mut self) {
+        let Some((meter, after)) = self.departed.take_if(|_| self.vm.is_none()) else {
+            return;
+        };
+        meter.end(None);
+        let downtime = meter.progress().downtime.unwrap_or_default();
+        let properties = [("downtime_us", downtime.as_micros().to_string())];
+        self.publish("migration", "migration-finished", properties);
+        if after == AfterSend::Exit {
             self.leaves_at = Some(Instant::now() + LINGER);
         }
-        self.stop_guest(stop::After::Delete, Waiters::default());
     }
 
     /// The guest that is being sent has ended here; `after` says what comes.

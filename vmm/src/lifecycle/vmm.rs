@@ -7,6 +7,7 @@ use ferry_api::config::Timeouts;
 use ferry_api::config::VmConfig;
 use ferry_api::control::VmState;
 use ferry_api::events::EventLog;
+use ferry_api::migration::AfterSend;
 use ferry_devices::power::PowerRequest;
 
 use super::boot::Cause;
@@ -39,6 +40,8 @@ pub struct Vmm {
     pub(super) sending: Option<Sending>,
     /// A sender that is waited for, before there is a virtual machine.
     pub(super) receiving: Option<Receiving>,
+    /// The migration of a guest that runs elsewhere, while what it had here is given back, and what comes then.
+    pub(super) departed: Option<(Arc<migration::Meter>, AfterSend)>,
     /// What has become of guests that were to be received.
     pub(super) attempts: Arc<Attempts>,
     /// Connections to back-ends that a guest was to have who has not arrived: the next one that has the same devices gets them.
@@ -73,6 +76,7 @@ impl Vmm {
             saving: None,
             restoring: None,
             sending: None,
+            departed: None,
             receiving: None,
             attempts: Arc::default(),
             reserve: Vec::new(),
@@ -108,6 +112,7 @@ impl Vmm {
             None => {}
         }
         loop {
+            self.settle_departure();
             if let Some(ended) = self.ended.take() {
                 self.close();
                 return ended;

@@ -238,13 +238,18 @@ impl Meter {
         lengths(&self.table().phases, Instant::now())
     }
 
+    /// The guest runs on the other side: what takes time from now on is not part of its way there.
+    pub fn arrived(&self) {
+        self.table().ended.get_or_insert_with(Instant::now);
+    }
+
     /// Notes the end. The first word counts.
     pub fn end(&self, error: Option<Vec<String>>) {
         let mut table = self.table();
-        if table.ended.is_some() {
+        if matches!(table.state, MigrationState::Done | MigrationState::Failed) {
             return;
         }
-        table.ended = Some(Instant::now());
+        table.ended.get_or_insert_with(Instant::now);
         if table.paused.has_begun() {
             table.paused.end();
         }
