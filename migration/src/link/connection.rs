@@ -30,6 +30,8 @@ pub struct Link {
     /// What is left of a small frame that was sent without waiting.
     pub(super) unsent: Vec<u8>,
     pub(super) sent_last: Instant,
+    /// When the other side last said that it is there, while something was written.
+    pub(super) heard: Instant,
     pub(super) input: Condition,
     pub(super) output: Condition,
 }
@@ -76,6 +78,7 @@ impl Link {
             incoming: Incoming::new(attempt, purpose, side.other()),
             unsent: Vec::new(),
             sent_last: Instant::now(),
+            heard: Instant::now(),
             input: Condition::Whole,
             output: Condition::Whole,
         }

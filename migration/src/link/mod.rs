@@ -66,11 +66,11 @@ pub const OLDEST: u16 = 1;
 /// The newest version of the protocol that is spoken.
 pub const NEWEST: u16 = 1;
 /// The most connections of one migration.
-pub const CONNECTIONS_MOST: u16 = 128;
+pub const CONNECTIONS_MOST: u16 = 16;
 /// The most devices whose state travels; their numbers are below.
 pub const DEVICES_MOST: u16 = 1024;
 /// The largest description of a machine, in bytes.
-pub const DESCRIPTION_MOST: u64 = 16 << 20;
+pub const DESCRIPTION_MOST: u64 = 2 << 20;
 /// The most data in one frame, in bytes.
 pub const FRAME_DATA_MOST: usize = 1 << 20;
 

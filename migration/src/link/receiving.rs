@@ -11,6 +11,9 @@ use super::order::Kind;
 use super::socket::{Waited, Want};
 use crate::watch::{Unwatched, Watch};
 
+/// How many `Alive` are taken at a time: a side that sends nothing else is not listened to for ever.
+const ALIVE_AT_ONCE: u32 = 16;
+
 /// Whether a message came in time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Arrival {
@@ -99,6 +102,10 @@ impl Link {
                     }
                 }
             }
+            // One that only says that it is there, or a byte now and then, is late all the same.
+            if deadline.is_some_and(|deadline| heard >= deadline) {
+                return Ok(Arrival::Late);
+            }
         }
     }
 
@@ -157,7 +164,7 @@ impl Link {
     /// lost.
     pub fn last_words(&mut self, patience: Duration) -> Option<Error> {
         let deadline = Instant::now() + patience;
-        loop {
+        while Instant::now() < deadline {
             match self.listen() {
                 Err(failed @ Error::PeerFailed { .. }) => return Some(failed),
                 Err(_) | Ok(Listening::Off) => return None,
@@ -168,11 +175,13 @@ impl Link {
                 _ => return None,
             }
         }
+        None
     }
 
     /// Looks for a `Failed`, as far as that is possible without taking what is for [`Link::receive`].
     pub(super) fn listen(&mut self) -> Result<Listening, Error> {
-        loop {
+        let mut taken = 0;
+        while taken < ALIVE_AT_ONCE {
             if let Some(kind) = self.incoming.kind()
                 && !matches!(kind, Kind::Alive | Kind::Failed)
             {
@@ -181,6 +190,8 @@ impl Link {
             match self.advance()? {
                 Advance::Whole(kind @ (Kind::Alive | Kind::Failed)) => {
                     self.take_message(kind)?;
+                    self.heard = Instant::now();
+                    taken += 1;
                 }
                 Advance::Whole(_) => return Ok(Listening::Off),
                 Advance::Some => (),
@@ -188,6 +199,7 @@ impl Link {
                 Advance::End => return Err(self.closed()),
             }
         }
+        Ok(Listening::On)
     }
 }
 

@@ -15,6 +15,10 @@ use crate::watch::{Unwatched, Watch};
 
 /// How long a frame that was begun may take to end after a cancel, so that the connection stays of use for `Failed`.
 const CANCEL_GRACE: Duration = Duration::from_millis(100);
+/// For how many silence limits one is waited for that says that it is there, but takes nothing: it may have a back-end that
+/// is slow.
+const STALLED: u32 = 4;
+
 impl Link {
     /// Sends a message, whole. While the other side takes nothing, it is heard: if it failed, that is the error.
     ///
@@ -151,20 +155,22 @@ impl Link {
             Listening::On => Want::Both,
             Listening::Off => Want::Write,
         };
-        let silent = pace.moved + self.silence;
+        let silent = self.heard.max(pace.moved) + self.silence;
+        let silent = silent.min(pace.moved + STALLED * self.silence);
         let (watch, until) = match pace.cancelled {
             None => (watch, silent),
             Some(since) => (&Unwatched as &dyn Watch, silent.min(since + CANCEL_GRACE)),
         };
         let waited = self.transport.wait(want, watch, until);
         match waited.map_err(|error| self.io(error))? {
-            Waited::Ready => Ok(()),
+            // There may be no end to what it has to say.
+            Waited::Ready if Instant::now() < until => Ok(()),
             Waited::Cancelled => {
                 pace.cancelled = Some(Instant::now());
                 Ok(())
             }
-            Waited::Late if pace.cancelled.is_some() => Err(self.cancelled()),
-            Waited::Late => Err(self.silent()),
+            _ if pace.cancelled.is_some() => Err(self.cancelled()),
+            _ => Err(self.silent()),
         }
     }
 

@@ -56,7 +56,7 @@ impl RamTarget {
             Ok(found) => found,
             Err(violation) => return Ok(Err(violation)),
         };
-        let cleared = sys::punch_hole(&target.file, at, bytes);
+        let cleared = target.clear(at, bytes);
         cleared.map_err(|source| Error::Ram { gpa, source })?;
         Ok(Ok(bytes))
     }
@@ -113,6 +113,16 @@ impl Target {
         match &self.mapping {
             Some(mapping) => mapping.write(at, data),
             None => self.file.write_all_at(data, at),
+        }
+    }
+
+    fn clear(&self, at: u64, bytes: u64) -> io::Result<()> {
+        match &self.mapping {
+            // A hole in a huge page need not be one: older kernels leave what is in it.
+            Some(mapping) => (at..at + bytes)
+                .step_by(PAGE as usize)
+                .try_for_each(|at| mapping.write(at, &[0; PAGE as usize])),
+            None => sys::punch_hole(&self.file, at, bytes),
         }
     }
 }

@@ -244,7 +244,7 @@ impl Lane<'_> {
                 hole_until = next_data(region, run.gpa)?;
             }
             if run.gpa + run.bytes <= hole_until {
-                self.skip(run.bytes, progress);
+                self.skip(run.bytes, progress)?;
                 if self.watch.cancelled() {
                     // The error that names the connection.
                     self.link.send(&Message::Alive, self.watch)?;
@@ -256,10 +256,12 @@ impl Lane<'_> {
         Ok(())
     }
 
-    fn skip(&mut self, bytes: u64, progress: &Progress) {
+    /// Counts zeros. The other side may have to wait for a long time until they end.
+    fn skip(&mut self, bytes: u64, progress: &Progress) -> Result<(), Error> {
         self.sent.zeros += bytes;
         progress.zeros.fetch_add(bytes, Ordering::Relaxed);
         self.watch.done(bytes);
+        Ok(self.link.keep_alive_if_due()?)
     }
 
     /// Sends the part of a run that is in the region.
@@ -321,7 +323,7 @@ impl Lane<'_> {
                 if zeros == Zeros::Tell {
                     self.link.send(&Message::Zeros { gpa, bytes }, self.watch)?;
                 }
-                self.skip(bytes, progress);
+                self.skip(bytes, progress)?;
             }
             gpa += bytes;
         }

@@ -230,7 +230,9 @@ impl Vmm {
             .filter(|device| cause != Cause::Reset || device.ready().is_none());
         match devices.try_for_each(|device| device.connect(boot, limits, &events)) {
             Ok(()) => self.hand_devices_over(),
-            Err(error) => self.give_boot_up(error),
+            Err(error) => {
+                self.give_boot_up(error);
+            }
         }
     }
 
@@ -296,22 +298,22 @@ impl Vmm {
     /// made are made: the next boot is to find them, and a back-end such as virtiofsd would end with its connection.
     ///
     /// A restore that is past the point of no return can only be followed by something else: its snapshot may be used up
-    /// already, so that the guest is nowhere but here.
-    pub(super) fn give_boot_up(&mut self, error: Error) {
+    /// already, so that the guest is nowhere but here. Then this says false.
+    pub(super) fn give_boot_up(&mut self, error: Error) -> bool {
         let deadline = Instant::now() + self.timeouts.request;
-        let Some(vm) = &mut self.vm else { return };
-        let Phase::Booting(booting) = &mut vm.phase else {
-            return;
+        let Some(Phase::Booting(booting)) = self.vm.as_mut().map(|vm| &mut vm.phase) else {
+            return false;
         };
         if let Orders::Receive(meter) = &booting.orders {
             meter.cancel_because(ferry_api::chain(&error));
         }
         if !booting.orders.give_up() && booting.instead.is_none() {
-            return;
+            return false;
         }
         booting.devices = None;
         booting.failure.get_or_insert(error);
         booting.deadline.get_or_insert(deadline);
+        true
     }
 
     /// Does not wait any longer for a job that was given up; what it still makes is thrown away when it comes.
@@ -420,7 +422,9 @@ impl Vmm {
     fn booted(&mut self, cause: Cause, waiters: Waiters) {
         match cause {
             Cause::Asked | Cause::Reset | Cause::Received(_) => {
-                self.guest_of_migration_rebooted();
+                if let Cause::Reset = cause {
+                    self.guest_of_migration_rebooted();
+                }
                 self.publish("vm", "booted", []);
                 waiters.answer(&Ok(Response::Done));
             }
@@ -451,6 +455,9 @@ impl Vmm {
             instead,
             ..
         } = booting;
+        if let Cause::Reset = cause {
+            self.guest_of_migration_ended(After::Shutdown);
+        }
         // Whoever has asked for something else does not want Ferry to end.
         let asked_by_client = waiters.asked_by_client() || instead.is_some();
         if let Cause::Received(_) = cause {

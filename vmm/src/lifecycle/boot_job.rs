@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::snapshot::Step;
+use vm_migration::link::Failure;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::Ready;
@@ -65,6 +66,11 @@ impl Job {
     /// [`Event::Built`].
     pub fn run(mut self) {
         let outcome = self.check();
+        if let (Err(error), Some(Content::Migration(incoming))) =
+            (&outcome, self.content.take_if(|_| outcome.is_err()))
+        {
+            incoming.refuse(Failure::new(ferry_api::chain(error)));
+        }
         let outside = outcome.as_ref().ok().cloned();
         self.events.send(Event::Checked {
             boot: self.number,

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ferry_api::control::{Reply, Response, VmState};
+use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmState};
 use ferry_api::migration::{Phase as Step, ReceiveRequest, Role};
 
 use super::boot::Cause;
 use super::boot_job::Content;
 use super::pause::Asker;
-use super::vm::{Phase, Waiters};
+use super::vm::Waiters;
 use super::{Error, Vmm, system};
 use crate::events::Event;
 use crate::logging::chain;
@@ -84,7 +84,7 @@ impl Vmm {
         };
         let incoming = match (receiving.failure.take(), outcome) {
             (Some(failure), Ok(incoming)) => {
-                incoming.refuse(&migration::Error::Cancelled);
+                incoming.refuse(migration::Error::Cancelled.failure());
                 return self.not_received(failure);
             }
             (Some(failure), Err(_)) => return self.not_received(failure),
@@ -152,24 +152,27 @@ impl Vmm {
     }
 
     /// Gives a migration up, if one is being received.
-    pub(super) fn cancel_receiving(&mut self, why: &'static str) {
+    pub(super) fn cancel_receiving(&mut self, why: &'static str) -> Result<Response, Refusal> {
         let deadline = Instant::now() + self.timeouts.request;
         if let Some(receiving) = &mut self.receiving {
             receiving.meter.cancel();
             receiving.failure.get_or_insert(Error::Cancelled(why));
             receiving.deadline.get_or_insert(deadline);
-            return;
+            return Ok(Response::Done);
         }
-        if let Some(Phase::Booting(booting)) = self.vm.as_ref().map(|vm| &vm.phase)
-            && matches!(booting.cause, Cause::Received(_))
-        {
-            self.give_boot_up(Error::Cancelled(why));
+        match self.give_boot_up(Error::Cancelled(why)) {
+            true => Ok(Response::Done),
+            false => {
+                let reason = "the guest has been handed over to this Ferry already";
+                Err(Refusal::new(RefusalKind::Failed, reason))
+            }
         }
     }
 
     /// Forgets a migration, before there is a virtual machine.
     pub(super) fn leave_receiving(&mut self, reply: Reply) {
-        self.cancel_receiving("vm.delete came");
+        // There is no virtual machine yet, so this cannot be refused.
+        let _ = self.cancel_receiving("vm.delete came");
         match &mut self.receiving {
             Some(receiving) => receiving.deleters.add(reply),
             None => reply.answer(Ok(Response::Done)),

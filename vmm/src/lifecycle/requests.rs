@@ -66,11 +66,10 @@ impl Vmm {
             Request::ReceiveMigration(request) => self.receive_migration(*request, reply.into()),
             Request::Migration => reply.answer(self.migration()),
             Request::CancelMigration => match self.situation() {
-                Situation::Sending => reply.answer(self.cancel_sending()),
-                _ => {
-                    self.cancel_receiving("vm.migration-cancel came");
-                    reply.answer(Ok(Response::Done));
+                Situation::Receiving => {
+                    reply.answer(self.cancel_receiving("vm.migration-cancel came"))
                 }
+                _ => reply.answer(self.cancel_sending()),
             },
             Request::ReclaimMigration => self.reclaim_guest(reply),
             Request::ReleaseHold => reply.answer(self.release_hold()),

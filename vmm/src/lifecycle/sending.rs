@@ -79,9 +79,9 @@ impl Sending {
         if self.is_handed_over() || self.stage == Stage::Settling {
             return;
         }
+        self.meter.cancel_because(reason.chain.clone());
         self.failure.get_or_insert(reason);
         self.orders = None;
-        self.meter.cancel();
     }
 }
 
@@ -238,8 +238,11 @@ impl Vmm {
         let Some(sending) = &mut self.sending else {
             return;
         };
-        if sending.failure.is_some() || sending.meter.commit().is_err() {
+        if sending.failure.is_some() {
             return;
+        }
+        if let Err(error) = sending.meter.commit() {
+            return self.fail_migration(Refusal::failed(&error));
         }
         sending.stage = Stage::HandedOver;
         if let Some(orders) = &sending.orders {
@@ -348,16 +351,26 @@ impl Vmm {
 
     /// The guest that is being sent has ended here; `after` says what comes.
     pub(super) fn guest_of_migration_ended(&mut self, after: stop::After) {
+        if let Some(sending) = self.sending.take_if(|it| it.is_handed_over()) {
+            // Nobody wants to know any more what has become of it; and when its job still finds out, there may be another guest.
+            let reason = "the guest was given up here while it was not known whether it runs there";
+            sending.meter.end(Some(vec![reason.to_owned()]));
+            self.publish(
+                "migration",
+                "migration-failed",
+                [("reason", reason.to_owned())],
+            );
+            sending
+                .reclaimers
+                .answer(&Err(Refusal::new(RefusalKind::Failed, reason)));
+            return;
+        }
         if let Some(sending) = &mut self.sending {
             let early = matches!(sending.stage, Stage::Preparing | Stage::Pausing);
             if early && sending.failure.is_none() && after == stop::After::Restart {
                 // It goes on with the next one.
                 sending.stage = Stage::Rebooting;
                 return;
-            }
-            if sending.is_handed_over() {
-                // Nobody wants to know any more what has become of it.
-                sending.orders = None;
             }
             sending.meter.guest_goes_on();
             sending.fail(Refusal::new(
@@ -391,6 +404,10 @@ impl Vmm {
 
     /// Gives a migration up because a client says so.
     pub(super) fn cancel_sending(&mut self) -> Result<Response, Refusal> {
+        if self.sending.is_none() {
+            let reason = "no migration is under way";
+            return Err(Refusal::new(RefusalKind::Failed, reason));
+        }
         let reason = Refusal::new(RefusalKind::Failed, "vm.migration-cancel came");
         self.fail_migration(reason);
         Ok(Response::Done)

@@ -336,7 +336,8 @@ impl Vmm {
         let Some(Phase::Stopping(stopping)) = self.vm.as_mut().map(|vm| &mut vm.phase) else {
             return;
         };
-        if stopping.after == After::Restart {
+        let reboots = stopping.after == After::Restart;
+        if reboots {
             let given_up = Refusal::new(
                 RefusalKind::Failed,
                 "the reboot was given up: the guest is to be shut down",
@@ -348,6 +349,9 @@ impl Vmm {
         // This client is told of a delay, too.
         if let Stage::Quietening { answer_at, .. } = &mut stopping.stage {
             answer_at.get_or_insert(Instant::now() + self.timeouts.request);
+        }
+        if reboots {
+            self.guest_of_migration_ended(after);
         }
     }
 }

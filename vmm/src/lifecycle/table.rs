@@ -79,7 +79,7 @@ pub fn verdict(situation: Situation, request: &Request) -> Verdict {
         (Request::Cancel, Saving | Restoring) => Allowed,
         (Request::ReleaseHold, Saving) => Allowed,
         (Request::SendMigration(_), Running | Paused) => Allowed,
-        (Request::CancelMigration, Sending | Receiving) => Allowed,
+        (Request::CancelMigration, Sending | Receiving | Rebooting) => Allowed,
         (Request::ReclaimMigration, HandedOver) => Allowed,
         (
             Request::Shutdown,

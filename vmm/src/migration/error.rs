@@ -65,6 +65,8 @@ pub enum Error {
     StateTooLarge(usize),
     #[error("the sender has not handed the guest over within {0:?}")]
     NoCommit(Duration),
+    #[error("the receiver is there, but has not said in time whether the guest runs")]
+    NotConfirmed,
     #[error("the receiver has not started the guest; it says: {0}")]
     NotStarted(&'static str),
     #[error("the guest was taken back by vm.migration-reclaim")]

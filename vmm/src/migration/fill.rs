@@ -86,12 +86,35 @@ impl Incoming {
         let hypervisor = Hypervisor::open()?;
         let ram = self.prepare_ram()?;
         let devices = self.wait_for_devices(place)?;
-        let differences = differing(&self.guest.devices(), &devices);
+        match self.receive_into(&hypervisor, &ram, &devices, place) {
+            Ok(machine) => Ok((machine, ram)),
+            Err(error) => {
+                // The connections stay for the next attempt, but nothing of this RAM does.
+                devices.iter().for_each(|device| device.set_ram([].into()));
+                if let Err(error) = ram.discard() {
+                    tracing::warn!(
+                        "the RAM of a guest that has not come is not given back: {error}"
+                    );
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn receive_into(
+        &mut self,
+        hypervisor: &Hypervisor,
+        ram: &GuestRam,
+        devices: &[Ready],
+        place: &Place<'_>,
+    ) -> Result<Machine, Error> {
+        let meter = self.meter.clone();
+        let differences = differing(&self.guest.devices(), devices);
         if !differences.is_empty() {
             return Err(Error::Differences(differences));
         }
         let shared = ram.shared_regions();
-        for device in &devices {
+        for device in devices {
             device.set_ram(shared.clone());
         }
         let regions: Vec<Region<'_>> = ram
@@ -104,19 +127,19 @@ impl Incoming {
             .collect();
         meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
         // Made now, while the guest still runs.
-        let shell = Shell::new(&hypervisor, &ram, self.config.cpus.boot_vcpus)?;
+        let shell = Shell::new(hypervisor, ram, self.config.cpus.boot_vcpus)?;
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
         self.link.send(&Message::Prepared, &*meter)?;
         meter.enter(Phase::Precopy);
         let extra = self.wait_for_joins(place.timeouts.request)?;
         let (state, tallies) = self.receive_ram(&target, extra)?;
         meter.enter(Phase::Machine);
-        let (state, rests) = read_state(&state, self.link.attempt(), &devices)?;
+        let (state, rests) = read_state(&state, self.link.attempt(), devices)?;
         let machine = Machine::from_state(
             shell,
             &RestoreParts {
-                hypervisor: &hypervisor,
-                devices: &devices,
+                hypervisor,
+                devices,
                 console: place.console,
             },
             &state,
@@ -127,10 +150,10 @@ impl Incoming {
             meter: &meter,
             limit,
         };
-        waiting.restore(&mut self.link, &machine, &devices, &rests)?;
-        self.load(&devices, &rests, limit, tallies)?;
-        waiting.set_up_rings(&mut self.link, &devices, &rests)?;
-        Ok((machine, ram))
+        waiting.restore(&mut self.link, &machine, devices, &rests)?;
+        self.load(devices, &rests, limit, tallies)?;
+        waiting.set_up_rings(&mut self.link, devices, &rests)?;
+        Ok(machine)
     }
 
     /// Sets RAM aside, and touches it if the definition says so, while the sender waits.
@@ -219,12 +242,20 @@ impl Incoming {
             let state = receive_main(main, target, meter);
             // Connections that still wait for something would wait for their limit.
             let state = state.inspect_err(|_| meter.cancel());
-            let tallies: Result<Vec<Tally>, Error> = threads.into_iter().map(join).collect();
-            match (state, tallies) {
-                (Ok(state), Ok(tallies)) => Ok((state, tallies)),
-                // When one fails, the other ones are cancelled.
-                (Err(error), Err(other)) if error.is_cancelled() => Err(other),
-                (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+            let mut tallies = Vec::new();
+            let mut errors: Vec<Error> = Vec::new();
+            for outcome in threads.into_iter().map(join) {
+                match outcome {
+                    Ok(tally) => tallies.push(tally),
+                    Err(error) => errors.push(error),
+                }
+            }
+            let state = state.map_err(|error| errors.push(error));
+            // When one fails, the other ones are cancelled: that is not the cause.
+            let cause = errors.iter().position(|error| !error.is_cancelled());
+            match (state, errors.is_empty()) {
+                (Ok(state), true) => Ok((state, tallies)),
+                _ => Err(errors.swap_remove(cause.unwrap_or(0))),
             }
         })
     }
@@ -253,6 +284,8 @@ impl Incoming {
         self.meter
             .expect_devices(carriers.map(|(device, _)| device.id().to_owned()));
         let meter = self.meter.clone();
+        // What a back-end is given, so that the connection can be used while it takes its time.
+        let mut chunk = Vec::new();
         loop {
             // What was received, without the end itself.
             let received = self.link.received();
@@ -261,7 +294,14 @@ impl Incoming {
                     let index = usize::from(device);
                     let loading = loads.get_mut(index).and_then(Option::as_mut);
                     let loading = loading.ok_or(Error::Mismatch("list of back-ends with state"))?;
-                    loading.write(data, &meter.device(devices[index].id()))?;
+                    data.clone_into(&mut chunk);
+                    let watch = meter.device(devices[index].id());
+                    let pulse = Pulse::new(&mut self.link, &watch);
+                    let written = loading.write(&chunk, &pulse);
+                    if let Some(refusal) = pulse.refusal() {
+                        return Err(refusal.into());
+                    }
+                    written?;
                 }
                 Message::ChunkEnd { device, total } => {
                     let index = usize::from(device);
@@ -301,11 +341,12 @@ impl Incoming {
         self.attempts.note(self.link.attempt(), Outcome::Waiting);
         self.link.set_silence(limit);
         self.link.send(&Message::Ready, &*meter)?;
+        let deadline = Instant::now() + limit;
         loop {
-            match self.link.receive(&*meter) {
-                Ok(Message::Commit) => break,
-                Ok(_) => {}
-                Err(LinkError::Silent { .. }) => return Err(Error::NoCommit(limit)),
+            match self.link.receive_for(&*meter, deadline) {
+                Ok(Some(Message::Commit)) => break,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(LinkError::Silent { .. }) => return Err(Error::NoCommit(limit)),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -124,9 +124,12 @@ impl<S: Fn(Word)> Job<S> {
             }
         }
         meter.enter(Phase::Commit);
+        // One that has given up, or is gone, would leave the guest unconfirmed.
+        link.notice()?;
         // A receiver that has not got it never gets it.
         link.send(&Message::Commit, meter)?;
-        match wait_for_running(&mut link, meter) {
+        let deadline = Instant::now() + STOP_LIMITS * self.timeouts.request;
+        match wait_for_running(&mut link, meter, deadline) {
             Ok(timings) => self.arrived(timings),
             Err(error) => {
                 tracing::warn!(
@@ -179,20 +182,29 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     fn ask(&self, way: &Way<'_>) -> Result<Outcome, Error> {
+        let deadline = Instant::now() + self.timeouts.request;
         let mut link = self.connect(way, Purpose::Ask)?;
         loop {
-            if let Message::Outcome(outcome) = link.receive(&*self.meter)? {
-                return Ok(outcome);
+            match link.receive_for(&*self.meter, deadline)? {
+                Some(Message::Outcome(outcome)) => return Ok(outcome),
+                Some(_) => {}
+                None => return Err(Error::NotConfirmed),
             }
         }
     }
 }
 
 /// It is not known whose the guest is until the answer comes.
-fn wait_for_running(link: &mut Link, meter: &Meter) -> Result<Vec<Timing>, Error> {
+fn wait_for_running(
+    link: &mut Link,
+    meter: &Meter,
+    deadline: Instant,
+) -> Result<Vec<Timing>, Error> {
     let timings = loop {
-        if let Message::Running { timings } = link.receive(meter)? {
-            break timings.into_owned();
+        match link.receive_for(meter, deadline)? {
+            Some(Message::Running { timings }) => break timings.into_owned(),
+            Some(_) => {}
+            None => return Err(Error::NotConfirmed),
         }
     };
     // A receiver that is not told goes on answering those who ask.

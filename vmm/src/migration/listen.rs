@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use ferry_api::config::{SerialConfig, Timeouts, VmConfig};
 use ferry_api::migration::{MigrationUrl, Openness, Phase, ReceiveRequest};
-use vm_migration::link::{DESCRIPTION_MOST, Last, Link, Listener, Message, Purpose, Tls};
+use vm_migration::link::{
+    DESCRIPTION_MOST, Failure, Last, Link, Listener, Message, Outcome, Purpose, Tls,
+};
 use vm_migration::stream::Saved;
 
 use super::describe::{ArrivalV1, GuestV1};
@@ -74,6 +76,10 @@ fn wait_for_sender(
     loop {
         let mut link = listener.accept(meter, None)?;
         match link.purpose() {
+            // It would change what is said of the first one.
+            Purpose::Migrate { .. } if attempts.outcome(link.attempt()) != Outcome::Unknown => {
+                let _ = link.refuse("there has been an attempt with this number already");
+            }
             Purpose::Migrate { connections } => {
                 link.accept_it()?;
                 return Ok((link, connections));
@@ -156,8 +162,14 @@ impl Incoming {
         self.guest.arrival
     }
 
-    /// Tells the sender that its guest is not wanted any more.
-    pub fn refuse(self, error: &Error) {
-        self.link.give_up(&error.failure());
+    /// Tells the sender that its guest is not wanted any more. Nobody waits until it has heard it.
+    pub fn refuse(self: Box<Self>, failure: Failure) {
+        let work = move || self.link.give_up(&failure);
+        let started = std::thread::Builder::new()
+            .name("refusal".into())
+            .spawn(work);
+        if let Err(error) = started {
+            tracing::warn!("a sender is not told that its guest is not wanted: {error}");
+        }
     }
 }

@@ -36,6 +36,8 @@ pub struct Meter {
     state_done: AtomicU64,
     /// What the guest's standing still is bounded by.
     stop: OnceLock<Stop>,
+    /// How many milliseconds after the beginning the guest is to stand still at last; 0 if that is not bounded.
+    copying_most: AtomicU64,
     /// What was sent of them.
     pub pages: pages::Progress,
     // Held for a few assignments at a time.
@@ -91,6 +93,7 @@ impl Meter {
             ram_done: AtomicU64::new(0),
             state_done: AtomicU64::new(0),
             stop: OnceLock::new(),
+            copying_most: AtomicU64::new(0),
             pages: pages::Progress::default(),
             table: Mutex::new(Table {
                 attempt: String::new(),
@@ -173,6 +176,21 @@ impl Meter {
             limit,
             done_before: self.ram_done(),
         });
+    }
+
+    /// Bounds the time until the guest stands still: however slow the other side is, it is given up then.
+    pub fn bound_copying(&self, limit: Option<Duration>) {
+        let most = limit.map_or(0, |limit| {
+            self.begun.elapsed().saturating_add(limit).as_millis()
+        });
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        self.copying_most.store(most, Ordering::Relaxed);
+    }
+
+    /// Whether the guest should stand still by now.
+    pub fn copies_too_long(&self) -> bool {
+        let most = self.copying_most.load(Ordering::Relaxed);
+        most != 0 && self.begun.elapsed().as_millis() > u128::from(most)
     }
 
     /// Whether the guest has stood still for longer than it should.
@@ -311,7 +329,7 @@ impl Watch for Meter {
     }
 
     fn cancelled(&self) -> bool {
-        if self.is_too_slow() {
+        if self.is_too_slow() || self.copies_too_long() {
             // Not any more once the guest is handed over.
             self.decision.cancel();
         }

@@ -14,11 +14,13 @@ use std::time::Instant;
 
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
-use ferry_api::migration::{Phase, SendRequest, Unlogged};
+use ferry_api::migration::{Phase, SendRequest, TimeoutStrategy, Unlogged};
 use ferry_devices::vhost_user;
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::CpuId;
-use vm_migration::link::{FRAME_DATA_MOST, Last, Link, Message, Patience, Purpose, StreamId, Tls};
+use vm_migration::link::{
+    FRAME_DATA_MOST, Failure, Last, Link, Message, Patience, Purpose, StreamId, Tls,
+};
 use vm_migration::pages::Region;
 use vm_migration::stream;
 
@@ -105,7 +107,8 @@ impl<S: Fn(Word)> Job<S> {
     /// Moves the guest.
     pub fn run(mut self) {
         let mut logs = None;
-        let outcome = self.send(&mut logs);
+        let mut links = Vec::new();
+        let outcome = self.send(&mut logs, &mut links);
         if let Err(error) = &outcome {
             // The guest does not wait for what is still to be put back. (One that was given up waits for the end.)
             (self.say)(Word::Failed(Refusal::failed(error)));
@@ -113,17 +116,24 @@ impl<S: Fn(Word)> Job<S> {
         if let Some(logs) = logs {
             logs.stop(&self.devices);
         }
+        if let (Err(error), Some(main)) = (&outcome, links.into_iter().next()) {
+            // What the owner says is the cause. A receiver that is not told finds out by itself, later.
+            let reason = self.meter.reason().map(Failure::new);
+            main.give_up(&reason.unwrap_or_else(|| error.failure()));
+        }
         let Job {
             say,
-            // Their connections may be closed from now on.
-            devices: _,
-            source: _,
+            devices,
+            source,
             ..
         } = self;
+        // Their connections may be closed from now on.
+        drop((devices, source));
         say(Word::Ended(outcome));
     }
 
-    fn send(&mut self, logs: &mut Option<Logs>) -> Result<(), Error> {
+    /// An error leaves in `links` the connections to a receiver that is to be told.
+    fn send(&mut self, logs: &mut Option<Logs>, links: &mut Vec<Link>) -> Result<(), Error> {
         self.check()?;
         let attempt = StreamId::draw().map_err(Error::Random)?;
         self.meter.set_attempt(attempt.to_string());
@@ -135,22 +145,17 @@ impl<S: Fn(Word)> Job<S> {
         // It may take its time: KVM is asked by making a virtual machine. A receiver would wait meanwhile.
         let description = self.describe()?;
         let connections = self.request.connections;
-        let mut links = vec![self.connect(&way, Purpose::Migrate { connections })?];
-        let sent = self.send_over(&way, &description, &mut links, logs);
-        let sent = sent.map_err(|error| match self.meter.is_too_slow() {
-            true => Error::TooSlow(Box::new(error)),
-            false => error,
-        });
-        match sent {
-            Ok(()) => self.hand_over(&way, links),
-            Err(error) => {
-                // A receiver that is not told finds out by itself, later.
-                if let Some(main) = links.into_iter().next() {
-                    main.give_up(&error.failure());
-                }
-                Err(error)
-            }
+        if self.request.timeout_strategy == TimeoutStrategy::Cancel {
+            self.meter.bound_copying(Some(self.request.timeout));
         }
+        links.push(self.connect(&way, Purpose::Migrate { connections })?);
+        let sent = self.send_over(&way, &description, links, logs);
+        sent.map_err(|error| match error.is_cancelled() {
+            true if self.meter.is_too_slow() => Error::TooSlow(Box::new(error)),
+            true if self.meter.copies_too_long() => Error::Timeout(self.request.timeout),
+            _ => error,
+        })?;
+        self.hand_over(&way, std::mem::take(links))
     }
 
     /// What may stand in the way on this side.
@@ -203,6 +208,7 @@ impl<S: Fn(Word)> Job<S> {
                 None => None,
             };
             meter.enter(Phase::Pause);
+            meter.bound_copying(None);
             (self.say)(Word::Ready);
             match self.wait_paused(links)? {
                 Some(state) => return self.finish(links, &state, logs.as_ref().zip(rest)),

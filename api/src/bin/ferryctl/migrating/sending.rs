@@ -89,7 +89,7 @@ impl<'a> Sending<'a> {
                         Failure::Client(
                             ClientError::Connect { .. } | ClientError::Closed { .. },
                         ) => {
-                            if unanswered == GONE {
+                            if unanswered >= GONE {
                                 return Ok(None);
                             }
                         }
@@ -138,11 +138,8 @@ impl<'a> Sending<'a> {
         }
         let last = self.watch.last();
         match last.map(|last| (last.state, last.phase)) {
-            Some((MigrationState::UnderWay, MigrationPhase::Release)) => {
-                Ok(End::Left("the guest has left; this Ferry has ended\n".into()))
-            }
-            Some((MigrationState::UnderWay, MigrationPhase::Commit)) => Ok(End::Left(
-                "the guest was handed over, and this Ferry has ended, as it does when the guest has left\n".into(),
+            Some((MigrationState::UnderWay, MigrationPhase::Release)) => Ok(End::Left(
+                "the guest has left; this Ferry has ended\n".into(),
             )),
             _ => Err(Failure::Vanished {
                 phase: last.map_or("connect".into(), |last| super::report::name(last.phase)),
