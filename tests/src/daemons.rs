@@ -138,6 +138,16 @@ impl Qsd {
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
+
+    /// How many sockets it has: one more than at first while a front-end is connected.
+    pub fn sockets(&mut self) -> usize {
+        let descriptors = format!("/proc/{}/fd", self.process.child().id());
+        let descriptors = fs::read_dir(descriptors).expect("its descriptors");
+        let targets = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        targets
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .count()
+    }
 }
 
 impl Listener for Qsd {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use ferry_tests::fault_proxy::{Act, FaultProxy, Place as At, Then, When};
 use ferry_tests::{
-    Ferry, Guest, Qsd, QsdOptions, Receive, Send, Virtiofsd, VirtiofsdOptions, loopback_url,
+    Ferry, Guest, Listener, Qsd, QsdOptions, Receive, Send, Virtiofsd, VirtiofsdOptions,
+    loopback_url,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::Value;
@@ -130,7 +131,7 @@ fn a_guest_goes_on_over_four_migrations() {
 pub fn moved(
     writing: Writing,
     mut receiver: Guest,
-    disk: Qsd,
+    mut disk: Qsd,
     share: Virtiofsd,
     send: &Send,
     receive: &Receive,
@@ -138,8 +139,16 @@ pub fn moved(
     let Writing {
         mut guest,
         share: mut left,
-        disk: _left_disk,
+        disk: mut left_disk,
     } = writing;
+    guest.wait_until("a qemu-storage-daemon that listens", |_| {
+        disk.socket().exists().then_some(())
+    });
+    let sockets = disk.sockets();
+    assert!(
+        left_disk.sockets() > sockets,
+        "qemu-storage-daemon is not connected"
+    );
     let receive = receive.clone();
     let receive = receive.device("disk0", &disk).device("fs0", &share);
     let receiving = receiver.listen(&receive);
@@ -160,6 +169,9 @@ pub fn moved(
         "virtiofsd still has its connection\n{}",
         guest.transcript()
     );
+    guest.wait_until("no connection to qemu-storage-daemon", |_| {
+        (left_disk.sockets() == sockets).then_some(())
+    });
     let mut writing = Writing {
         guest: receiver,
         disk,

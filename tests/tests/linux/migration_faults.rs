@@ -23,40 +23,31 @@ fn a_guest_survives_faults_in_each_part_of_a_migration() {
     });
     let mut receiver = Party::beside(&writing, &place);
 
-    // While the guest runs.
-    let attempt = Attempt::begin(
-        &writing,
-        &mut receiver,
-        &place,
-        "1",
-        before(Kind::Pages, 10),
-        cut(),
-    );
-    attempt.fails(&mut writing, &mut receiver);
-    receiver.is_ready_again();
+    // While the receiver prepares itself; while the guest runs; while it stands still, and the receiver's back-end has its
+    // state already; when all is there.
+    let cancel = cancelling(&writing.guest);
+    for (name, at, act) in [
+        ("1", before(Kind::Prepared, 1), cut()),
+        ("2", before(Kind::Pages, 10), cut()),
+        ("3", before(Kind::End, 1), cut()),
+        ("4", before(Kind::Ready, 1), cancel),
+    ] {
+        let attempt = Attempt::begin(&writing, &mut receiver, &place, name, at, act);
+        attempt.fails(&mut writing, &mut receiver);
+        receiver.is_ready_again();
+    }
 
-    // While it stands still, and the receiver's back-end has its state already.
-    let attempt = Attempt::begin(
-        &writing,
-        &mut receiver,
-        &place,
-        "2",
-        before(Kind::End, 1),
-        cut(),
-    );
+    // While it stands still, and the receiver's back-end dies.
+    let kill = killing(receiver.share.process().child().id());
+    let at = before(Kind::Chunk, 1);
+    let attempt = Attempt::begin(&writing, &mut receiver, &place, "5", at, kill);
     attempt.fails(&mut writing, &mut receiver);
-    receiver.is_ready_again();
 
     // The same, and the receiver dies.
-    let kill = killing(&receiver.guest);
-    let attempt = Attempt::begin(
-        &writing,
-        &mut receiver,
-        &place,
-        "3",
-        before(Kind::ChunkEnd, 1),
-        kill,
-    );
+    let mut receiver = Party::beside(&writing, &place);
+    let kill = killing(receiver.guest.pid());
+    let at = before(Kind::ChunkEnd, 1);
+    let attempt = Attempt::begin(&writing, &mut receiver, &place, "6", at, kill);
     attempt.fails(&mut writing, &mut receiver);
     assert!(
         receiver.share.process().wait(LIMIT).is_some(),
@@ -66,14 +57,8 @@ fn a_guest_survives_faults_in_each_part_of_a_migration() {
     // When the guest has been handed over, and runs there, but nobody says so. The sender asks, and ends.
     let mut receiver = Party::beside(&writing, &place);
     let dark = Box::new(|| Then::Cut(Duration::from_secs(3)));
-    let attempt = Attempt::begin(
-        &writing,
-        &mut receiver,
-        &place,
-        "4",
-        before(Kind::Running, 1),
-        dark,
-    );
+    let at = before(Kind::Running, 1);
+    let attempt = Attempt::begin(&writing, &mut receiver, &place, "7", at, dark);
     writing.guest.wait_for_migration("unconfirmed");
     assert_eq!(info(&writing.guest)["state"], "Paused");
     attempt.receiving.answer().expect("a guest");
@@ -82,15 +67,9 @@ fn a_guest_survives_faults_in_each_part_of_a_migration() {
 
     // The same, and the sender dies.
     let mut receiver = Party::beside(&writing, &place);
-    let kill = killing(&writing.guest);
-    let attempt = Attempt::begin(
-        &writing,
-        &mut receiver,
-        &place,
-        "5",
-        before(Kind::Running, 1),
-        kill,
-    );
+    let kill = killing(writing.guest.pid());
+    let at = before(Kind::Running, 1);
+    let attempt = Attempt::begin(&writing, &mut receiver, &place, "8", at, kill);
     attempt.receiving.answer().expect("a guest");
     drop(writing);
     writing = receiver.with_guest();
@@ -195,9 +174,17 @@ fn cut() -> Act {
     Box::new(|| Then::Cut(Duration::ZERO))
 }
 
-/// Kills a Ferry.
-fn killing(guest: &Guest) -> Act {
-    let process = guest.pid();
+/// Gives the migration up, from its sender's side.
+fn cancelling(sender: &Guest) -> Act {
+    let client = sender.api().clone();
+    Box::new(move || {
+        client.put("vm.migration-cancel", b"").expect("a migration");
+        Then::PassOn
+    })
+}
+
+/// Kills a Ferry or a back-end.
+fn killing(process: u32) -> Act {
     Box::new(move || {
         // SAFETY: the process is a child of this one, which waits for it only later.
         unsafe { libc::kill(process as libc::pid_t, libc::SIGKILL) };
