@@ -140,8 +140,8 @@ impl Qsd {
     }
 
     /// How many sockets it has: one more than at first while a front-end is connected.
-    pub fn sockets(&mut self) -> usize {
-        let descriptors = format!("/proc/{}/fd", self.process.child().id());
+    pub fn sockets(&self) -> usize {
+        let descriptors = format!("/proc/{}/fd", self.process.id());
         let descriptors = fs::read_dir(descriptors).expect("its descriptors");
         let targets = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         targets

@@ -46,6 +46,8 @@ const POWER_BUTTON: &str = "event 0001 0074 0001 0000";
 
 /// Takes drivers away from their devices and gives them back, and uses the devices, over and over; reboots when it is told to.
 const TURNS: &str = "
+    # What a kernel says while it boots is not about what comes here.
+    dmesg -c > /dev/null
     share() {
         mkdir -p /share
         mount -t virtiofs share /share
@@ -131,7 +133,7 @@ fn a_guest_goes_on_over_four_migrations() {
 pub fn moved(
     writing: Writing,
     mut receiver: Guest,
-    mut disk: Qsd,
+    disk: Qsd,
     share: Virtiofsd,
     send: &Send,
     receive: &Receive,
@@ -139,7 +141,7 @@ pub fn moved(
     let Writing {
         mut guest,
         share: mut left,
-        disk: mut left_disk,
+        disk: left_disk,
     } = writing;
     guest.wait_until("a qemu-storage-daemon that listens", |_| {
         disk.socket().exists().then_some(())

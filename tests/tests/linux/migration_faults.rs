@@ -38,7 +38,7 @@ fn a_guest_survives_faults_in_each_part_of_a_migration() {
     }
 
     // While it stands still, and the receiver's back-end dies.
-    let kill = killing(receiver.share.process().child().id());
+    let kill = killing(receiver.share.process().id());
     let at = before(Kind::Chunk, 1);
     let attempt = Attempt::begin(&writing, &mut receiver, &place, "5", at, kill);
     attempt.fails(&mut writing, &mut receiver);

@@ -47,8 +47,8 @@ const SENDER: &str = "10.23.0.1";
 const RECEIVER: &str = "10.23.0.2";
 /// The name of both ends of the cable.
 const CABLE: &str = "cable0";
-/// What becomes of what is sent: the way there and back takes 20 ms.
-const NETEM: &str = "delay 10ms loss 1% limit 10000";
+/// What becomes of what is sent, on either side.
+const NETEM: &str = "delay 20ms loss 1% limit 10000";
 
 /// Two hosts, as far as networks go, with a cable in between.
 struct Network {
