@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ferry_api::config::Timeouts;
 use ferry_api::migration::Phase;
-use ferry_devices::vhost_user::{BackEndStateV1, Loading, StateLimits, VhostUserStateV1};
+use ferry_devices::vhost_user::VhostUserStateV1;
 use ferry_devices::virtio::VirtioDevice;
 use vm_migration::link::{
     Error as LinkError, Failure, Link, Message, Outcome, Purpose, StreamId, Tally,
@@ -17,8 +17,7 @@ use vm_migration::pages::{RamTarget, Region};
 use vm_migration::stream::StreamReader;
 
 use super::listen::Incoming;
-use super::pulse::Pulse;
-use super::send::{Done, ask_all};
+use super::revival::Revival;
 use super::{Error, Farewell, Meter};
 use crate::console::Console;
 use crate::hypervisor::Hypervisor;
@@ -145,14 +144,15 @@ impl Incoming {
             &state,
         )?;
         meter.enter(Phase::Devices);
-        let limit = place.timeouts.request;
-        let waiting = Waiting {
+        let revival = Revival {
+            devices,
+            rests: &rests,
             meter: &meter,
-            limit,
+            limit: place.timeouts.request,
         };
-        waiting.restore(&mut self.link, &machine, devices, &rests)?;
-        self.load(devices, &rests, limit, tallies)?;
-        waiting.set_up_rings(&mut self.link, devices, &rests)?;
+        revival.restore(&mut self.link, &machine)?;
+        revival.load(&mut self.link, self.state_most, &tallies)?;
+        revival.set_up_rings(&mut self.link)?;
         Ok(machine)
     }
 
@@ -260,79 +260,6 @@ impl Incoming {
         })
     }
 
-    /// Loads what back-ends hold, as it comes, up to the end of the stream.
-    fn load(
-        &mut self,
-        devices: &[Ready],
-        rests: &[VhostUserStateV1],
-        limit: Duration,
-        extra: Vec<Tally>,
-    ) -> Result<(), Error> {
-        let limits = StateLimits {
-            reply: limit,
-            silence: limit,
-            most: self.state_most,
-        };
-        let begin = |(device, rest): (&Ready, &VhostUserStateV1)| {
-            (rest.back_end == BackEndStateV1::Carried).then(|| device.begin_load(&limits))
-        };
-        let mut loads: Vec<Option<Loading>> = devices.iter().zip(rests).map(begin).collect();
-        let carriers = devices
-            .iter()
-            .zip(&loads)
-            .filter(|(_, load)| load.is_some());
-        self.meter
-            .expect_devices(carriers.map(|(device, _)| device.id().to_owned()));
-        let meter = self.meter.clone();
-        // What a back-end is given, so that the connection can be used while it takes its time.
-        let mut chunk = Vec::new();
-        loop {
-            // What was received, without the end itself.
-            let received = self.link.received();
-            match self.link.receive(&*meter)? {
-                Message::Chunk { device, data } => {
-                    let index = usize::from(device);
-                    let loading = loads.get_mut(index).and_then(Option::as_mut);
-                    let loading = loading.ok_or(Error::Mismatch("list of back-ends with state"))?;
-                    data.clone_into(&mut chunk);
-                    let watch = meter.device(devices[index].id());
-                    let pulse = Pulse::new(&mut self.link, &watch);
-                    let written = loading.write(&chunk, &pulse);
-                    if let Some(refusal) = pulse.refusal() {
-                        return Err(refusal.into());
-                    }
-                    written?;
-                }
-                Message::ChunkEnd { device, total } => {
-                    let index = usize::from(device);
-                    let loading = loads.get_mut(index).and_then(Option::take);
-                    let loading = loading.ok_or(Error::Mismatch("list of back-ends with state"))?;
-                    let watch = meter.device(devices[index].id());
-                    let pulse = Pulse::new(&mut self.link, &watch);
-                    let finished = loading.finish(&pulse);
-                    if let Some(refusal) = pulse.refusal() {
-                        return Err(refusal.into());
-                    }
-                    if finished? != total {
-                        return Err(Error::Mismatch("size of a back-end's state"));
-                    }
-                    watch.checked();
-                }
-                Message::End { tallies } => {
-                    if loads.iter().any(Option::is_some) {
-                        return Err(Error::Mismatch("list of back-ends with state"));
-                    }
-                    let expected = std::iter::once(&received).chain(&extra);
-                    return match tallies.iter().eq(expected) {
-                        true => Ok(()),
-                        false => Err(Error::Mismatch("count or digest of all frames")),
-                    };
-                }
-                _ => {}
-            }
-        }
-    }
-
     /// Says that everything is here, and waits until the guest is this Ferry's.
     fn wait_for_commit(&mut self, timeouts: &Timeouts) -> Result<(), Error> {
         let meter = self.meter.clone();
@@ -357,7 +284,7 @@ impl Incoming {
 }
 
 /// Lets a sender that waits know that this side is there, and notices if the sender is not.
-fn look(link: &mut Link) -> Result<(), Error> {
+pub(super) fn look(link: &mut Link) -> Result<(), Error> {
     link.keep_alive_if_due()?;
     // The sender may be far ahead: what it sends is for who comes next.
     Ok(link.notice()?)
@@ -425,80 +352,4 @@ fn read_state(
         .collect::<Result<Vec<_>, _>>()?;
     stream.finish()?;
     Ok((state, rests))
-}
-
-/// How long devices are waited for.
-struct Waiting<'a> {
-    meter: &'a Meter,
-    limit: Duration,
-}
-
-impl Waiting<'_> {
-    /// Gives every device its rings, and memory and features to its back-end.
-    fn restore(
-        &self,
-        link: &mut Link,
-        machine: &Machine,
-        devices: &[Ready],
-        rests: &[VhostUserStateV1],
-    ) -> Result<(), Error> {
-        let all: Vec<&Ready> = devices.iter().collect();
-        let parts = || devices.iter().zip(rests).zip(machine.functions());
-        self.ask(
-            link,
-            &all,
-            "take the device's memory and features",
-            |device, done| {
-                let part = parts().find(|((it, _), _)| it.id() == device.id());
-                let Some(((_, rest), function)) = part else {
-                    return;
-                };
-                let activation = match rest.rings.is_empty() {
-                    true => None,
-                    false => function.activation(),
-                };
-                device.restore(activation, rest, done);
-            },
-        )
-    }
-
-    /// Tells back-ends of rings, without starting them.
-    fn set_up_rings(
-        &self,
-        link: &mut Link,
-        devices: &[Ready],
-        rests: &[VhostUserStateV1],
-    ) -> Result<(), Error> {
-        let pairs = devices.iter().zip(rests);
-        let running: Vec<&Ready> = pairs
-            .filter(|(_, rest)| !rest.rings.is_empty())
-            .map(|(device, _)| device)
-            .collect();
-        let step = "take the device's rings";
-        self.ask(link, &running, step, |device, done| {
-            device.set_up_rings(done)
-        })
-    }
-
-    fn ask(
-        &self,
-        link: &mut Link,
-        devices: &[&Ready],
-        step: &'static str,
-        ask: impl Fn(&Ready, Done),
-    ) -> Result<(), Error> {
-        let limit = self.limit;
-        ask_all(
-            devices,
-            self.meter,
-            Instant::now() + limit,
-            || look(link),
-            ask,
-            |device| Error::Late {
-                device: device.id().to_owned(),
-                step,
-                limit,
-            },
-        )
-    }
 }

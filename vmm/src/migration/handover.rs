@@ -98,10 +98,7 @@ impl<S: Fn(Word)> Job<S> {
             &mut |data: &[u8]| pulse.send(&Message::Chunk { device, data }),
             &pulse,
         );
-        if let Some(refusal) = pulse.refusal() {
-            return Err(refusal.into());
-        }
-        let total = read?;
+        let total = pulse.outcome(read)?;
         pulse.send(&Message::ChunkEnd { device, total })?;
         watch.checked();
         Ok(())

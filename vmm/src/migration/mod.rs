@@ -31,6 +31,7 @@ mod listen;
 mod meter;
 mod precopy;
 mod pulse;
+mod revival;
 pub mod send;
 
 use ferry_api::migration::MigrationUrl;

@@ -5,6 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vm_migration::Watch;
 use vm_migration::link::{self, Link, Message};
 
+use super::Error;
+
 /// Watches work as another one does, lets the other side know in between that this one is still there, and ends the work when that one
 /// says that it has given up.
 pub struct Pulse<'a> {
@@ -24,9 +26,12 @@ impl<'a> Pulse<'a> {
         }
     }
 
-    /// Why the other side has ended the work, if it has.
-    pub fn refusal(&self) -> Option<link::Error> {
-        self.refused().take()
+    /// What has come of the work: if the other side has ended it, that is why.
+    pub fn outcome<T, E: Into<Error>>(&self, work: Result<T, E>) -> Result<T, Error> {
+        match self.refused().take() {
+            Some(refusal) => Err(refusal.into()),
+            None => work.map_err(E::into),
+        }
     }
 
     fn refused(&self) -> MutexGuard<'_, Option<link::Error>> {
