@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,7 +44,9 @@ pub struct Place {
 pub enum Then {
     /// It goes on.
     PassOn,
-    /// Both ends are closed, and for this time nobody gets through.
+    /// It goes on with one bit of the frame changed, in this byte of it. (Its header has 16.)
+    Damage(usize),
+    /// Both ends are closed, and for this time nobody gets through, or until [`FaultProxy::open`].
     Cut(Duration),
     /// Nothing more is passed on, and nothing is closed. New connections get through.
     Freeze,
@@ -51,6 +54,38 @@ pub enum Then {
 
 /// What is done at a place.
 pub type Act = Box<dyn FnOnce() -> Then + Send>;
+
+/// A place at which the frame waits for the test.
+pub struct Halt {
+    reached: Receiver<()>,
+    order: Sender<Then>,
+}
+
+impl Halt {
+    /// This, and what the proxy does there.
+    pub fn new() -> (Halt, Act) {
+        let (arrive, reached) = channel();
+        let (order, orders) = channel();
+        let act = move || {
+            let _ = arrive.send(());
+            // The test has ended.
+            orders.recv().unwrap_or(Then::Freeze)
+        };
+        (Halt { reached, order }, Box::new(act))
+    }
+
+    /// Waits until the frame is there, and waits.
+    pub fn reached(&self) {
+        let limit = Duration::from_secs(60);
+        let reached = self.reached.recv_timeout(limit);
+        assert!(reached.is_ok(), "the frame has not come within {limit:?}");
+    }
+
+    /// Lets the frame go on, or what else is said here.
+    pub fn then(self, then: Then) {
+        let _ = self.order.send(then);
+    }
+}
 
 /// The proxy at work; ends when it is dropped.
 pub struct FaultProxy {
@@ -124,6 +159,11 @@ impl FaultProxy {
             .wait_timeout_while(state, limit, |state| state.undone > 0);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.undone == 0
+    }
+
+    /// Lets everybody through again.
+    pub fn open(&self) {
+        self.shared.state().dark_until = None;
     }
 
     /// The kinds of frames that have come so far.
@@ -216,7 +256,9 @@ impl Shared {
             let due = self.due_at(kind);
             let act = match due {
                 Some((When::Before, act)) => {
-                    self.act(connection, act)?;
+                    if let Then::Damage(at) = self.act(connection, act)? {
+                        frame[at] ^= 0x10;
+                    }
                     None
                 }
                 Some((When::After, act)) => Some(act),
@@ -250,11 +292,11 @@ impl Shared {
         Some((place.when, act))
     }
 
-    fn act(&self, connection: &Connection, act: Act) -> io::Result<()> {
+    fn act(&self, connection: &Connection, act: Act) -> io::Result<Then> {
         let then = act();
         let mut state = self.state();
         let outcome = match then {
-            Then::PassOn => Ok(()),
+            Then::PassOn | Then::Damage(_) => Ok(then),
             Then::Cut(dark) => {
                 state.dark_until = Some(Instant::now() + dark);
                 connection.close();

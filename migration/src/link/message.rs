@@ -19,7 +19,7 @@ const TALLY: usize = 16;
 /// What one side says to the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message<'a> {
-    /// Sender: a piece of the description of the machine, at most 16 MiB in all.
+    /// Sender: a piece of the description of the machine, at most [`DESCRIPTION_MOST`](super::DESCRIPTION_MOST) bytes in all.
     Describe {
         /// At most 1 MiB.
         piece: &'a [u8],

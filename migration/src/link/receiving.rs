@@ -78,6 +78,7 @@ impl Link {
 
     fn arrival(&mut self, watch: &dyn Watch, deadline: Option<Instant>) -> Result<Arrival, Error> {
         let mut heard = Instant::now();
+        let mut late = 0;
         loop {
             if watch.cancelled() {
                 return Err(self.cancelled());
@@ -86,6 +87,7 @@ impl Link {
                 Advance::Whole(Kind::Alive) => {
                     self.take_message(Kind::Alive)?;
                     heard = Instant::now();
+                    late += u32::from(deadline.is_some_and(|deadline| heard >= deadline));
                 }
                 Advance::Whole(kind) => return Ok(Arrival::Message(kind)),
                 Advance::Some => heard = Instant::now(),
@@ -102,8 +104,8 @@ impl Link {
                     }
                 }
             }
-            // One that only says that it is there, or a byte now and then, is late all the same.
-            if deadline.is_some_and(|deadline| heard >= deadline) {
+            // What has come in time is taken. One that only says that it is there is late all the same.
+            if late == ALIVE_AT_ONCE {
                 return Ok(Arrival::Late);
             }
         }

@@ -177,7 +177,13 @@ impl Link {
     /// A write failed: the other side may have said why.
     fn write_failed(&mut self, error: io::Error) -> Error {
         self.output = Condition::Broken;
-        match self.listen() {
+        let deadline = Instant::now() + FAREWELL;
+        let mut said = self.listen();
+        // It may have said before, many times, that it is there.
+        while matches!(said, Ok(Listening::On)) && self.has_input() && Instant::now() < deadline {
+            said = self.listen();
+        }
+        match said {
             Err(failed @ Error::PeerFailed { .. }) => failed,
             _ if matches!(
                 error.kind(),

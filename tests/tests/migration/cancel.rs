@@ -2,13 +2,16 @@
 //! next attempt at the same receiver succeeds.
 
 use ferry_tests::backend::{Backend, Direction, Fault, Running};
+use ferry_tests::fault_proxy::{Halt, Then};
 use ferry_tests::{Guest, Receive, Send};
+use vm_migration::link::Kind;
 
 use crate::common::{
     BUSY_SIZE, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
     receiver, stateful, tiny,
 };
-use crate::proxy::{Proxy, Way};
+use crate::proxy::Proxy;
+use crate::way::{Way, before};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -136,32 +139,27 @@ fn while_the_guest_comes_to_rest() {
 #[test]
 fn while_the_receiver_waits_for_the_commit() {
     for side in SIDES {
-        let disk = stateful()
-            .in_transfer(
-                Direction::Save,
-                1,
-                Fault::Trickle(std::time::Duration::from_millis(4)),
-            )
-            .start();
+        let disk = stateful().start();
         let mut guest = busy(&disk);
         let next = heir(&disk).start();
         let mut there = receiver(&guest);
-        let url = guest.unix_url();
-        let proxy = Proxy::to(&url);
-        let received = there.listen(&Receive::at(&url).device("disk0", &next));
-        guest.send(&Send::to(proxy.url()));
-        guest.wait_for_phase("devices");
-        proxy.hold(Way::ToSender);
-        there.wait_for_phase("ready");
+        let (ready, at_ready) = Halt::new();
+        let way = Way::with([(before(Kind::Ready), at_ready)]);
+        let received = there.listen(&Receive::at(way.receiver()).device("disk0", &next));
+        guest.send(&Send::to(way.sender()));
+        ready.reached();
+        assert_eq!(guest.migration()["phase"], "ready");
+        assert_eq!(there.migration()["phase"], "ready");
         assert_eq!(next.requests(), 0);
-        match side {
-            Side::Sender => guest.cancel_migration(),
-            Side::Receiver => there.cancel_migration(),
-        }
-        .expect("an end");
-        proxy.release();
+        let (asked, reasons) = match side {
+            Side::Sender => (&guest, &["cancel"][..]),
+            // Its word comes behind READY: it depends on that moment whether it is heard before COMMIT is sent.
+            Side::Receiver => (&there, &[][..]),
+        };
+        asked.cancel_migration().expect("an end");
+        ready.then(Then::PassOn);
         because(received.answer(), &[]);
-        guest.wait_for_failure(&[]);
+        guest.wait_for_failure(reasons);
         goes_on(&mut guest, WRITTEN);
         assert_eq!(next.requests(), 0);
         let url = guest.unix_url();
@@ -208,7 +206,7 @@ fn a_receiver_that_says_nothing() {
     let url = guest.unix_url();
     let _received = there.listen(&Receive::at(&url));
     let proxy = Proxy::to(&url);
-    proxy.hold(Way::ToSender);
+    proxy.hold(crate::proxy::Way::ToSender);
     guest.send(&Send::to(proxy.url()));
     guest.wait_for_phase("connect");
     guest.cancel_migration().expect("an end");

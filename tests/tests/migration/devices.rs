@@ -2,12 +2,14 @@
 
 use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Backend, DeviceState, Running};
+use ferry_tests::fault_proxy::{Halt, Then};
 use ferry_tests::{Guest, Receive, Send, pattern};
+use vm_migration::link::Kind;
 
 use crate::common::{
     BUSY_SIZE, STATE, WRITTEN, busy, goes_on, heir, logging, moved, receiver, stateful, tiny,
 };
-use crate::proxy::{Proxy, Way};
+use crate::way::{Way, before};
 
 const RECORD: usize = 512;
 const COUNT: u32 = 3000;
@@ -94,39 +96,38 @@ fn starts(disk: &Running) -> usize {
     disk.count(Req::SET_VRING_KICK) + disk.count(Req::SET_VRING_ENABLE)
 }
 
-/// Everything that is sent there is held back, from the moment on at which the source's back-end has got its rings back: so
-/// COMMIT cannot come through, until it is let.
+/// READY waits on its way, and then COMMIT: until that is there, nothing has been started.
 #[test]
 fn rings_start_on_the_other_side_only_after_the_commit() {
     let disk = stateful().start();
-    let mut guest = busy(&disk);
+    let guest = busy(&disk);
     let next = heir(&disk).start();
     let mut there = receiver(&guest);
-    let url = guest.unix_url();
-    let proxy = Proxy::to(&url);
-    let received = there.listen(&Receive::at(&url).device("disk0", &next));
-    // READY does not get to the sender, so it does not commit.
-    there.wait_for_phase("listen");
-    guest.send(&Send::to(proxy.url()));
-    guest.wait_until("the source's rings at rest", |_| {
-        (disk.count(Req::GET_VRING_BASE) > 0).then_some(())
-    });
-    proxy.hold(Way::ToSender);
-    let ready = there.wait_until("the phase ready, or more", |there| {
-        let migration = there.try_migration()?;
-        let phase = migration["phase"].as_str()?.to_owned();
-        ["ready", "commit", "resume"]
-            .contains(&phase.as_str())
-            .then_some(phase)
-    });
-    // The hold may have come too late, and then this shows nothing.
-    if ready == "ready" && received.is_pending() {
+    let (ready, at_ready) = Halt::new();
+    let (commit, at_commit) = Halt::new();
+    let way = Way::with([
+        (before(Kind::Ready), at_ready),
+        (before(Kind::Commit), at_commit),
+    ]);
+    let received = there.listen(&Receive::at(way.receiver()).device("disk0", &next));
+    guest.send(&Send::to(way.sender()));
+    ready.reached();
+    let nothing_runs = |there: &Guest, phase: &str| {
         assert_eq!(starts(&next), 0, "before the commit");
         assert_eq!(next.requests(), 0);
         assert_eq!(next.connected(), 1);
         assert_eq!(disk.connected(), 1, "the source keeps its connection");
-    }
-    proxy.release();
+        assert_eq!(there.migration()["phase"], phase);
+        assert!(received.is_pending());
+    };
+    nothing_runs(&there, "ready");
+    let at_rest = [&disk, &next].map(Running::requests);
+    ready.then(Then::PassOn);
+    commit.reached();
+    nothing_runs(&there, "ready");
+    assert_eq!(guest.migration()["phase"], "commit");
+    assert_eq!([&disk, &next].map(Running::requests), at_rest);
+    commit.then(Then::PassOn);
     received.answer().expect("a guest");
     goes_on(&mut there, WRITTEN);
     assert!(starts(&next) > 0);

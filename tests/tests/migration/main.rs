@@ -12,4 +12,5 @@ mod moments;
 mod plain;
 mod proxy;
 mod refusals;
+mod way;
 mod ways;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use ferry_tests::backend::{Backend, Running};
-use ferry_tests::{Receive, Send};
+use ferry_tests::{Guest, Receive, Send};
 
 use crate::common::{
-    SLOW, STATE, TICK, TICKS, WRITTEN, busy, full, goes_on, heir, logging, moved, moved_alone,
-    optional_heir, receiver, stands_still, stateful, tiny,
+    SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging, moved,
+    moved_alone, optional_heir, receiver, stands_still, stateful, tiny,
 };
 use crate::proxy::Proxy;
 
@@ -49,12 +49,14 @@ fn a_guest_that_never_touches_its_device() {
     }
 }
 
+/// Its back-end keeps the boot waiting until the receiver is there: the guest is sent in its first moments.
 #[test]
 fn in_early_boot() {
-    for delay in 0..12 {
+    for delay in [0, 1, 2, 3, 5, 8, 11] {
         for disk in both_kinds() {
             let disk = disk.start();
-            let mut guest = tiny("mode=pci+blk-writer count=2000 report=500")
+            disk.hang();
+            let mut guest = tiny("mode=pci+blk-writer count=200 report=50")
                 .with_disk(&disk)
                 .start();
             guest.wait_until("an API", |guest| guest.api().get("vmm.ping").ok());
@@ -62,17 +64,31 @@ fn in_early_boot() {
             let mut there = receiver(&guest);
             let url = guest.unix_url();
             let received = there.listen(&Receive::at(&url).device("disk0", &next));
+            let send = Send::to(&url).preserve_source();
+            because(guest.begin_send(&send).answer(), &[BOOTING]);
+            disk.wake();
             std::thread::sleep(Duration::from_millis(delay));
-            // The guest may have ended.
-            if guest.begin_send(&Send::to(&url)).answer().is_err() {
-                continue;
-            }
+            send_as_soon_as_it_runs(&mut guest, &send);
             received.answer().expect("a guest");
-            guest.departed();
-            there.end().succeeded().line("blk verified=2000");
+            guest.wait_for_migration("done");
+            there.end().succeeded().line("blk verified=200");
             good(&[&disk, &next]);
         }
     }
+}
+
+const BOOTING: &str = "the guest is being booted";
+
+fn send_as_soon_as_it_runs(guest: &mut Guest, send: &Send) {
+    guest.wait_until("a guest that can be sent", |guest| {
+        match guest.begin_send(send).answer() {
+            Ok(_) => Some(()),
+            refused => {
+                because(refused, &[BOOTING]);
+                None
+            }
+        }
+    });
 }
 
 #[test]

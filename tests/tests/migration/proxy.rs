@@ -94,13 +94,6 @@ impl Proxy {
         self.link.held[way as usize].store(true, Ordering::SeqCst);
     }
 
-    /// Lets everything through again.
-    pub fn release(&self) {
-        for held in &self.link.held {
-            held.store(false, Ordering::SeqCst);
-        }
-    }
-
     /// Spoils what is on its way, once: byte number `at` of this direction.
     pub fn damaged(self, way: Way, at: u64, damage: Damage) -> Self {
         *lock(&self.link.spoil) = Some(Spoil { way, at, damage });

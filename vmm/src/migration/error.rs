@@ -67,6 +67,8 @@ pub enum Error {
     NoCommit(Duration),
     #[error("the receiver is there, but has not said in time whether the guest runs")]
     NotConfirmed,
+    #[error("the sender is there, but has not said in time that it knows")]
+    NoFarewell,
     #[error("the receiver has not started the guest; it says: {0}")]
     NotStarted(&'static str),
     #[error("the guest was taken back by vm.migration-reclaim")]

@@ -1,11 +1,11 @@
 //! The receiver's last duty: a guest that was committed runs or does not, and the sender is to know.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use vm_migration::link::{Error, Link, Listener, Message, Outcome, Timing};
+use vm_migration::link::{Link, Listener, Message, Outcome, Timing};
 
-use super::{Attempts, Meter};
+use super::{Attempts, Error, Meter};
 
 /// How long a sender has to say that it has heard.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -99,6 +99,12 @@ fn say_goodbye(link: &mut Link, timings: Vec<Timing>) -> Result<(), Error> {
     let timings = timings.into();
     link.send(&Message::Running { timings }, &watch)?;
     link.set_silence(LIMIT);
-    while !matches!(link.receive(&watch)?, Message::Bye) {}
-    Ok(())
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match link.receive_for(&watch, deadline)? {
+            Some(Message::Bye) => return Ok(()),
+            Some(_) => {}
+            None => return Err(Error::NoFarewell),
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Two sides over real sockets; strangers on either end.
 
+mod alive;
 mod hostile;
 mod meeting;
 mod order;

@@ -132,7 +132,7 @@ fn a_description_has_a_bound() {
     };
     thread::scope(|scope| {
         let receiver = scope.spawn(move || while receiver.receive(&Unwatched).is_ok() {});
-        for _ in 0..16 {
+        for _ in 0..DESCRIPTION_MOST / FRAME_DATA_MOST as u64 {
             sender.send(&piece, &Unwatched).unwrap();
         }
         let error = sender.send(&whole(b"x"), &Unwatched).unwrap_err();
