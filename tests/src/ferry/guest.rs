@@ -50,7 +50,7 @@ pub struct Guest {
     log: Log,
     collector: Option<thread::JoinHandle<()>>,
     serial: PathBuf,
-    patience: Patience,
+    pub(super) patience: Patience,
     api: Option<Client>,
     directory: Arc<TempDir>,
     /// What the guest has said under Ferries before this one.

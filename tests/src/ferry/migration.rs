@@ -15,6 +15,8 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::thread;
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
@@ -256,6 +258,12 @@ impl Guest {
 
     /// Waits for the end of the Ferry that the guest has left, which has to be one with status 0; returns its log.
     pub fn departed(mut self) -> Vec<Line> {
+        // It stays for a while for those who want to know how it went, unless they have asked.
+        let begun = Instant::now();
+        while self.is_running() && begun.elapsed() < self.patience.limit {
+            let _ = self.try_migration();
+            thread::sleep(self.patience.poll);
+        }
         self.wait_for_exit();
         self.log()
     }

@@ -129,3 +129,13 @@ pub fn because(answer: ferry_tests::Answer, texts: &[&str]) -> String {
     }
     reasons
 }
+
+/// Ferry has never had much memory, whatever it was told. Its guest uses some MiB.
+pub fn has_bounds(guest: &Guest) {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", guest.pid())).expect("a process");
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let most = most.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let most = most.expect("a number of KiB");
+    assert!(most < 40 << 10, "{most} KiB");
+}

@@ -8,7 +8,7 @@ use ferry_tests::backend::{Backend, DeviceState, Running};
 use ferry_tests::{Asked, Guest, Receive, Send};
 use tempfile::TempDir;
 
-use crate::common::{BUSY_SIZE, WRITTEN, busy, goes_on, optional_heir, receiver};
+use crate::common::{BUSY_SIZE, WRITTEN, busy, goes_on, has_bounds, optional_heir, receiver};
 use crate::proxy::{Damage, Proxy, Way};
 
 /// A guest, its receiver, and the disks of both.
@@ -85,6 +85,8 @@ impl Scene {
                 self.next.transfers()
             );
         }
+        has_bounds(&self.guest);
+        has_bounds(&self.there);
         self.guest.departed();
         goes_on(&mut self.there, WRITTEN);
         assert_eq!(self.next.complaints(), Vec::<String>::new());

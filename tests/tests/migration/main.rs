@@ -5,9 +5,11 @@
 mod cancel;
 mod common;
 mod converge;
+mod damage;
 mod devices;
 mod fifty;
 mod hostile;
+mod insiders;
 mod moments;
 mod plain;
 mod proxy;

@@ -1,0 +1,303 @@
+//! Peers that know the protocol, and misuse it: most of all, ones that only say that they are there.
+
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ferry_tests::{Asked, Ferry, Guest, Receive, Send};
+use vm_migration::Unwatched;
+use vm_migration::link::{
+    Address, Error, Kind, Last, Link, Listener, Message, Outcome, Patience, Purpose, StreamId,
+};
+use vm_migration::pages::end_main;
+
+use crate::common::{TICK, TICKS, because, goes_on, has_bounds};
+
+/// As fast as it goes, and now and then.
+const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(100)];
+/// More than anything takes that these peers can draw out; most of it is the time for the commit.
+const LONG: Duration = Duration::from_secs(50);
+
+/// A guest whose Ferry does not wait for long.
+fn hasty() -> Guest {
+    let guest = Ferry::tiny(TICKS).request_timeout(1).with_api();
+    let mut guest = guest.start();
+    goes_on(&mut guest, TICK);
+    guest
+}
+
+fn hasty_receiver(guest: &Guest) -> Guest {
+    let left = guest.beside();
+    left.successor().arg("--request-timeout").arg("1").start()
+}
+
+fn listener(url: &str) -> Listener {
+    Listener::bind(&url.parse().unwrap(), None).unwrap()
+}
+
+fn accept(listener: &mut Listener) -> Link {
+    let deadline = Some(Instant::now() + LONG);
+    let mut link = listener.accept(&Unwatched, deadline).unwrap();
+    link.set_silence(LONG);
+    link.accept_it().unwrap();
+    link
+}
+
+/// Takes what comes, until this.
+fn take_until(link: &mut Link, wanted: Kind) {
+    loop {
+        let message = link.receive(&Unwatched).unwrap();
+        let is_last = !matches!(message, Message::Describe { last: Last::No, .. });
+        if message.kind() == wanted && is_last {
+            return;
+        }
+    }
+}
+
+/// Says that it is there, until nobody listens any more.
+fn flood(link: &mut Link, pause: Duration) -> Error {
+    let begun = Instant::now();
+    while begun.elapsed() < LONG {
+        if let Err(error) = link.send(&Message::Alive, &Unwatched) {
+            return error;
+        }
+        std::thread::sleep(pause);
+    }
+    panic!("it is listened to for ever");
+}
+
+/// A receiver that answers well up to a point, and then only says that it is there.
+fn receiver_that_stops_before(kind: Kind, url: &str, pause: Duration) -> JoinHandle<Listener> {
+    let mut listener = listener(url);
+    std::thread::spawn(move || {
+        let mut link = accept(&mut listener);
+        take_until(&mut link, Kind::Describe);
+        if kind != Kind::Prepared {
+            link.send(&Message::Prepared, &Unwatched).unwrap();
+            take_until(&mut link, Kind::End);
+        }
+        if kind == Kind::Running {
+            link.send(&Message::Ready, &Unwatched).unwrap();
+            take_until(&mut link, Kind::Commit);
+        }
+        flood(&mut link, pause);
+        listener
+    })
+}
+
+#[test]
+fn a_receiver_that_never_is_prepared_or_ready() {
+    let mut guest = hasty();
+    for pause in PAUSES {
+        for kind in [Kind::Prepared, Kind::Ready] {
+            let url = guest.unix_url();
+            let peer = receiver_that_stops_before(kind, &url, pause);
+            guest.send(&Send::to(&url).timeout_s(3));
+            guest.wait_for_failure(&[]);
+            peer.join().unwrap();
+            goes_on(&mut guest, TICK);
+        }
+    }
+    // One that is to be prepared may take all the time that is allowed; but a cancel is heard.
+    let url = guest.unix_url();
+    let peer = receiver_that_stops_before(Kind::Prepared, &url, Duration::ZERO);
+    guest.send(&Send::to(&url));
+    guest.wait_for_phase("prepare");
+    guest.cancel_migration().expect("an end");
+    guest.wait_for_failure(&["cancel"]);
+    peer.join().unwrap();
+    goes_on(&mut guest, TICK);
+    has_bounds(&guest);
+}
+
+/// The guest may run there, for all that is known; whoever knows better can have it back.
+#[test]
+fn a_receiver_that_never_says_what_has_become_of_the_guest() {
+    let mut guest = hasty();
+    for pause in PAUSES {
+        let url = guest.unix_url();
+        let peer = receiver_that_stops_before(Kind::Running, &url, pause);
+        guest.send(&Send::to(&url));
+        guest.wait_for_migration("unconfirmed");
+        let mut listener = peer.join().unwrap();
+        // To who asks it only says the same.
+        let asked = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let mut link = accept(&mut listener);
+                assert_eq!(link.purpose(), Purpose::Ask);
+                flood(&mut link, pause);
+            }
+            listener
+        });
+        let listener = asked.join().unwrap();
+        assert_eq!(guest.migration()["state"], "unconfirmed");
+        guest.put("vm.migration-reclaim");
+        guest.wait_for_failure(&["vm.migration-reclaim"]);
+        drop(listener);
+        goes_on(&mut guest, TICK);
+    }
+    has_bounds(&guest);
+}
+
+/// Stands between a sender and a receiver, up to READY; knows what both say.
+struct Between {
+    guest: Guest,
+    there: Guest,
+    received: Option<Asked>,
+    url: String,
+    to_sender: Link,
+    to_receiver: Link,
+}
+
+impl Between {
+    fn connected() -> Between {
+        let guest = hasty();
+        let mut there = hasty_receiver(&guest);
+        let url = guest.unix_url();
+        let received = there.listen(&Receive::at(&url));
+        let own = guest.unix_url();
+        let mut listener = listener(&own);
+        guest.send(&Send::to(&own));
+        let to_sender = accept(&mut listener);
+        let to_receiver = dial(&url, to_sender.attempt(), MIGRATE).unwrap();
+        Between {
+            guest,
+            there,
+            received: Some(received),
+            url,
+            to_sender,
+            to_receiver,
+        }
+    }
+
+    /// Passes on what the sender says, up to this; the last word of it, too.
+    fn pass_until(&mut self, wanted: Kind) {
+        loop {
+            let message = self.to_sender.receive(&Unwatched).unwrap();
+            let kind = message.kind();
+            let is_last = !matches!(message, Message::Describe { last: Last::No, .. });
+            match kind {
+                // What was sent is for each connection to say.
+                Kind::End => {
+                    end_main(std::slice::from_mut(&mut self.to_receiver), &Unwatched).unwrap();
+                }
+                _ => self.to_receiver.send(&message, &Unwatched).unwrap(),
+            }
+            if kind == wanted && is_last {
+                return;
+            }
+        }
+    }
+
+    fn prepared(&mut self) {
+        self.pass_until(Kind::Describe);
+        take_until(&mut self.to_receiver, Kind::Prepared);
+        self.to_sender.send(&Message::Prepared, &Unwatched).unwrap();
+    }
+
+    fn ready(&mut self) {
+        self.prepared();
+        self.pass_until(Kind::End);
+        take_until(&mut self.to_receiver, Kind::Ready);
+    }
+
+    /// The guest is where it was, nobody has come, for these reasons, and neither side has grown.
+    fn ends(self, reasons: &[&str]) -> (Guest, Guest) {
+        let Between {
+            mut guest,
+            there,
+            received,
+            to_sender,
+            to_receiver,
+            ..
+        } = self;
+        drop((to_sender, to_receiver));
+        guest.wait_for_failure(&[]);
+        goes_on(&mut guest, TICK);
+        because(received.expect("a receiver").answer(), reasons);
+        assert!(there.api().get("vm.info").is_err(), "there is a machine");
+        has_bounds(&guest);
+        has_bounds(&there);
+        (guest, there)
+    }
+}
+
+fn dial(url: &str, attempt: StreamId, purpose: Purpose) -> Result<Link, Error> {
+    let to: Address = url.parse().unwrap();
+    let patience = Patience {
+        connect: LONG,
+        silence: LONG,
+    };
+    Link::connect(&to, None, attempt, purpose, patience, &Unwatched)
+}
+
+const MIGRATE: Purpose = Purpose::Migrate { connections: 1 };
+
+#[test]
+fn a_sender_that_never_commits() {
+    let mut between = Between::connected();
+    between.ready();
+    flood(&mut between.to_receiver, PAUSES[1]);
+    between.ends(&["has not handed the guest over"]);
+}
+
+/// While it may have a lot to say, the receiver listens; but a cancel is heard.
+#[test]
+fn a_sender_that_never_sends_its_guest() {
+    for pause in PAUSES {
+        let mut between = Between::connected();
+        between.prepared();
+        let mut to_receiver = between.to_receiver;
+        let flood = std::thread::spawn(move || {
+            flood(&mut to_receiver, pause);
+            to_receiver
+        });
+        between.there.wait_for_phase("precopy");
+        std::thread::sleep(2 * PAUSES[1]);
+        between.there.cancel_migration().expect("an end");
+        between.to_receiver = flood.join().unwrap();
+        between.ends(&["cancel"]);
+    }
+}
+
+/// The guest has come, and the receiver goes on answering whoever asks.
+#[test]
+fn a_sender_that_never_says_goodbye() {
+    let mut between = Between::connected();
+    between.ready();
+    between.to_sender.send(&Message::Ready, &Unwatched).unwrap();
+    between.pass_until(Kind::Commit);
+    take_until(&mut between.to_receiver, Kind::Running);
+    let timings = Vec::new().into();
+    let running = Message::Running { timings };
+    between.to_sender.send(&running, &Unwatched).unwrap();
+    take_until(&mut between.to_sender, Kind::Bye);
+    between.guest.departed();
+    flood(&mut between.to_receiver, PAUSES[0]);
+    let attempt = between.to_sender.attempt();
+    let mut link = dial(&between.url, attempt, Purpose::Ask).unwrap();
+    let outcome = link.receive(&Unwatched).unwrap();
+    assert_eq!(outcome, Message::Outcome(Outcome::Running));
+    goes_on(&mut between.there, TICK);
+    has_bounds(&between.there);
+}
+
+/// It would make the receiver say of the first attempt what became of the second.
+#[test]
+fn a_second_attempt_with_the_number_of_the_first() {
+    let mut between = Between::connected();
+    between.prepared();
+    let attempt = between.to_sender.attempt();
+    let url = between.url.clone();
+    let (guest, mut there) = between.ends(&[]);
+    let received = there.listen(&Receive::at(&url));
+    match dial(&url, attempt, MIGRATE) {
+        Err(Error::Refused { reason, .. }) => assert!(reason.contains("already"), "{reason}"),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("it was taken"),
+    }
+    assert!(received.is_pending());
+    guest.send(&Send::to(&url));
+    received.answer().expect("a guest");
+    guest.departed();
+    goes_on(&mut there, TICK);
+}
