@@ -197,7 +197,7 @@ fn received_nothing(there: &mut Guest, next: &Running, guest: &mut Guest) {
     guest.send(&Send::to(way.sender()));
     ready.reached();
     let here = in_memory_files(there);
-    assert!(here > 64 << 20, "{here} bytes have come");
+    assert!(here > 16 << 20, "{here} bytes have come");
     there.cancel_migration().expect("an end");
     because(received.answer(), &["cancel"]);
     there.wait_until("an end of the guest's RAM", |there| {
