@@ -134,6 +134,17 @@ impl Qsd {
         &self.image
     }
 
+    /// How many front-ends are connected, as the kernel sees it.
+    pub fn connected(&self) -> usize {
+        let sockets = fs::read_to_string("/proc/net/unix").expect("the list of sockets");
+        let path = self.socket.to_string_lossy();
+        let is_connected = |line: &&str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            matches!(words[..], [_, _, _, _, _, "03", _, at] if at == path)
+        };
+        sockets.lines().filter(is_connected).count()
+    }
+
     /// The process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

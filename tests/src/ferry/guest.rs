@@ -252,6 +252,11 @@ impl Guest {
         self.process.id()
     }
 
+    /// Sends Ferry a signal.
+    pub fn signal(&self, signal: i32) {
+        self.process.signal(signal);
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub fn terminate(self) -> Ended {
         self.process.signal(libc::SIGTERM);

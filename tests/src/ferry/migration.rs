@@ -15,6 +15,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -31,11 +32,21 @@ pub struct Send(Map<String, Value>);
 #[derive(Clone, Debug)]
 pub struct Receive(Map<String, Value>);
 
-/// An address on the loopback interface at which nobody listens.
+/// The next port that is tried, counted from where this process begins.
+static NEXT_PORT: AtomicU32 = AtomicU32::new(0);
+/// Below those that the kernel hands out by itself: none of them is taken from one moment to the next.
+const PORTS: std::ops::Range<u32> = 10_000..32_000;
+
+/// An address on the loopback interface at which nobody listens, and that nobody else is given.
 pub fn loopback_url() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("a port").port();
-    format!("tcp:127.0.0.1:{port}")
+    let first = std::process::id().wrapping_mul(127);
+    loop {
+        let next = first.wrapping_add(NEXT_PORT.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + next % (PORTS.end - PORTS.start);
+        if TcpListener::bind(format!("127.0.0.1:{port}")).is_ok() {
+            return format!("tcp:127.0.0.1:{port}");
+        }
+    }
 }
 
 fn body(map: &Map<String, Value>) -> Vec<u8> {

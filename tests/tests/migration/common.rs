@@ -98,12 +98,13 @@ pub fn count(guest: &Guest, text: &str) -> usize {
     serial.iter().filter(|line| line.0.contains(text)).count()
 }
 
-/// The guest says nothing for a while.
+/// The guest is paused, and says nothing for a while.
 pub fn stands_still(guest: &Guest, text: &str) {
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(guest.state(), "Paused");
     let now = count(guest, text);
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert_eq!(count(guest, text), now, "the guest runs");
+    assert_eq!(guest.state(), "Paused");
 }
 
 /// Moves a guest, over a unix socket, to the next Ferry; the receiver names where its disk is.

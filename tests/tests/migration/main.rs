@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod aftermath;
 mod cancel;
 mod common;
 mod converge;

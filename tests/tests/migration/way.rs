@@ -15,7 +15,7 @@ pub fn before(kind: Kind) -> Place {
 
 /// A [`FaultProxy`] and both its ends.
 pub struct Way {
-    _proxy: FaultProxy,
+    proxy: FaultProxy,
     sender: String,
     receiver: String,
     _directory: TempDir,
@@ -28,7 +28,7 @@ impl Way {
         let [sender, receiver] = ["sender", "receiver"].map(|name| directory.path().join(name));
         let url = |path: &std::path::Path| format!("unix:{}", path.display());
         Way {
-            _proxy: FaultProxy::start(&sender, &receiver, due),
+            proxy: FaultProxy::start(&sender, &receiver, due),
             sender: url(&sender),
             receiver: url(&receiver),
             _directory: directory,
@@ -43,5 +43,10 @@ impl Way {
     /// Where a guest is to be received at.
     pub fn receiver(&self) -> &str {
         &self.receiver
+    }
+
+    /// Lets everybody through again after [`Then::Cut`](ferry_tests::fault_proxy::Then::Cut).
+    pub fn open(&self) {
+        self.proxy.open();
     }
 }

@@ -2,7 +2,7 @@
 //! every record is written once, open files stay open, and the old back-ends are left.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferry_tests::{Guest, Listener, Qsd, Receive, Send, Virtiofsd, loopback_url, pattern};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -48,10 +48,18 @@ impl Served {
 
     /// Moves the guest to new back-ends for the same disk and directory.
     fn move_over(&mut self, guest: Guest, send: &Send, receive: Receive) -> Guest {
+        assert_eq!(self.disk.connected(), 1);
         let (disk, share) = daemons(self.directory.path());
         let receive = receive.device("disk0", &disk).device("fs0", &share);
         let there = receiver(&guest);
         let guest = guest.migrated_to(there, send, &receive);
+        // It closes its end when it finds the other one closed.
+        let begun = Instant::now();
+        while self.disk.connected() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the old disk");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(disk.connected(), 1);
         self.disk = disk;
         let mut old = std::mem::replace(&mut self.share, share);
         // It ends when its front-end has left.

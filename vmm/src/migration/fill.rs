@@ -47,10 +47,7 @@ impl Incoming {
     /// # Errors
     /// The sender has kept it, or takes it back. Devices may have been given some of their state.
     pub fn fill(mut self, place: &Place<'_>) -> Result<(Machine, GuestRam, Farewell), Error> {
-        let outcome = self.receive(place).and_then(|parts| {
-            self.wait_for_commit(place.timeouts)?;
-            Ok(parts)
-        });
+        let outcome = self.receive(place);
         let attempt = self.link.attempt();
         match outcome {
             Ok((machine, ram)) => {
@@ -85,7 +82,13 @@ impl Incoming {
         let hypervisor = Hypervisor::open()?;
         let ram = self.prepare_ram()?;
         let devices = self.wait_for_devices(place)?;
-        match self.receive_into(&hypervisor, &ram, &devices, place) {
+        let machine = self
+            .receive_into(&hypervisor, &ram, &devices, place)
+            .and_then(|machine| {
+                self.wait_for_commit(place.timeouts)?;
+                Ok(machine)
+            });
+        match machine {
             Ok(machine) => Ok((machine, ram)),
             Err(error) => {
                 // The connections stay for the next attempt, but nothing of this RAM does.

@@ -1,0 +1,230 @@
+//! What a migration that has failed leaves behind, and what it leaves alone.
+
+use std::fs;
+use std::time::Duration;
+
+use ferry_tests::backend::message::FrontendReq as Req;
+use ferry_tests::backend::{Misbehaviour, Running, When as Moment};
+use ferry_tests::fault_proxy::{Place, Then, When};
+use ferry_tests::{Guest, Receive, Send};
+use serde_json::{Value, json};
+use vm_migration::link::Kind;
+
+use crate::common::{
+    SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, moved, optional_heir, receiver,
+    stateful, tiny,
+};
+use crate::proxy::Proxy;
+use crate::way::Way;
+
+fn is_unconfirmed(guest: &Guest) -> bool {
+    let events = guest.events();
+    events.iter().any(|event| event == "migration-unconfirmed")
+}
+
+/// A guest with a disk reboots while it is copied, and its back-end keeps it from beginning anew. Then something else is
+/// asked for. Says how the migration failed.
+fn asked_while_it_reboots(route: &'static str, then: impl FnOnce(&mut Guest, &Value)) -> String {
+    let disk = stateful().start();
+    let mut guest = full(&disk);
+    let definition = guest.get("vm.info")["config"].clone();
+    let next = optional_heir(&disk).start();
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    let proxy = Proxy::to(&url).slow(SLOW);
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(proxy.url()));
+    guest.wait_for_phase("precopy");
+    disk.hang();
+    let reboot = guest.ask("vm.reboot", vec![]);
+    guest.wait_until("a guest that reboots", |guest| {
+        (guest.get("vm.info")["transition"] == "being rebooted").then_some(())
+    });
+    let asked = guest.ask(route, vec![]);
+    let reasons = guest.wait_for_failure(&[]);
+    disk.wake();
+    // Whether it was done depends on what else was asked for.
+    let _ = reboot.answer();
+    asked.answer().expect(route);
+    proxy.set_rate(0);
+    because(received.answer(), &[]);
+    assert!(there.api().get("vm.info").is_err(), "there is a machine");
+    then(&mut guest, &definition);
+    guest.wait_for_count("tiny: hello", 2);
+    goes_on(&mut guest, WRITTEN);
+    // It was not the guest of that migration.
+    assert_eq!(guest.state(), "Running");
+    assert_eq!(guest.migration()["state"], "failed");
+    assert!(there.api().get("vm.info").is_err(), "there is a machine");
+    let url = guest.unix_url();
+    let receive = Receive::at(&url).device("disk0", &next);
+    let mut guest = guest.migrated_to(there, &Send::to(&url), &receive);
+    goes_on(&mut guest, WRITTEN);
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+    reasons
+}
+
+#[test]
+fn a_cancel_while_the_guest_reboots() {
+    let reasons = asked_while_it_reboots("vm.migration-cancel", |_, _| {});
+    assert!(reasons.contains("cancel"), "{reasons}");
+}
+
+#[test]
+fn a_shutdown_while_the_guest_reboots() {
+    let reasons = asked_while_it_reboots("vm.shutdown", |guest, _| guest.put("vm.boot"));
+    assert!(reasons.contains("ended meanwhile"), "{reasons}");
+}
+
+#[test]
+fn a_delete_while_the_guest_reboots() {
+    let reasons = asked_while_it_reboots("vm.delete", |guest, definition| {
+        create(guest, definition);
+        // It begins the file anew.
+        guest.wait_for("tiny: hello");
+        guest.put("vm.reboot");
+    });
+    assert!(reasons.contains("ended meanwhile"), "{reasons}");
+}
+
+fn create(guest: &Guest, definition: &Value) {
+    let definition = definition.to_string().into_bytes();
+    guest
+        .ask("vm.create", definition)
+        .answer()
+        .expect("a guest");
+    guest.put("vm.boot");
+}
+
+/// Nobody knows whether the guest runs there, and somebody has no need of it any more. What the receiver would say is not
+/// about the next guest.
+#[test]
+fn a_guest_after_one_that_was_handed_over_and_deleted() {
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    let mut definition = guest.get("vm.info")["config"].clone();
+    let mut there = receiver(&guest);
+    let after_commit = Place {
+        when: When::After,
+        kind: Kind::Commit,
+        nth: 1,
+    };
+    let cut = Then::Cut(Duration::from_secs(600));
+    let way = Way::with([(after_commit, Box::new(move || cut) as _)]);
+    let received = there.listen(&Receive::at(way.receiver()));
+    guest.send(&Send::to(way.sender()));
+    received.answer().expect("a guest");
+    guest.wait_for_migration("unconfirmed");
+    guest.put("vm.delete");
+    guest.wait_for_failure(&["given up here"]);
+
+    let place = tempfile::tempdir().unwrap();
+    let serial = place.path().join("serial");
+    definition["serial"] = json!({"mode": "File", "file": serial});
+    create(&guest, &definition);
+    let ticks = || {
+        let said = fs::read_to_string(&serial).unwrap_or_default();
+        said.matches(TICK).count()
+    };
+    guest.wait_until("ticks of the new guest", |_| (ticks() > 2).then_some(()));
+    way.open();
+    // One that still asked would have done so by then.
+    std::thread::sleep(Duration::from_millis(2500));
+    let before = ticks();
+    guest.wait_until("more ticks", |_| (ticks() > before + 1).then_some(()));
+    assert_eq!(guest.state(), "Running");
+    assert_eq!(guest.migration()["state"], "failed");
+    assert_eq!(there.state(), "Running");
+    goes_on(&mut there, TICK);
+}
+
+/// Over TCP, COMMIT could still be sent to a receiver that is gone: it would leave a guest that nobody confirms. The source
+/// does not get to hear of READY before the end of who said so.
+#[test]
+fn a_receiver_that_ends_right_after_it_was_ready() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    let late = Misbehaviour::Late(Duration::from_secs(2));
+    let next = heir(&disk).on(Moment::Each(Req::CHECK_DEVICE_STATE), late);
+    let next = next.start();
+    let mut there = receiver(&guest);
+    let url = "tcp:127.0.71.1:7001";
+    let _received = there.listen(&Receive::at(url).device("disk0", &next));
+    guest.send(&Send::to(url));
+    guest.wait_for_phase("ready");
+    guest.signal(libc::SIGSTOP);
+    there.wait_for_phase("ready");
+    there.signal(libc::SIGKILL);
+    // It is gone when its parent could know.
+    while there.is_running() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    guest.signal(libc::SIGCONT);
+    guest.wait_for_failure(&["127.0.71.1"]);
+    assert!(!is_unconfirmed(&guest));
+    goes_on(&mut guest, WRITTEN);
+    let next = heir(&disk).start();
+    let mut guest = moved(guest, &next);
+    goes_on(&mut guest, WRITTEN);
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}
+
+/// Bytes of anonymous files that a process has open, mapped or not.
+fn in_memory_files(guest: &Guest) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let open = fs::read_dir(format!("/proc/{}/fd", guest.pid())).expect("a process");
+    let mut files = std::collections::BTreeMap::new();
+    for entry in open.flatten() {
+        let name = fs::read_link(entry.path()).unwrap_or_default();
+        if let (true, Ok(file)) = (
+            name.to_string_lossy().starts_with("/memfd:"),
+            fs::metadata(entry.path()),
+        ) {
+            files.insert(file.ino(), file.blocks() * 512);
+        }
+    }
+    files.values().sum()
+}
+
+fn received_nothing(there: &mut Guest, next: &Running, guest: &mut Guest) {
+    let (ready, at_ready) = ferry_tests::fault_proxy::Halt::new();
+    let way = Way::with([(crate::way::before(Kind::Ready), at_ready)]);
+    let received = there.listen(&Receive::at(way.receiver()).device("disk0", next));
+    guest.send(&Send::to(way.sender()));
+    ready.reached();
+    let here = in_memory_files(there);
+    assert!(here > 16 << 20, "{here} bytes have come");
+    there.cancel_migration().expect("an end");
+    because(received.answer(), &["cancel"]);
+    there.wait_until("an end of the guest's RAM", |there| {
+        (in_memory_files(there) < 4 << 20).then_some(())
+    });
+    ready.then(Then::PassOn);
+    guest.wait_for_failure(&[]);
+    goes_on(guest, WRITTEN);
+}
+
+/// The connections to back-ends stay, but not what they had mapped.
+#[test]
+fn no_ram_is_left_where_a_guest_has_not_come() {
+    let disk = stateful().start();
+    let cmdline = "mode=dirty+blk-writer rate=0 pages=32768 ms=3000 op=write count=60000 report=50";
+    let mut guest = tiny(cmdline).memory("256M").with_disk(&disk).start();
+    guest.wait_for(WRITTEN);
+    let next = heir(&disk).start();
+    let mut there = receiver(&guest);
+    for _ in 0..2 {
+        received_nothing(&mut there, &next, &mut guest);
+    }
+    assert_eq!(next.connections(), 1);
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(&url));
+    received.answer().expect("a guest");
+    guest.departed();
+    goes_on(&mut there, WRITTEN);
+}
