@@ -18,6 +18,8 @@ use crate::progress::output;
 use crate::{cargo, test};
 
 const MACHINE_LIMIT: Duration = Duration::from_secs(3600);
+/// Where the time goes while the guest runs.
+const RUNNING: [&str; 2] = ["prepare", "precopy"];
 
 /// A QEMU that is measured beside Ferry.
 enum Qemu {
@@ -120,13 +122,16 @@ impl<'a> Reports<'a> {
 }
 
 fn print(ferry: &Reports, qemu: &Reports) -> Result<()> {
+    let phases = [&RUNNING[..], &STILL].concat();
     println!(
         "| VMM | total | downtime | rounds | RAM sent | {} |",
-        STILL.join(" | ")
+        phases.join(" | ")
     );
-    println!("|---|---|---|---|---|{}", "---|".repeat(STILL.len()));
-    let phases = STILL.map(|phase| ferry.middle(|report| phase_time(report, phase)));
-    let phases = phases.into_iter().collect::<Result<Vec<f64>>>()?;
+    let columns = phases.len();
+    println!("|---|---|---|---|---|{}", "---|".repeat(columns));
+    let phases = phases.iter();
+    let phases = phases.map(|phase| ferry.middle(|report| phase_time(report, phase)));
+    let phases = phases.collect::<Result<Vec<f64>>>()?;
     let phases: Vec<String> = phases.iter().map(|ms| format!("{ms:.1}")).collect();
     let (total, downtime) = (ferry.number("/elapsed_ms")?, ferry.number("/downtime_ms")?);
     println!(
@@ -144,7 +149,7 @@ fn print(ferry: &Reports, qemu: &Reports) -> Result<()> {
         first["version"].as_str().unwrap_or_default(),
         qemu.number("/ram/dirty-sync-count")?,
         qemu.number("/ram/transferred")? / 1048576.0,
-        " |".repeat(STILL.len())
+        " |".repeat(columns)
     );
     println!(
         "\nFerry takes {:.2} of QEMU's time, and {:.2} of its downtime; at most 0.50 of both is what it aims at.",
