@@ -31,10 +31,10 @@ pub mod units;
 
 pub use daemons::{Qsd, QsdOptions, Virtiofsd, VirtiofsdOptions};
 pub use ferry::{
-    Answer, Asked, Ended, Ferry, Guest, Kernel, Left, Listener, Receive, Restore, Send, Snapshot,
-    Successor, ferry_binary, loopback_url,
+    Answer, Asked, Ended, Ferry, Guest, Kernel, LINUX_COMMAND_LINE, Left, Linux, Listener, Receive,
+    Restore, Send, Snapshot, Successor, ferry_binary, loopback_url,
 };
-pub use lines::Line;
+pub use lines::{Line, complete_lines};
 pub use process::{Process, tool};
 
 /// The path of the tiny guest, a PVH kernel that `build.rs` makes from `guest/`.

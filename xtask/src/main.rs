@@ -33,8 +33,10 @@ cargo xtask COMMAND
                          measure how soon guests are saved and restored (ondemand: as root, with mkfs.xfs)
   bench migrate [--cloud-hypervisor PATH] [--runs N]
                          measure how soon guests are moved, and how long they stand still
-  bench migrate --linux [--runs N]
-                         the same with a Linux guest with a disk and a directory; its times mean little where it is emulated
+  bench migrate --linux [--qemu [PATH]] [--runs N]
+                         the same with a Linux guest with a disk and a directory; its times mean little where it is
+                         emulated. --qemu lets QEMU move such a guest beside it: the one at PATH (9 or later), or that of
+                         Debian's backports
   fuzz [--seconds N] [TARGET]
                          feed made-up input to all fuzz targets, or to one; each for a minute, or N seconds
   assets [NAME...]       provide what the others need from outside the clone, and print where it is
@@ -56,7 +58,12 @@ fn run() -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let command = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
+    let asks_for_help = rest.iter().any(|word| word == "--help" || word == "-h");
     match command.to_str() {
+        Some("bench") if asks_for_help => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
         Some("demo") => demo::demo(&rest),
         Some("bench") => bench::bench(&rest),
         Some("test") => test::test(&rest),

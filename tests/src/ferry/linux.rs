@@ -15,12 +15,15 @@ pub enum Kernel {
     BzImage,
 }
 
+/// Words for the kernel, before those of a test.
+pub const LINUX_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=0 mitigations=off panic=-1";
+
 /// What Linux is booted from.
 #[derive(Debug)]
 pub struct Linux {
-    pub kernel: Kernel,
+    pub(super) packing: Kernel,
     /// Files added to the initramfs: path and content.
-    pub files: Vec<(String, Vec<u8>)>,
+    pub(super) files: Vec<(String, Vec<u8>)>,
 }
 
 impl Linux {
@@ -28,21 +31,32 @@ impl Linux {
     pub fn new(script: &str) -> Self {
         let script = format!("set -e\n{script}\n");
         Linux {
-            kernel: Kernel::Vmlinux,
+            packing: Kernel::Vmlinux,
             files: vec![("test.sh".to_owned(), script.into_bytes())],
         }
     }
 
     /// Adds what Ferry has to be told; files that are made for it go to `directory`.
-    pub fn describe(&self, command: &mut Command, directory: &Path) {
-        let kernel = asset(match self.kernel {
+    pub(super) fn describe(&self, command: &mut Command, directory: &Path) {
+        command.arg("--kernel").arg(self.kernel());
+        command
+            .arg("--initramfs")
+            .arg(self.write_initramfs(directory));
+    }
+
+    /// The kernel's path.
+    pub fn kernel(&self) -> PathBuf {
+        asset(match self.packing {
             Kernel::Vmlinux => "FERRY_KERNEL_VMLINUX",
             Kernel::BzImage => "FERRY_KERNEL_BZIMAGE",
-        });
+        })
+    }
+
+    /// Makes an initramfs in `directory`, and returns its path.
+    pub fn write_initramfs(&self, directory: &Path) -> PathBuf {
         let initramfs = directory.join("initramfs");
         fs::write(&initramfs, self.initramfs()).expect("an initramfs");
-        command.arg("--kernel").arg(kernel);
-        command.arg("--initramfs").arg(initramfs);
+        initramfs
     }
 
     /// The common initramfs with this guest's files in a second archive behind it.

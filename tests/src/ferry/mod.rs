@@ -22,8 +22,7 @@ use crate::process::Process;
 pub use ended::Ended;
 pub use guest::Guest;
 pub use left::{Left, Successor};
-pub use linux::Kernel;
-use linux::Linux;
+pub use linux::{Kernel, LINUX_COMMAND_LINE, Linux};
 pub use migration::{Receive, Send, loopback_url};
 pub use snapshot::{Answer, Asked, Restore, Snapshot};
 
@@ -96,8 +95,8 @@ impl Ferry {
     /// Runs Debian's kernel, on 512 MiB of RAM and one CPU. The guest runs `script` as root, with `sh -e`, says whether
     /// that succeeded, and powers off.
     pub fn linux(script: &str) -> Self {
-        let cmdline = "console=ttyS0 quiet loglevel=0 mitigations=off panic=-1";
-        Self::new(Payload::Linux(Linux::new(script)), cmdline, "512M")
+        let linux = Payload::Linux(Linux::new(script));
+        Self::new(linux, LINUX_COMMAND_LINE, "512M")
             .arg("--connect-timeout")
             .arg("60")
     }
@@ -117,7 +116,7 @@ impl Ferry {
 
     /// How Linux is packed. It is [`Kernel::Vmlinux`] unless this says otherwise.
     pub fn kernel(mut self, kernel: Kernel) -> Self {
-        self.linux_payload().kernel = kernel;
+        self.linux_payload().packing = kernel;
         self
     }
 

@@ -17,10 +17,14 @@ use crate::progress::{Step, output};
 
 /// Debian's package index is asked for again after this time.
 const INDEX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// An option of a package source: whose signatures count. The package debian-archive-keyring, which every Debian has, brings it.
+const KEYRING: &str = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
 
 /// apt-get with directories of our own.
 pub struct Apt {
     dir: PathBuf,
+    /// Further options.
+    options: Vec<String>,
 }
 
 impl Apt {
@@ -39,22 +43,75 @@ impl Apt {
         }
         let apt = Self {
             dir: cache.dir().join("apt"),
+            options: Vec::new(),
         };
+        apt.prepare(cache, step)?;
+        Ok(apt)
+    }
+
+    /// Prepares another one, for the system's release of Debian with its backports, which come first.
+    ///
+    /// # Errors
+    /// This is not Debian, or no index can be had.
+    pub fn backports(cache: &Cache, step: &Step) -> Result<Self> {
+        // It says where the system's packages come from.
+        let system = Self::open(cache, step)?;
+        let release = fs::read_to_string("/etc/os-release").context("cannot read os-release")?;
+        let codename = release
+            .lines()
+            .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+            .context("os-release does not name Debian's release")?;
+        let mirrors = output(system.command("apt-get").args([
+            "indextargets",
+            "--format=$(REPO_URI)",
+            "Created-By: Packages",
+            &format!("Release: {codename}"),
+            "Component: main",
+        ]))?;
+        let mirror = mirrors
+            .lines()
+            .next()
+            .with_context(|| format!("this system has no package source for {codename}"))?;
+        let backports = format!("{codename}-backports");
+        let dir = cache.dir().join("apt-backports");
+        fs::create_dir_all(&dir)?;
+        let list = dir.join("sources.list");
+        fs::write(
+            &list,
+            format!(
+                "deb {KEYRING} {mirror} {codename} main\ndeb {KEYRING} {mirror} {backports} main\n"
+            ),
+        )?;
+        let apt = Self {
+            dir,
+            options: vec![
+                format!("Dir::Etc::sourcelist={}", list.display()),
+                "Dir::Etc::sourceparts=/dev/null".to_owned(),
+                format!("APT::Default-Release={backports}"),
+            ],
+        };
+        apt.prepare(cache, step)?;
+        Ok(apt)
+    }
+
+    /// Makes the directories, and updates an index that is too old.
+    fn prepare(&self, cache: &Cache, step: &Step) -> Result<()> {
         // Only one at a time may update the index.
-        let _lock = cache.lock("apt")?;
-        fs::create_dir_all(apt.dir.join("state/lists/partial"))?;
-        fs::create_dir_all(apt.dir.join("cache/archives/partial"))?;
-        fs::write(apt.dir.join("nothing-installed"), "")?;
-        let stamp = apt.dir.join("updated");
+        let name = self.dir.file_name().and_then(|name| name.to_str());
+        let _lock = cache.lock(name.unwrap_or("apt"))?;
+        fs::create_dir_all(self.dir.join("state/lists/partial"))?;
+        fs::create_dir_all(self.dir.join("cache/archives/partial"))?;
+        fs::write(self.dir.join("nothing-installed"), "")?;
+        let stamp = self.dir.join("updated");
         let fresh = fs::metadata(&stamp)
             .and_then(|metadata| metadata.modified())
             .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < INDEX_AGE));
         if !fresh {
-            step.run(apt.command("apt-get").arg("update"))
+            step.run(self.command("apt-get").arg("update"))
                 .context("cannot get Debian's package index")?;
             fs::write(&stamp, "")?;
         }
-        Ok(apt)
+        Ok(())
     }
 
     fn command(&self, program: &str) -> Command {
@@ -69,7 +126,10 @@ impl Apt {
             // The downloading user would not be allowed into a home directory.
             "APT::Sandbox::User=root".to_owned(),
             "Debug::NoLocking=1".to_owned(),
-        ] {
+        ]
+        .iter()
+        .chain(&self.options)
+        {
             command.arg("-o").arg(option);
         }
         command
@@ -108,12 +168,14 @@ impl Apt {
             .filter_map(|line| line.strip_prefix("installed "))
             .collect();
         // 'URI' name_version_architecture.deb size hash
-        let names = text
+        let files = text
             .lines()
-            .filter_map(|line| line.split_whitespace().nth(1)?.split('_').next())
-            .filter(|name| wanted.contains(name) || !installed.contains(name))
-            .map(str::to_owned);
-        Ok(names.collect())
+            .filter_map(|line| line.split_whitespace().nth(1)?.split_once('_'));
+        // What backports bring may be installed, but too old for the others of them.
+        let names = files.filter(|(name, rest)| {
+            wanted.contains(name) || !installed.contains(name) || rest.contains("~bpo")
+        });
+        Ok(names.map(|(name, _)| name.to_owned()).collect())
     }
 
     /// Downloads packages and unpacks them all into `prefix`.

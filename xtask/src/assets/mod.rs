@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use crate::progress::Step;
 pub use initramfs::machine_initramfs;
 pub use kernel::machine_kernel;
-pub use tools::qemu;
+pub use tools::{new_qemu, qemu};
 
 /// Something that a test, the demo or a benchmark asks for by the name of an environment variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,14 @@ use super::apt::Apt;
 use super::{Cache, given, on_path};
 use crate::progress::Step;
 
+/// What QEMU consists of. qemu-system-data and seabios hold the firmware.
+const QEMU_PACKAGES: [&str; 4] = [
+    "qemu-system-x86",
+    "qemu-system-common",
+    "qemu-system-data",
+    "seabios",
+];
+
 /// virtiofsd, built from crates.io.
 ///
 /// # Errors
@@ -137,20 +145,34 @@ pub fn qemu(cache: &Cache) -> Result<Qemu> {
         "getting QEMU for the emulated machine (15 MB)",
         |dir, step| {
             let apt = Apt::open(cache, step)?;
-            // busybox and kernels come on their own. qemu-system-data and seabios hold the firmware.
-            let wanted = [
-                "qemu-system-x86",
-                "qemu-system-common",
-                "qemu-system-data",
-                "seabios",
-            ];
-            apt.unpack(&apt.closure(&wanted)?, dir, step)
+            // busybox and kernels come on their own.
+            apt.unpack(&apt.closure(&QEMU_PACKAGES)?, dir, step)
         },
     )?;
     Ok(Qemu {
         program: prefix.join("usr/bin/qemu-system-x86_64"),
         prefix: Some(prefix),
     })
+}
+
+/// QEMU as Debian's backports have it, unpacked: a script that runs it, for machines with KVM.
+///
+/// # Errors
+/// It cannot be had.
+pub fn new_qemu(cache: &Cache) -> Result<PathBuf> {
+    let name = "qemu-system-x86_64";
+    let dir = cache.ensure(
+        "packages/qemu-backports-1",
+        "getting QEMU from Debian's backports (15 MB)",
+        |dir, step| {
+            let apt = Apt::backports(cache, step)?;
+            apt.unpack(&apt.closure(&QEMU_PACKAGES)?, dir, step)?;
+            let firmware = "-L \"$root/usr/share/seabios\" -L \"$root/usr/share/qemu\"";
+            let program = format!("usr/bin/{name}");
+            write_script(&dir.join(name), "$here", &program, firmware)
+        },
+    )?;
+    Ok(dir.join(name))
 }
 
 /// The system's qemu-storage-daemon, or Debian's, unpacked.
@@ -173,7 +195,7 @@ pub fn storage_daemon(cache: &Cache) -> Result<PathBuf> {
                 step,
             )?;
             let path = dir.join("qemu-storage-daemon");
-            write_script(&path, "$here", "usr/bin/qemu-storage-daemon")
+            write_script(&path, "$here", "usr/bin/qemu-storage-daemon", "")
         },
     )?;
     Ok(dir.join("qemu-storage-daemon"))
@@ -196,19 +218,20 @@ pub fn old_virtiofsd(cache: &Cache) -> Result<PathBuf> {
                 bail!("qemu-system-common of this system has no virtiofsd; Debian 12's has");
             }
             fs::create_dir(dir.join("bin"))?;
-            write_script(&dir.join("bin").join(name), "$here/..", program)
+            write_script(&dir.join("bin").join(name), "$here/..", program, "")
         },
     )?;
     Ok(dir.join("bin").join(name))
 }
 
 /// Writes a script that runs an unpacked program with the libraries that came with it, because its users only know one
-/// path. `root` is where they were unpacked, seen from the script's own directory `$here`.
-fn write_script(path: &Path, root: &str, program: &str) -> Result<()> {
+/// path. `root` is where they were unpacked, seen from the script's own directory `$here`; `options` are the shell's words
+/// before those of the user.
+fn write_script(path: &Path, root: &str, program: &str, options: &str) -> Result<()> {
     let script = format!(
         "#!/bin/sh\nhere=$(dirname \"$0\")\nroot={root}\n\
          lib=$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu\n\
-         LD_LIBRARY_PATH=$lib exec \"$root/{program}\" \"$@\"\n"
+         LD_LIBRARY_PATH=$lib exec \"$root/{program}\" {options} \"$@\"\n"
     );
     fs::write(path, script)?;
     make_executable(path)

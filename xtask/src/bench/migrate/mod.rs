@@ -42,7 +42,7 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
     if let [first, rest @ ..] = arguments
         && first == "--linux"
     {
-        return linux::bench(Options::read("migrate --linux", rest, 5)?.runs);
+        return linux::bench(rest);
     }
     let Options { others, runs } = Options::read("migrate", arguments, 11)?;
     let ferry = cargo::build_one("ferry", "ferry", "release")?;
