@@ -6,7 +6,7 @@
 //! a violation like one on the main socket.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use vhost::vhost_user::message::BackendReq;
 
@@ -48,6 +48,16 @@ impl BackendChannel {
     /// Whether the back-end has announced a change of the configuration space since the last call.
     pub fn take_config_changed(&mut self) -> bool {
         std::mem::take(&mut self.config_changed)
+    }
+
+    /// Another descriptor of the same channel, for another process.
+    pub fn copied(&self) -> io::Result<OwnedFd> {
+        self.socket.copied()
+    }
+
+    /// Whether a part of a request has been read, and the rest has not come.
+    pub fn is_amid(&self) -> bool {
+        self.incoming.has_begun()
     }
 
     /// Takes and answers what has arrived, without waiting.

@@ -17,7 +17,10 @@
 //! every later request fails.
 
 mod idle;
+mod lending;
 mod waiting;
+
+pub use self::lending::Lent;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

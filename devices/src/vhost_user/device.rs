@@ -3,6 +3,7 @@
 //! Nothing here waits: the transport calls from vCPU threads. What the back-end has to do is posted to the worker's
 //! [inbox](super::inbox), and what can be said at once is read from what the worker [shares](super::shared).
 
+mod live;
 mod logging;
 mod moving;
 

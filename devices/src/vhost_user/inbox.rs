@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 use super::BackendSpec;
 use super::dirty_log::DirtyLog;
 use super::error::{Cause, Error};
+use super::live::Live;
 use super::moving::{Begin, Check, TransferError, VhostUserStateV1};
 use crate::virtio::{Activation, TransportEvents};
 
@@ -47,8 +48,10 @@ pub(super) enum Order {
     Reset(Arc<dyn TransportEvents>),
     /// Stop the rings and remember them.
     Suspend(Done),
-    /// Start what was suspended.
+    /// Start what was suspended, or go on with a connection that was lent.
     Resume(Done),
+    /// Give out the connection as it is, for another process to go on with it.
+    Lend(Done<Live>),
     /// Let the back-end get its state ready to be saved.
     Prepare(Done),
     /// Let it be.
@@ -81,7 +84,7 @@ impl Order {
     fn giver(&self) -> Giver {
         match self {
             Order::Activate(..) | Order::Reset(_) => Giver::Transport,
-            Order::Suspend(_) | Order::Resume(_) => Giver::Owner,
+            Order::Suspend(_) | Order::Resume(_) | Order::Lend(_) => Giver::Owner,
             Order::Prepare(_)
             | Order::Unprepare(_)
             | Order::StartLog(..)
@@ -124,6 +127,7 @@ impl Order {
             }
             Order::BeginState(begin) => begin.done.tell(Err(error.clone())),
             Order::CheckState(check) => check.done.tell(Err(error.clone())),
+            Order::Lend(done) => done.tell(Err(error.clone())),
             Order::Activate(..)
             | Order::Reset(_)
             | Order::Suspend(_)

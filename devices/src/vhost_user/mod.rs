@@ -31,6 +31,7 @@
 //! | `backend_channel` | requests from the back-end |
 //! | `incoming`, `message`, `socket` | the wire |
 //! | `negotiated` | what was agreed on, apart from the socket |
+//! | `live` | a connection on its way from one process to another |
 //! | `dirty_log` | the pages that back-ends write to |
 //! | `memory`, `rings` | guest RAM and the rings in it |
 
@@ -43,6 +44,7 @@ mod error;
 mod frontend;
 mod inbox;
 mod incoming;
+mod live;
 mod memory;
 mod message;
 mod moving;
@@ -64,6 +66,7 @@ pub use counters::{DeviceCounters, RingCounters};
 pub use device::{DeviceObserver, DeviceState, Starting, VhostUserDevice};
 pub use dirty_log::{DirtyLog, LOG_PAGE};
 pub use error::{Cause, During, Error, Violation};
+pub use live::{Live, LiveRingV1, LiveStateV1, NegotiatedV1, PartsV1, ToldV1};
 pub use memory::RamRegion;
 pub use message::RequestCode;
 pub use moving::{

@@ -128,6 +128,13 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// Another descriptor of the same socket, for another process.
+    pub fn copied(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+}
+
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()

@@ -248,3 +248,10 @@ fn a_channel_that_the_back_end_closes_is_no_failure() {
     assert_eq!(next(&events), Event::ResetDone);
     assert!(disk.reports.try_recv().is_err());
 }
+
+/// Announces a change of the configuration space, as a back-end to which this channel was given.
+pub fn announce(channel: OwnedFd) -> UnixStream {
+    let backend = UnixStream::from(channel);
+    (&backend).write_all(&config_change(VERSION)).unwrap();
+    backend
+}

@@ -5,6 +5,7 @@ mod channel;
 mod giving_up;
 mod harness;
 mod hostile;
+mod lending;
 mod loading;
 mod logging;
 mod logging_real;

@@ -6,6 +6,7 @@
 
 mod config;
 mod drain;
+mod live;
 mod logging;
 mod moving;
 mod orders;
@@ -63,6 +64,8 @@ pub(super) struct Worker {
     loads: bool,
     /// Why the state of the device that is being restored is not there, once that is known.
     not_loaded: Option<TransferError>,
+    /// Whether another process has the connection, too: then nothing is said here, and nothing heard.
+    lent: bool,
     /// How many moves have been begun.
     moves: u64,
     /// The configuration space has to be fetched again.
@@ -111,8 +114,15 @@ impl Worker {
         }
         let device = VhostUserDevice::new(Arc::clone(&shared), worker.negotiated.clone());
         observer.ready(&id, Ok(Arc::new(device)));
+        worker.live(observer);
+    }
+
+    /// The rest of the thread's life, with a back-end.
+    fn live(self, observer: &dyn DeviceObserver) {
+        let shared = Arc::clone(&self.shared);
+        let id = &shared.spec.id;
         // The connection is closed when this returns.
-        let ended = worker.serve();
+        let ended = self.serve();
         if matches!(ended.cause, Cause::Stopped) {
             return;
         }
@@ -127,7 +137,7 @@ impl Worker {
         {
             transport.failed();
         }
-        observer.failed(&id, &error);
+        observer.failed(id, &error);
         orders::serve_failed(&shared);
     }
 
@@ -148,7 +158,16 @@ impl Worker {
         );
         let negotiated = negotiation::negotiate(&mut frontend, spec)?;
         tracing::debug!(device = spec.id, ?negotiated, "negotiated");
-        Ok(Worker {
+        Ok(Worker::new(shared, limits, frontend, negotiated))
+    }
+
+    fn new(
+        shared: &Arc<Shared>,
+        limits: Limits,
+        frontend: Frontend,
+        negotiated: Negotiated,
+    ) -> Self {
+        Worker {
             shared: Arc::clone(shared),
             limits,
             frontend,
@@ -162,12 +181,13 @@ impl Worker {
             unsettled: false,
             loads: false,
             not_loaded: None,
+            lent: false,
             moves: 0,
             config_is_stale: false,
             current: None,
             refusal_logged: false,
             slow_drain_logged: false,
-        })
+        }
     }
 
     fn serve(mut self) -> Ended {
@@ -184,10 +204,18 @@ impl Worker {
 
     /// Waits for something, and does it.
     fn turn(&mut self) -> Result<(), Cause> {
-        let deadline = self.frontend.connection().dead_at();
-        self.wait(deadline)?;
+        match self.lent {
+            true => self.wait_for_orders()?,
+            false => {
+                let deadline = self.frontend.connection().dead_at();
+                self.wait(deadline)?;
+            }
+        }
         while let Some(order) = self.shared.next_order() {
             self.carry_out(order)?;
+        }
+        if self.lent {
+            return Ok(());
         }
         // An order does not wait for a queue of writes.
         while !self.shared.has_order(|_| true)
@@ -223,6 +251,23 @@ impl Worker {
         }
         // Also when it is not ready: an answer may have been owed for too long.
         connection.idle()
+    }
+
+    /// Waits for an order, and for nothing else.
+    fn wait_for_orders(&mut self) -> Result<(), Cause> {
+        let mut entries = [
+            poll::entry(Some(&*self.shared.stop), Interest::Read),
+            poll::entry(Some(&self.shared.wake), Interest::Read),
+        ];
+        poll::wait(&mut entries, None).map_err(|source| Cause::Io {
+            step: "wait for an order",
+            source,
+        })?;
+        if poll::ready(&entries[0]) {
+            return Err(Cause::Stopped);
+        }
+        clear(&self.shared.wake);
+        Ok(())
     }
 
     fn log_refusal(&mut self, cause: Cause, consequence: &str) {

@@ -75,7 +75,11 @@ impl Worker {
                 Ok(())
             }
             // The owner's and the transport's are carried out elsewhere.
-            Order::Activate(..) | Order::Reset(_) | Order::Suspend(_) | Order::Resume(_) => Ok(()),
+            Order::Activate(..)
+            | Order::Reset(_)
+            | Order::Suspend(_)
+            | Order::Resume(_)
+            | Order::Lend(_) => Ok(()),
         }
     }
 
@@ -108,7 +112,7 @@ impl Worker {
     }
 
     /// What is told of an outcome that is not the device's end.
-    fn told<T>(&self, outcome: Result<T, Cause>) -> Result<Result<T, Error>, Cause> {
+    pub(super) fn told<T>(&self, outcome: Result<T, Cause>) -> Result<Result<T, Error>, Cause> {
         match outcome {
             Err(cause) if cause.is_fatal() => Err(cause),
             outcome => Ok(outcome.map_err(|cause| self.shared.error_from(cause))),

@@ -10,6 +10,7 @@ use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::{Cause, Error};
 use crate::vhost_user::frontend::Patience;
 use crate::vhost_user::inbox::{Done, Order};
+use crate::vhost_user::live::Live;
 use crate::vhost_user::moving::Begun;
 use crate::vhost_user::shared::Shared;
 use crate::virtio::{Activation, ActivationFailed, TransportEvents};
@@ -20,6 +21,7 @@ pub(super) enum Current {
     Reset(Arc<dyn TransportEvents>),
     Owners(Done),
     Moving(Done<Begun>),
+    Lending(Done<Live>),
 }
 
 impl Current {
@@ -33,6 +35,10 @@ impl Current {
                 return false;
             }
             Current::Moving(done) => {
+                done.tell(Err(error.clone()));
+                return false;
+            }
+            Current::Lending(done) => {
                 done.tell(Err(error.clone()));
                 return false;
             }
@@ -54,6 +60,12 @@ impl Current {
 
     pub fn done(self, outcome: Result<(), Error>) {
         if let Current::Owners(done) = self {
+            done.tell(outcome);
+        }
+    }
+
+    fn lent(self, outcome: Result<Live, Error>) {
+        if let Current::Lending(done) = self {
             done.tell(outcome);
         }
     }
@@ -92,8 +104,17 @@ impl Worker {
             }
             Order::Resume(done) => {
                 self.current = Some(Current::Owners(done));
-                self.resume()?;
+                match self.lent {
+                    true => self.go_on()?,
+                    false => self.resume()?,
+                }
                 self.answer(|current| current.done(Ok(())));
+            }
+            Order::Lend(done) => {
+                self.current = Some(Current::Lending(done));
+                let outcome = self.lend();
+                let outcome = self.told(outcome)?;
+                self.answer(|current| current.lent(outcome));
             }
             of_a_job => self.carry_out_for_job(of_a_job)?,
         }

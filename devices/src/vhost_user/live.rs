@@ -1,0 +1,260 @@
+//! A connection to a back-end on its way from one process to another, while the guest stands still and the back-end works on.
+//!
+//! ```text
+//!   here    Active ──── lend ────▶ lent ───── resume: it was not taken ────▶ Active
+//!                                   │ descriptors and [`LiveStateV1`]
+//!   there                           └────▶ lent ───── resume: it is taken ─▶ Active
+//! ```
+//!
+//! Nothing is said to the back-end, and nothing is read of what it says, until one of the two resumes. What is half said on either
+//! side is finished before, so that no byte belongs to two processes. Descriptors are shared by then: a process that ends closes its own, which the
+//! back-end does not notice.
+
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vhost::vhost_user::VhostUserProtocolFeatures;
+use vm_memory::GuestAddress;
+use vm_migration::stream::Saved;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::negotiated::Negotiated;
+use super::rings;
+use crate::virtio::ActiveQueue;
+
+/// A connection that is lent.
+#[derive(Debug)]
+pub struct Live {
+    /// What is known of it.
+    pub state: LiveStateV1,
+    /// What it is made of: see [`LiveStateV1::descriptors`].
+    pub fds: Vec<OwnedFd>,
+}
+
+/// What a process has to know of a connection that it takes over, beside the device's definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveStateV1 {
+    /// What was agreed on.
+    pub negotiated: NegotiatedV1,
+    /// The configuration space, as the guest sees it.
+    pub config: Vec<u8>,
+    /// Its generation.
+    pub generation: u8,
+    /// Whether the back-end has announced another one.
+    pub config_is_stale: bool,
+    /// What the guest has written into it and the back-end has not been told, by offset.
+    pub writes: Vec<(u32, Vec<u8>)>,
+    /// Whether there is a channel for requests of the back-end.
+    pub has_channel: bool,
+    /// Whether the back-end knows guest RAM.
+    pub knows_ram: bool,
+    /// Whether LOG_ALL is, or may be, among the features that the back-end has been told.
+    pub log_all: bool,
+    /// Whether the back-end may be busy with a move of its state that nobody has asked it about.
+    pub unsettled: bool,
+    /// The features that the driver has accepted, if it has started the device.
+    pub features: Option<u64>,
+    /// Whether all rings of a device that was started were enabled.
+    pub complete: bool,
+    /// The rings that the back-end has been given since.
+    pub rings: Vec<LiveRingV1>,
+    /// Where rings of drivers before are, for the back-end.
+    pub former: Vec<PartsV1>,
+}
+
+impl Saved for LiveStateV1 {
+    const SCHEMA: &'static str = "vhost-user-live";
+    const VERSION: u16 = 1;
+}
+
+/// What was agreed on with a back-end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NegotiatedV1 {
+    /// The virtio features that the back-end offers.
+    pub backend_features: u64,
+    /// The protocol features that it offers.
+    pub offered_protocol: u64,
+    /// Those in use.
+    pub protocol: u64,
+    /// How many queues it has, if it said so.
+    pub backend_queues: Option<u16>,
+    /// The features offered to the guest.
+    pub guest_features: u64,
+    /// How many bytes of configuration space it serves.
+    pub config_size: u32,
+    /// The configuration space at the beginning.
+    pub config: Vec<u8>,
+}
+
+impl From<&Negotiated> for NegotiatedV1 {
+    fn from(negotiated: &Negotiated) -> Self {
+        let Negotiated {
+            backend_features,
+            offered_protocol,
+            protocol,
+            backend_queues,
+            guest_features,
+            config_size,
+            config,
+        } = negotiated.clone();
+        NegotiatedV1 {
+            backend_features,
+            offered_protocol,
+            protocol: protocol.bits(),
+            backend_queues,
+            guest_features,
+            config_size,
+            config,
+        }
+    }
+}
+
+impl From<&NegotiatedV1> for Negotiated {
+    fn from(saved: &NegotiatedV1) -> Self {
+        let NegotiatedV1 {
+            backend_features,
+            offered_protocol,
+            protocol,
+            backend_queues,
+            guest_features,
+            config_size,
+            config,
+        } = saved.clone();
+        Negotiated {
+            backend_features,
+            offered_protocol,
+            protocol: VhostUserProtocolFeatures::from_bits_retain(protocol),
+            backend_queues,
+            guest_features,
+            config_size,
+            config,
+        }
+    }
+}
+
+/// Where a ring is, as a back-end was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartsV1 {
+    /// Index within the device.
+    pub index: u16,
+    /// Number of descriptors.
+    pub size: u16,
+    /// Guest-physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest-physical address of the available ring.
+    pub available: u64,
+    /// Guest-physical address of the used ring.
+    pub used: u64,
+}
+
+impl From<rings::Parts> for PartsV1 {
+    fn from(parts: rings::Parts) -> Self {
+        let rings::Parts {
+            index,
+            size,
+            descriptors,
+            available,
+            used,
+        } = parts;
+        PartsV1 {
+            index,
+            size,
+            descriptors: descriptors.0,
+            available: available.0,
+            used: used.0,
+        }
+    }
+}
+
+impl From<PartsV1> for rings::Parts {
+    fn from(saved: PartsV1) -> Self {
+        let PartsV1 {
+            index,
+            size,
+            descriptors,
+            available,
+            used,
+        } = saved;
+        rings::Parts {
+            index,
+            size,
+            descriptors: GuestAddress(descriptors),
+            available: GuestAddress(available),
+            used: GuestAddress(used),
+        }
+    }
+}
+
+/// A ring that a back-end has been given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveRingV1 {
+    /// Where it is.
+    pub parts: PartsV1,
+    /// `None`: it may be running. Else where it is to go on when it is started.
+    pub stopped_at: Option<u16>,
+    /// What the back-end has been told of it.
+    pub told: ToldV1,
+}
+
+/// What a back-end has been told of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToldV1 {
+    /// Nothing.
+    Nothing,
+    /// All but what starts it.
+    SetUp,
+    /// Everything.
+    Past,
+}
+
+impl LiveStateV1 {
+    /// How many descriptors go with it: the connection; the back-end's channel, if there is one; for each ring its
+    /// kick and its call.
+    pub fn descriptors(&self) -> usize {
+        1 + usize::from(self.has_channel) + 2 * self.rings.len()
+    }
+}
+
+impl Live {
+    /// The queues that the driver has started, with the eventfds that the back-end has.
+    ///
+    /// # Errors
+    /// The descriptors are not as many as they are to be, or cannot be copied.
+    pub fn queues(&self) -> io::Result<Vec<ActiveQueue>> {
+        if self.fds.len() != self.state.descriptors() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let events = &self.fds[1 + usize::from(self.state.has_channel)..];
+        let pairs = self.state.rings.iter().zip(events.chunks_exact(2));
+        pairs
+            .map(|(ring, pair)| {
+                let event = |fd: &OwnedFd| fd.try_clone().map(event).map(Arc::new);
+                let parts = ring.parts;
+                Ok(ActiveQueue {
+                    index: parts.index,
+                    size: parts.size,
+                    descriptors: GuestAddress(parts.descriptors),
+                    available: GuestAddress(parts.available),
+                    used: GuestAddress(parts.used),
+                    kick: event(&pair[0])?,
+                    call: event(&pair[1])?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// An eventfd that came as a mere descriptor. One that is something else makes reading and writing fail, and nothing worse.
+fn event(fd: OwnedFd) -> EventFd {
+    // SAFETY: the descriptor is open, and belongs to nobody else from now on.
+    unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// Another descriptor of an eventfd, for another process.
+pub(super) fn copied(event: &EventFd) -> io::Result<OwnedFd> {
+    let fd = event.try_clone()?.into_raw_fd();
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
