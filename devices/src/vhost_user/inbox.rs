@@ -33,9 +33,9 @@ const MAX_FROM_TRANSPORT: usize = 16;
 const MAX_FROM_OWNER: usize = 2;
 
 /// Orders of jobs that may wait, as one job goes on at a time: one to prepare or the opposite, whoever gave it; the same of the dirty
-/// log; one to move state and the one that gives that up; and a restoration and setting up its rings, which come before
+/// log; one to move state and the one that gives that up; and telling RAM, a restoration and setting up its rings, which come before
 /// and after any move and are given up with their machine.
-const MAX_FROM_JOBS: usize = 6;
+const MAX_FROM_JOBS: usize = 7;
 
 /// Writes to the configuration space that may wait.
 const MAX_WRITES: usize = 16;
@@ -60,6 +60,8 @@ pub(super) enum Order {
     StartLog(Arc<DirtyLog>, Done),
     /// Have it do so no more.
     StopLog(Done),
+    /// Tell the back-end where guest RAM is.
+    TellRam(Done),
     /// Tell the back-end all of the rings but what starts them.
     SetUpRings(Done),
     /// Ask the back-end to move its state.
@@ -89,6 +91,7 @@ impl Order {
             | Order::Unprepare(_)
             | Order::StartLog(..)
             | Order::StopLog(_)
+            | Order::TellRam(_)
             | Order::SetUpRings(_)
             | Order::BeginState(_)
             | Order::CheckState(_)
@@ -121,6 +124,7 @@ impl Order {
             | Order::Unprepare(done)
             | Order::StartLog(_, done)
             | Order::StopLog(done)
+            | Order::TellRam(done)
             | Order::SetUpRings(done)
             | Order::Restore(_, done) => {
                 done.tell(Err(error.clone()));

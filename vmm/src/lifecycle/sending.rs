@@ -252,7 +252,7 @@ impl Vmm {
     }
 
     /// Gives the migration up, unless the guest is handed over. The guest goes on at once, and does not wait for the job's end.
-    fn fail_migration(&mut self, reason: Refusal) {
+    pub(super) fn fail_migration(&mut self, reason: Refusal) {
         let Some(sending) = &mut self.sending else {
             return;
         };

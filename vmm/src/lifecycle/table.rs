@@ -112,6 +112,11 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
             "devices of a guest that runs or is paused cannot be changed: not supported yet; \
              shut the guest down first"
         }
+        Receiving if makes_one => "a guest is being received already: cancel that first",
+        HandedOver if matches!(request, Request::CancelMigration) => {
+            "the guest was handed over already: it can only be taken back (vm.migration-reclaim), once it is certain that it \
+             does not run elsewhere"
+        }
         Absent => "there is no virtual machine: create one first",
         Created if makes_one => "there is a virtual machine already: delete it first",
         _ if makes_one => "there is a virtual machine already: shut it down and delete it first",

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ferry_api::config::Timeouts;
 use ferry_api::config::VmConfig;
-use ferry_api::control::VmState;
+use ferry_api::control::{Refusal, VmState};
 use ferry_api::events::EventLog;
 use ferry_api::migration::AfterSend;
 use ferry_devices::power::PowerRequest;
@@ -188,6 +188,8 @@ impl Vmm {
         if let Some(Device { spec, .. }) = device {
             let id = spec.id.clone();
             self.publish("device", "failed", [("id", id), ("reason", chain(error))]);
+            // A guest cannot leave without its back-ends, and rounds may be long.
+            self.fail_migration(Refusal::failed(error));
         }
         // A boot begins with devices that work.
         if let Some(Phase::Booting(booting)) = self.vm.as_ref().map(|vm| &vm.phase)
@@ -251,6 +253,7 @@ impl Vmm {
         }
         self.wait_for_snapshot();
         self.wait_for_migration();
+        self.wait_for_listener();
         self.publish("vmm", "shutdown", []);
     }
 
@@ -282,6 +285,21 @@ impl Vmm {
         while self.saving.is_some() {
             match self.events.next(Some(deadline)) {
                 Ok(Some(Event::Saving { number, word })) => self.on_saving(number, word),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Who waits for a sender leaves no socket behind.
+    fn wait_for_listener(&mut self) {
+        const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+        let deadline = Instant::now() + LIMIT;
+        // That Ferry ends is not refused.
+        let _ = self.cancel_receiving("Ferry ends");
+        while self.receiving.is_some() {
+            match self.events.next(Some(deadline)) {
+                Ok(Some(Event::Incoming { number, outcome })) => self.on_incoming(number, outcome),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return,
             }

@@ -38,8 +38,9 @@ pub enum Error {
     #[error("cannot make a log that back-ends can write to")]
     Log(#[source] io::Error),
     #[error(
-        "the guest's RAM was not sent within {0:?}: it is written faster than it can be sent; a longer downtime_ms, \
-         \"throttle\": true or \"timeout_strategy\": \"Ignore\" would move it all the same"
+        "the guest's RAM was not sent within {0:?}: the connection is too slow for it, or it is written faster than it can be \
+         sent; a longer timeout_s or downtime_ms (--time-limit, --downtime-ms), \"throttle\": true (--throttle) or \
+         \"timeout_strategy\": \"Ignore\" would move it all the same"
     )]
     Timeout(Duration),
     #[error("the guest cannot be received as it was asked for")]
@@ -50,7 +51,7 @@ pub enum Error {
     Differences(Vec<Difference>),
     #[error(
         "the sender says that its serial port leads to {0}; over TCP a receiver has to say itself where that is to lead: \
-         name it as \"serial\""
+         name it as \"serial\" (ferryctl: --serial)"
     )]
     Serial(String),
     #[error(

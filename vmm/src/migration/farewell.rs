@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferry_api::migration::Phase;
 use vm_migration::link::{Link, Listener, Message, Outcome, Timing};
 
 use super::{Attempts, Error, Meter};
@@ -81,7 +82,10 @@ impl Started {
     pub fn run(self) {
         let Some(rest) = self.rest else { return };
         let Rest { mut link, listener } = *rest;
-        let timings = self.meter.phases().into_iter().map(|(phase, time)| Timing {
+        // Of what came before, the guest has not noticed anything.
+        let phases = self.meter.phases().into_iter();
+        let still = phases.skip_while(|(phase, _)| *phase != Phase::Machine);
+        let timings = still.map(|(phase, time)| Timing {
             name: phase.name().to_owned(),
             micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
         });

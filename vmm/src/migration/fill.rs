@@ -18,6 +18,7 @@ use vm_migration::stream::StreamReader;
 
 use super::listen::Incoming;
 use super::revival::Revival;
+use super::send::ask_all;
 use super::{Error, Farewell, Meter};
 use crate::console::Console;
 use crate::hypervisor::Hypervisor;
@@ -119,6 +120,8 @@ impl Incoming {
         for device in devices {
             device.set_ram(shared.clone());
         }
+        // Now, while the guest runs. A back-end of an attempt before may hang since.
+        tell_ram(&mut self.link, devices, &meter, place.timeouts.request)?;
         let regions: Vec<Region<'_>> = ram
             .parts()
             .into_iter()
@@ -291,6 +294,28 @@ pub(super) fn look(link: &mut Link) -> Result<(), Error> {
     link.keep_alive_if_due()?;
     // The sender may be far ahead: what it sends is for who comes next.
     Ok(link.notice()?)
+}
+
+/// Tells back-ends of guest RAM.
+fn tell_ram(
+    link: &mut Link,
+    devices: &[Ready],
+    meter: &Meter,
+    limit: Duration,
+) -> Result<(), Error> {
+    let all: Vec<&Ready> = devices.iter().collect();
+    ask_all(
+        &all,
+        meter,
+        Instant::now() + limit,
+        || look(link),
+        |device, done| device.tell_ram(done),
+        |device| Error::Late {
+            device: device.id().to_owned(),
+            step: "take the guest's memory",
+            limit,
+        },
+    )
 }
 
 fn receive_main(link: &mut Link, target: &RamTarget, meter: &Meter) -> Result<Vec<u8>, Error> {

@@ -78,6 +78,19 @@ pub struct Copying {
     pub throttle: u8,
 }
 
+impl Table {
+    /// Bytes a second in the first round, which may be long.
+    fn first_rate(&self, now: Instant, sent: u64) -> u64 {
+        let mut phases = self.phases.iter();
+        let begun = phases.find(|(phase, _)| *phase == Phase::Precopy);
+        let Some((_, begun)) = begun.filter(|_| self.state == MigrationState::UnderWay) else {
+            return 0;
+        };
+        let seconds = now.duration_since(*begun).as_secs_f64();
+        (sent as f64 / seconds.max(1e-3)) as u64
+    }
+}
+
 impl Meter {
     pub fn new(role: Role, url: MigrationUrl) -> Self {
         let now = Instant::now();
@@ -251,7 +264,7 @@ impl Meter {
         DeviceWatch { meter: self, id }
     }
 
-    /// The phases since the guest stood still, for the other side to know.
+    /// The phases so far.
     pub fn phases(&self) -> Vec<(Phase, Duration)> {
         lengths(&self.table().phases, Instant::now())
     }
@@ -300,7 +313,10 @@ impl Meter {
                 Role::Receive => self.ram_done(),
             },
             ram_remaining: copying.remaining.saturating_sub(done_now),
-            ram_rate: copying.rate,
+            ram_rate: match copying.rate {
+                0 => table.first_rate(now, self.pages.data()),
+                rate => rate,
+            },
             dirty_rate: copying.dirty_rate,
             throttle: copying.throttle,
             downtime_estimate: copying.downtime,

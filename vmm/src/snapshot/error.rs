@@ -26,7 +26,7 @@ pub enum Error {
     HeldTooLong(Duration),
     #[error("the snapshot's configuration is not one that this Ferry knows: {0}")]
     Config(String),
-    #[error("there is no device {0} in the snapshot, for which a socket was named")]
+    #[error("the guest has no device {0}, for which a socket was named")]
     NoSuchDevice(String),
     #[error(
         "{device}: the back-end has not taken the device's memory and features within {limit:?}"

@@ -131,6 +131,16 @@ impl VhostUserDevice {
         Loading::begin(&self.shared, limits)
     }
 
+    /// Tells the back-end of guest RAM ahead of a restoration, which is shorter then. An answer says that the back-end is there and listens.
+    ///
+    /// *Who calls, and when*: a job, after [`VhostUserDevice::set_ram`], for a device that is [`DeviceState::Idle`].
+    ///
+    /// `done` is called as for `suspend`.
+    pub fn tell_ram(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        let done = Done::new(&self.shared.spec, done);
+        self.shared.post_order(Order::TellRam(done));
+    }
+
     /// Tells the back-end of a restored device all of its rings (NUM, BASE, ADDR, CALL) but what would start them, so
     /// that [`VhostUserDevice::resume`] has less to do. Where this was not asked for, `resume` does it all.
     ///

@@ -55,6 +55,12 @@ impl Worker {
                 let outcome = self.stop_log();
                 self.answer_done(outcome)
             }
+            Order::TellRam(done) => {
+                self.current = Some(Current::Owners(done));
+                self.be_as_patient_as_for_requests();
+                let outcome = self.tell_ram_ahead();
+                self.answer_done(outcome)
+            }
             Order::SetUpRings(done) => {
                 self.current = Some(Current::Owners(done));
                 self.be_as_patient_as_for_requests();

@@ -132,16 +132,35 @@ impl Worker {
         let accepted = self.negotiated.acknowledge(features);
         self.frontend.set_features(accepted)?;
         self.log_all = false;
-        let knows = |told: &Arc<[RamRegion]>| Arc::ptr_eq(told, ram);
-        if !self.told_ram.as_ref().is_some_and(knows) {
-            self.park_rings(ram)?;
-            // Should the answer be lost, the table is sent again.
-            self.told_ram = None;
-            // One table, which replaces whatever was told before: guest RAM has two regions at most.
-            self.frontend.set_mem_table(ram)?;
-            self.told_ram = Some(Arc::clone(ram));
-        }
+        self.tell_ram(ram)?;
         self.log_new_session(features, ram)
+    }
+
+    /// The same of guest RAM alone, for a session that is to come; and that the back-end answers.
+    pub(super) fn tell_ram_ahead(&mut self) -> Result<(), Cause> {
+        if self.session.is_some() {
+            let reason = "the device is in use already".into();
+            return Err(Cause::BadState { reason });
+        }
+        // What a move that was given up still writes is not for this RAM.
+        self.settle_load()?;
+        let ram = self.shared.ram();
+        self.tell_ram(&ram)?;
+        self.frontend.get_features().map(drop)
+    }
+
+    fn tell_ram(&mut self, ram: &Arc<[RamRegion]>) -> Result<(), Cause> {
+        let knows = |told: &Arc<[RamRegion]>| Arc::ptr_eq(told, ram);
+        if self.told_ram.as_ref().is_some_and(knows) {
+            return Ok(());
+        }
+        self.park_rings(ram)?;
+        // Should the answer be lost, the table is sent again.
+        self.told_ram = None;
+        // One table, which replaces whatever was told before: guest RAM has two regions at most.
+        self.frontend.set_mem_table(ram)?;
+        self.told_ram = Some(Arc::clone(ram));
+        Ok(())
     }
 
     /// Moves the rings of former sessions, which stand still, to where there is RAM before and after. libvhost-user, with it
