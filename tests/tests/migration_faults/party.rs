@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// Seconds for which a Ferry of these tests waits for an answer of a back-end, or of the other side.
 pub const REQUEST_TIMEOUT: u64 = 3;
 /// How often something is looked at that has no event.
-pub const LOOK: Duration = Duration::from_millis(20);
+pub const LOOK: Duration = Duration::from_millis(40);
 
 /// What guests write before the number of records that are done.
 const RECORDS: [&str; 2] = ["blk written=", "fuse at="];
@@ -42,7 +42,10 @@ impl Guest {
 pub struct Party {
     pub name: &'static str,
     process: Mutex<Process>,
+    /// For looking, also at somebody who is stopped.
     api: Client,
+    /// For what has to be done, however long it takes.
+    orders: Client,
     directory: PathBuf,
     log: PathBuf,
     /// Where guests write to, one file for each; the last one is that of the guest that is here, or comes.
@@ -92,16 +95,11 @@ impl Party {
         command.arg("--api-socket").arg(&socket).arg("-v");
         let request = REQUEST_TIMEOUT.to_string();
         command.args(["--request-timeout", &request, "--dead-timeout", "20"]);
-        let limit = Duration::from_secs(3);
-        let limits = Limits {
-            connect: limit,
-            silence: limit,
-            total: limit,
-        };
         let party = Party {
             name,
             process: Mutex::new(Process::start(command, Some(&log))),
-            api: Client::new(socket, limits),
+            orders: Client::new(socket.clone(), limits(60)),
+            api: Client::new(socket, limits(3)),
             directory: directory.to_owned(),
             log,
             serials: Mutex::new(serials),
@@ -166,7 +164,7 @@ impl Party {
             Value::Null => String::new(),
             body => body.to_string(),
         };
-        let outcome = self.api.put(route, body.as_bytes());
+        let outcome = self.orders.put(route, body.as_bytes());
         outcome.map(drop).map_err(|error| error.chain().join(": "))
     }
 
@@ -193,13 +191,7 @@ impl Party {
             "serial": { "mode": "File", "file": serial },
         });
         let before = self.receivers();
-        let limit = Duration::from_secs(60);
-        let limits = Limits {
-            connect: limit,
-            silence: limit,
-            total: limit,
-        };
-        let api = Client::new(self.api.socket(), limits);
+        let api = Client::new(self.api.socket(), limits(60));
         let (sender, receiver) = channel();
         thread::spawn(move || {
             let outcome = api.put("vm.receive-migration", body.to_string().as_bytes());
@@ -218,6 +210,11 @@ impl Party {
             "vm.send-migration",
             &json!({ "destination_url": url, "preserve_source": true }),
         )
+    }
+
+    /// Where the guest writes to that is here, or comes.
+    pub fn serial(&self) -> PathBuf {
+        lock(&self.serials).last().cloned().unwrap_or_default()
     }
 
     /// How many lines the guest has written here lately, and the number of records in the last that has one.
@@ -273,6 +270,16 @@ pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option
             return None;
         }
         thread::sleep(LOOK);
+    }
+}
+
+/// Seconds for an answer.
+fn limits(seconds: u64) -> Limits {
+    let limit = Duration::from_secs(seconds);
+    Limits {
+        connect: limit,
+        silence: limit,
+        total: limit,
     }
 }
 

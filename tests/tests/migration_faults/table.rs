@@ -45,6 +45,16 @@ impl Fault {
         Fault::DeleteDestination,
         Fault::TerminateDestination,
     ];
+
+    fn is_of_back_end(self) -> bool {
+        matches!(
+            self,
+            Fault::KillSourceDisk
+                | Fault::KillDestinationDisk
+                | Fault::HangSourceDisk
+                | Fault::HangDestinationDisk
+        )
+    }
 }
 
 /// Whose the guest is when something happens.
@@ -64,11 +74,15 @@ pub enum Owner {
     Settled,
 }
 
-/// What back-ends the guest has.
+/// What back-ends the guest has, and which of them it works with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Devices {
+    /// A disk that the test drives.
     Scripted,
-    Real,
+    /// virtiofsd, with qemu-storage-daemon beside it.
+    Share,
+    /// qemu-storage-daemon, with virtiofsd beside it.
+    Disk,
 }
 
 /// One row.
@@ -93,7 +107,12 @@ impl fmt::Display for Row {
             1 => format!("{when} {kind}"),
             nth => format!("{when} {kind} {nth}"),
         };
-        write!(f, "{place:<17} {:?}", self.fault)
+        let devices = match self.devices {
+            Devices::Scripted => "scripted",
+            Devices::Share => "share",
+            Devices::Disk => "disk",
+        };
+        write!(f, "{devices:<8} {place:<17} {:?}", self.fault)
     }
 }
 
@@ -139,54 +158,28 @@ fn before(kind: Kind) -> Option<(Place, Fault)> {
     }
 }
 
-/// With real back-ends: one place for each phase.
-pub fn real_rows() -> Vec<Row> {
-    let places = [
-        (When::Before, Kind::Prepared),
-        (When::After, Kind::Chunk),
-        (When::After, Kind::End),
-        (When::Before, Kind::Commit),
-        (When::After, Kind::Commit),
-        (When::After, Kind::Running),
-    ];
-    let faults = [
-        Fault::KillSource,
-        Fault::KillDestination,
-        Fault::StopDestination,
-        Fault::Cut,
-        Fault::KillDestinationDisk,
-        Fault::HangSourceDisk,
-        Fault::CancelSource,
-    ];
-    let is_wanted = |row: &Row| {
-        let Place { when, kind, nth } = row.place;
-        row.before.is_none()
-            && nth == 1
-            && places.contains(&(when, kind))
-            && faults.contains(&row.fault)
-    };
-    let rows = rows().into_iter().filter(is_wanted);
-    rows.map(|row| Row {
-        devices: Devices::Real,
-        ..row
-    })
-    .collect()
+/// All of it: with a disk that the test drives, with virtiofsd, and, where a back-end ends or hangs, with qemu-storage-daemon.
+pub fn rows() -> Vec<Row> {
+    let all = [Devices::Scripted, Devices::Share, Devices::Disk];
+    let mut rows: Vec<Row> = all.into_iter().flat_map(rows_with).collect();
+    // Those that last longest come first: nothing is left to be waited for in the end.
+    rows.sort_by_key(|row| row.fault != Fault::Freeze);
+    rows
 }
 
-/// All of it.
-pub fn rows() -> Vec<Row> {
+fn rows_with(devices: Devices) -> Vec<Row> {
     let places = Kind::ALL
         .into_iter()
         .flat_map(|kind| places(kind).into_iter().map(move |it| (before(kind), it)));
-    places
-        .flat_map(|(before, (place, owner))| {
-            Fault::ALL.map(|fault| Row {
-                devices: Devices::Scripted,
-                before,
-                place,
-                owner,
-                fault,
-            })
+    let rows = places.flat_map(|(before, (place, owner))| {
+        Fault::ALL.map(|fault| Row {
+            devices,
+            before,
+            place,
+            owner,
+            fault,
         })
+    });
+    rows.filter(|row| devices != Devices::Disk || row.fault.is_of_back_end())
         .collect()
 }
