@@ -10,6 +10,7 @@ mod party;
 mod said;
 mod scenario;
 mod table;
+mod wire;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,9 +59,9 @@ fn play_all(rows: Vec<Row>) {
                     let outcome = catch_unwind(AssertUnwindSafe(|| play(&row)));
                     let seconds = begun.elapsed().as_secs_f32();
                     match outcome {
-                        Ok(what) => println!("{name:<47} {seconds:5.1} s  {what}"),
+                        Ok(what) => println!("{name:<49} {seconds:5.1} s  {what}"),
                         Err(_) => {
-                            println!("{name:<47} {seconds:5.1} s  FAILED");
+                            println!("{name:<49} {seconds:5.1} s  FAILED");
                             lock(&failures).push(name);
                         }
                     }

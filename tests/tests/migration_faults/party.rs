@@ -38,6 +38,29 @@ impl Guest {
     }
 }
 
+/// A way from one Ferry to another.
+pub struct Route {
+    /// Where the sender connects to.
+    pub sender: String,
+    /// Where the receiver listens.
+    pub receiver: String,
+    pub connections: u32,
+    /// Where both sides' keys are.
+    pub tls: Option<PathBuf>,
+}
+
+impl Route {
+    /// Over unix sockets.
+    pub fn unix(sender: &Path, receiver: &Path) -> Route {
+        Route {
+            sender: format!("unix:{}", sender.display()),
+            receiver: format!("unix:{}", receiver.display()),
+            connections: 1,
+            tls: None,
+        }
+    }
+}
+
 /// A Ferry.
 pub struct Party {
     pub name: &'static str,
@@ -176,7 +199,11 @@ impl Party {
     }
 
     /// Begins to wait for a guest whose devices' back-ends are at these sockets.
-    pub fn receive(&self, at: &Path, sockets: &[(&str, PathBuf)]) -> Receiver<Result<(), String>> {
+    pub fn receive(
+        &self,
+        route: &Route,
+        sockets: &[(&str, PathBuf)],
+    ) -> Receiver<Result<(), String>> {
         let mut serials = lock(&self.serials);
         let serial = format!("{}-serial-{}", self.name, serials.len() + 1);
         let serial = self.directory.join(serial);
@@ -186,7 +213,8 @@ impl Party {
             .map(|(id, socket)| ((*id).to_owned(), json!({ "socket": socket })))
             .collect();
         let body = json!({
-            "receiver_url": format!("unix:{}", at.display()),
+            "receiver_url": route.receiver,
+            "tls_dir": route.tls,
             "devices": devices,
             "serial": { "mode": "File", "file": serial },
         });
@@ -204,11 +232,15 @@ impl Party {
     }
 
     /// Sends the guest; stays itself.
-    pub fn send(&self, to: &Path) -> Result<(), String> {
-        let url = format!("unix:{}", to.display());
+    pub fn send(&self, route: &Route) -> Result<(), String> {
         self.put(
             "vm.send-migration",
-            &json!({ "destination_url": url, "preserve_source": true }),
+            &json!({
+                "destination_url": route.sender,
+                "tls_dir": route.tls,
+                "connections": route.connections,
+                "preserve_source": true,
+            }),
         )
     }
 

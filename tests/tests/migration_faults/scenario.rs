@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ferry_tests::fault_proxy::{Act, FaultProxy, Place, Then};
+use ferry_tests::keys::{Authority, Keys};
+use ferry_tests::loopback_url;
 use serde_json::Value;
 use tempfile::TempDir;
 use vm_migration::link::Kind;
@@ -14,9 +16,10 @@ use vm_migration::link::Kind;
 use crate::back_ends::{BackEnds, Real, Scripted, Used};
 use crate::busy;
 use crate::expected::expected;
-use crate::party::{Guest, Party, lock, within};
+use crate::party::{Guest, Party, Route, lock, within};
 use crate::said::{goes_straight_on, nothing_at};
-use crate::table::{Devices, Fault, Owner, Row};
+use crate::table::{At, Devices, Fault, Owner, Row};
+use crate::wire::Wire;
 
 /// Longer than anybody waits for an answer.
 const LONG: Duration = Duration::from_secs(6);
@@ -40,6 +43,35 @@ struct Field {
     destination_disk: Arc<dyn BackEnds>,
     /// Until when somebody is stopped or hangs.
     quiet_until: Arc<Mutex<Instant>>,
+}
+
+/// The way from the source to the destination, and what is in it.
+struct Link {
+    route: Route,
+    proxy: Proxy,
+    _keys: Option<Keys>,
+}
+
+enum Proxy {
+    Frames(FaultProxy),
+    Bytes(Wire),
+}
+
+impl Proxy {
+    fn wait(&self, limit: Duration) -> bool {
+        match self {
+            Proxy::Frames(proxy) => proxy.wait(limit),
+            Proxy::Bytes(wire) => wire.wait(limit),
+        }
+    }
+
+    /// What has come, as far as that can be seen.
+    fn kinds(&self) -> Vec<Kind> {
+        match self {
+            Proxy::Frames(proxy) => proxy.kinds(),
+            Proxy::Bytes(_) => Vec::new(),
+        }
+    }
 }
 
 /// Who has the guest in the end.
@@ -104,15 +136,13 @@ impl Field {
     }
 
     fn play(&self, row: &Row) -> Result<String, Missed> {
-        let due = row.before.iter().copied().chain([(row.place, row.fault)]);
-        let due: Vec<(Place, Act)> = due.map(|(place, fault)| (place, self.act(fault))).collect();
-        let proxy = FaultProxy::start(&self.at("proxy"), &self.at("receiver"), due);
+        let link = self.link(row);
         let sockets = self.destination_disk.sockets();
-        let received = self.destination.receive(&self.at("receiver"), &sockets);
-        self.source.send(&self.at("proxy")).unwrap();
-        if !proxy.wait(REACHED) {
+        let received = self.destination.receive(&link.route, &sockets);
+        self.source.send(&link.route).unwrap();
+        if !link.proxy.wait(REACHED) {
             return Err(Missed {
-                kinds: proxy.kinds(),
+                kinds: link.proxy.kinds(),
                 reasons: [&self.source, &self.destination]
                     .map(|it| it.migration()["error"].clone()),
             });
@@ -120,7 +150,7 @@ impl Field {
         let begun = Instant::now();
         let left = self.settle(&received, row.fault);
         let took = begun.elapsed().as_secs_f32();
-        drop(proxy);
+        drop(link);
         let expected = expected(row);
         assert!(expected.allows(left), "{left:?} instead of {expected:?}");
         let [here, there] = [&self.source, &self.destination].map(|party| party.serial());
@@ -151,6 +181,37 @@ impl Field {
         Ok(format!(
             "{left:?} after {took:.1} s ({expected:?}); {again}"
         ))
+    }
+
+    /// The way on which it happens.
+    fn link(&self, row: &Row) -> Link {
+        let mut route = Route::unix(&self.at("proxy"), &self.at("receiver"));
+        route.connections = row.connections;
+        match row.at {
+            At::Frame(place) => {
+                let due = row.before.iter().copied().chain([(place, row.fault)]);
+                let due: Vec<(Place, Act)> =
+                    due.map(|(place, fault)| (place, self.act(fault))).collect();
+                let proxy = FaultProxy::start(&self.at("proxy"), &self.at("receiver"), due);
+                Link {
+                    route,
+                    proxy: Proxy::Frames(proxy),
+                    _keys: None,
+                }
+            }
+            At::Byte(after) => {
+                let keys = Authority::new().keys("127.0.0.1");
+                route.receiver = loopback_url();
+                let wire = Wire::start(&route.receiver, after, self.act(row.fault));
+                route.sender = wire.url().to_owned();
+                route.tls = Some(keys.path().to_owned());
+                Link {
+                    route,
+                    proxy: Proxy::Bytes(wire),
+                    _keys: Some(keys),
+                }
+            }
+        }
     }
 
     fn act(&self, fault: Fault) -> Act {
@@ -375,11 +436,11 @@ impl Field {
     }
 
     fn try_to_move(&self, from: &Party, to: &Party, disk: &dyn BackEnds) -> Result<(), String> {
-        let at = self.at("again");
-        let received = to.receive(&at, &disk.sockets());
+        let route = Route::unix(&self.at("again"), &self.at("again"));
+        let received = to.receive(&route, &disk.sockets());
         let limit = Duration::from_secs(60);
-        let sent = within(limit, || from.send(&at).ok());
-        assert!(sent.is_some(), "{}: {:?}", from.name, from.send(&at));
+        let sent = within(limit, || from.send(&route).ok());
+        assert!(sent.is_some(), "{}: {:?}", from.name, from.send(&route));
         let received = received.recv_timeout(limit);
         let received = received.unwrap_or_else(|error| Err(error.to_string()));
         // Only the side that has lost patience knows that.

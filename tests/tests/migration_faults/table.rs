@@ -85,34 +85,49 @@ pub enum Devices {
     Disk,
 }
 
+/// Where something happens on the way from the source to the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// On a unix socket.
+    Frame(Place),
+    /// Over TLS, where so many bytes have gone to the destination.
+    Byte(u64),
+}
+
 /// One row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     pub devices: Devices,
+    pub connections: u32,
     /// What happens first, to make the place come.
     pub before: Option<(Place, Fault)>,
-    pub place: Place,
+    pub at: At,
     pub owner: Owner,
     pub fault: Fault,
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { when, kind, nth } = self.place;
-        let when = match when {
-            When::Before => "before",
-            When::After => "after",
-        };
-        let place = match nth {
-            1 => format!("{when} {kind}"),
-            nth => format!("{when} {kind} {nth}"),
+        let at = match self.at {
+            At::Frame(Place { when, kind, nth }) => {
+                let when = match when {
+                    When::Before => "before",
+                    When::After => "after",
+                };
+                match nth {
+                    1 => format!("{when} {kind}"),
+                    nth => format!("{when} {kind} {nth}"),
+                }
+            }
+            At::Byte(number) => format!("TLS byte {number}"),
         };
         let devices = match self.devices {
             Devices::Scripted => "scripted",
             Devices::Share => "share",
             Devices::Disk => "disk",
         };
-        write!(f, "{devices:<8} {place:<17} {:?}", self.fault)
+        let connections = self.connections;
+        write!(f, "{devices:<8} {connections} {at:<17} {:?}", self.fault)
     }
 }
 
@@ -162,9 +177,46 @@ fn before(kind: Kind) -> Option<(Place, Fault)> {
 pub fn rows() -> Vec<Row> {
     let all = [Devices::Scripted, Devices::Share, Devices::Disk];
     let mut rows: Vec<Row> = all.into_iter().flat_map(rows_with).collect();
+    rows.extend(rows_over_more());
     // Those that last longest come first: nothing is left to be waited for in the end.
     rows.sort_by_key(|row| row.fault != Fault::Freeze);
     rows
+}
+
+/// Over two connections, and over TLS.
+fn rows_over_more() -> Vec<Row> {
+    let frame = |when, kind, nth| At::Frame(Place { when, kind, nth });
+    let places = [
+        (2, frame(When::After, Kind::Pages, 2), Owner::Source),
+        (2, frame(When::Before, Kind::End, 2), Owner::Source),
+        (2, frame(When::After, Kind::Ready, 1), Owner::Giving),
+        (2, frame(When::Before, Kind::Commit, 1), Owner::Nobody),
+        (2, frame(When::After, Kind::Commit, 1), Owner::Taking),
+        // When they know each other, a good deal later, and in the midst of the disk's state, which is longer than all that.
+        (1, At::Byte(10_000), Owner::Source),
+        (1, At::Byte(100_000), Owner::Source),
+        (1, At::Byte(1_500_000), Owner::Source),
+        (2, At::Byte(100_000), Owner::Source),
+    ];
+    let faults = [
+        Fault::KillSource,
+        Fault::KillDestination,
+        Fault::StopDestination,
+        Fault::Cut,
+        Fault::Freeze,
+        Fault::CancelSource,
+    ];
+    let rows = places.into_iter().flat_map(|(connections, at, owner)| {
+        faults.map(|fault| Row {
+            devices: Devices::Scripted,
+            connections,
+            before: None,
+            at,
+            owner,
+            fault,
+        })
+    });
+    rows.collect()
 }
 
 fn rows_with(devices: Devices) -> Vec<Row> {
@@ -174,8 +226,9 @@ fn rows_with(devices: Devices) -> Vec<Row> {
     let rows = places.flat_map(|(before, (place, owner))| {
         Fault::ALL.map(|fault| Row {
             devices,
+            connections: 1,
             before,
-            place,
+            at: At::Frame(place),
             owner,
             fault,
         })
