@@ -99,7 +99,7 @@ static enum outcome run(const struct job *job)
 {
     struct progress progress = {0, 0, 0};
     u32 q = 0;
-    memset(blk.slots, 0, sizeof(blk.slots));
+    memset(blk.slots, 0, job->queues * sizeof(blk.slots[0]));
     while (progress.finished < job->count) {
         for (u32 i = 0; i < job->queues; i++)
             send(job, i, &progress);

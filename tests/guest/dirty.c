@@ -1,4 +1,5 @@
-/* A dirtier of RAM: rate= pages a second, round and round a range, each page numbered and checked at the end. */
+/* A dirtier of RAM: rate= pages a second, round and round a range, each page numbered, and checked before it is written again
+ * (check=1) and at the end. */
 #include "tiny.h"
 
 enum { PAGE = 4096, WORDS = 8 };
@@ -27,6 +28,7 @@ static void check_page(u32 page, u32 sweep)
 void mode_dirty(void)
 {
     u32 rate = arg("rate", 1000), pages = arg("pages", 1024), length = arg("ms", 1000), report = arg("report", 1000);
+    u32 checks = arg("check", 0);
     from = arg("from", 16 << 20);
     CHECK(rate < 4000000, "rate=%u is too high", rate);
     u32 page = 0, sweep = 1, begin = now_ms(), reported = 0, passed;
@@ -40,6 +42,8 @@ void mode_dirty(void)
             cpu_relax();
             continue;
         }
+        if (checks && sweep > 1)
+            check_page(page, sweep - 1);
         write_page(page, sweep);
         written++;
         if (++page == pages)

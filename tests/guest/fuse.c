@@ -2,7 +2,7 @@
 #include "virtio.h"
 
 enum { LOOKUP = 1, OPEN = 14, READ = 15, WRITE = 16, RELEASE = 18, INIT = 26, CREATE = 35 };
-enum { ROOT_INODE = 1, O_RDONLY = 0, O_RDWR = 2, NEGATIVE_ENOENT = -2, BLOCK = 4096 };
+enum { ROOT_INODE = 1, O_RDONLY = 0, O_RDWR = 2, NEGATIVE_ENOENT = -2, MOST = 4096 };
 
 struct fuse_in { u32 length, opcode; u64 unique, node; u32 uid, gid, pid, padding; };
 struct fuse_out { u32 length; s32 error; u64 unique; };
@@ -16,7 +16,7 @@ struct fuse_release { u64 handle; u32 flags, release_flags; u64 lock_owner; };
 static struct device device;
 static struct { struct fuse_in header; u8 arguments[256]; } request;
 static struct { struct fuse_out header; u8 results[256]; } reply;
-static u32 block[BLOCK / 4];
+static u32 block[MOST / 4], block_size;
 static u64 unique;
 
 /* Sends arguments and, for a write, `out`; receives results and, for a read, `in`. Gives FUSE's error, 0 or negative. */
@@ -100,30 +100,32 @@ static void release(u64 node, u64 handle)
 static void transfer(u32 opcode, u64 node, u64 handle, u32 number, u32 seed)
 {
     struct fuse_io *in = (struct fuse_io *)request.arguments;
-    *in = (struct fuse_io){handle, (u64)number * BLOCK, BLOCK, 0, 0, O_RDWR, 0};
+    *in = (struct fuse_io){handle, (u64)number * block_size, block_size, 0, 0, O_RDWR, 0};
     s32 error;
     if (opcode == WRITE) {
-        pattern_fill(block, BLOCK / 4, seed, number);
-        error = call(WRITE, node, sizeof(*in), block, NULL, BLOCK);
+        pattern_fill(block, block_size / 4, seed, number);
+        error = call(WRITE, node, sizeof(*in), block, NULL, block_size);
         CHECK(!error, "fuse write: error %u", -error);
-        CHECK(*(u32 *)reply.results == BLOCK, "fuse write: %u bytes", *(u32 *)reply.results);
+        CHECK(*(u32 *)reply.results == block_size, "fuse write: %u bytes", *(u32 *)reply.results);
         return;
     }
     memset(block, 0xee, sizeof(block));
-    error = call(READ, node, sizeof(*in), NULL, block, BLOCK);
+    error = call(READ, node, sizeof(*in), NULL, block, block_size);
     CHECK(!error, "fuse read: error %u", -error);
-    CHECK(reply.header.length == sizeof(reply.header) + BLOCK, "fuse read: %u bytes", reply.header.length);
-    const char *wrong = pattern_check(block, BLOCK / 4, seed, number);
+    CHECK(reply.header.length == sizeof(reply.header) + block_size, "fuse read: %u bytes", reply.header.length);
+    const char *wrong = pattern_check(block, block_size / 4, seed, number);
     CHECK(!wrong, "block %u: %s", number, wrong);
 }
 
-/* Writes file= (op=write+verify, op=write) or only reads it (op=verify). Blocks of 4 KiB, blocks= of them;
+/* Writes file= (op=write+verify, op=write) or only reads it (op=verify). blocks= blocks of block= bytes, at most 4 KiB;
  * with pace=ms it sleeps so long after each that it writes. */
 void mode_fuse(void)
 {
     struct setup setup = {0, 2, arg("poll", 0), 8, arg("patience", 0)};
     const char *name = arg_text("file", "tiny.bin"), *op = arg_text("op", "write+verify");
     u32 count = arg("blocks", 16), seed = arg("seed", 1), report = arg("report", 0), pace = arg("pace", 0);
+    block_size = arg("block", MOST);
+    CHECK(block_size <= MOST && block_size % 4 == 0, "blocks of %u bytes", block_size);
     virtio_open(&device, VIRTIO_FS, &setup);
     char tag[37];
     for (u32 i = 0; i < 36; i++)

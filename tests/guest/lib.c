@@ -6,14 +6,19 @@
 void *memcpy(void *to, const void *from, u32 bytes)
 {
     void *start = to;
-    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes)::"memory");
+    u32 words = bytes / 4, rest = bytes % 4;
+    __asm__ volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(words)::"memory");
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(rest)::"memory");
     return start;
 }
 
 void *memset(void *to, int value, u32 bytes)
 {
     void *start = to;
-    __asm__ volatile("rep stosb" : "+D"(to), "+c"(bytes) : "a"(value) : "memory");
+    /* Where instructions are interpreted, each repetition counts. */
+    u32 words = bytes / 4, rest = bytes % 4, word = (u8)value * 0x01010101u;
+    __asm__ volatile("rep stosl" : "+D"(to), "+c"(words) : "a"(word) : "memory");
+    __asm__ volatile("rep stosb" : "+D"(to), "+c"(rest) : "a"(word) : "memory");
     return start;
 }
 

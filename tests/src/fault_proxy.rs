@@ -46,9 +46,9 @@ pub enum Then {
     PassOn,
     /// It goes on with one bit of the frame changed, in this byte of it. (Its header has 16.)
     Damage(usize),
-    /// Both ends are closed, and for this time nobody gets through, or until [`FaultProxy::open`].
+    /// Both ends are closed, of every connection, and for this time nobody gets through, or until [`FaultProxy::open`].
     Cut(Duration),
-    /// Nothing more is passed on, and nothing is closed. New connections get through.
+    /// Nothing more is passed on, on no connection, and nothing is closed. New connections get through.
     Freeze,
 }
 
@@ -256,7 +256,7 @@ impl Shared {
             let due = self.due_at(kind);
             let act = match due {
                 Some((When::Before, act)) => {
-                    if let Then::Damage(at) = self.act(connection, act)? {
+                    if let Then::Damage(at) = self.act(act)? {
                         frame[at] ^= 0x10;
                     }
                     None
@@ -269,7 +269,7 @@ impl Shared {
             }
             let passed = to.write_all(&frame);
             if let Some(act) = act {
-                self.act(connection, act)?;
+                self.act(act)?;
             }
             // As without a proxy, who writes to somebody who is gone finds out.
             passed.inspect_err(|_| connection.close())?;
@@ -292,18 +292,22 @@ impl Shared {
         Some((place.when, act))
     }
 
-    fn act(&self, connection: &Connection, act: Act) -> io::Result<Then> {
+    fn act(&self, act: Act) -> io::Result<Then> {
         let then = act();
         let mut state = self.state();
         let outcome = match then {
             Then::PassOn | Then::Damage(_) => Ok(then),
             Then::Cut(dark) => {
                 state.dark_until = Some(Instant::now() + dark);
-                connection.close();
+                for connection in &state.connections {
+                    connection.close();
+                }
                 Err(io::ErrorKind::ConnectionAborted.into())
             }
             Then::Freeze => {
-                *lock(&connection.frozen) = true;
+                for connection in &state.connections {
+                    *lock(&connection.frozen) = true;
+                }
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         };

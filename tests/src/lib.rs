@@ -24,6 +24,7 @@ mod cpio;
 mod daemons;
 pub mod fault_proxy;
 mod ferry;
+pub mod keys;
 mod lines;
 pub mod pattern;
 mod process;

@@ -3,15 +3,15 @@
 use ferry_tests::backend::{Backend, DeviceState, Running, feature, protocol};
 use ferry_tests::{Ferry, Guest, Receive, Send};
 
-/// Writes for ever, or nearly so; `blk written=` shows that guest and disk go on.
-pub const BUSY: &str = "mode=blk-writer op=write count=60000 report=50";
+/// Writes for longer than any test takes; `blk written=` shows that guest and disk go on.
+pub const BUSY: &str = "mode=blk-writer op=write count=500000 report=50";
 /// What [`BUSY`] needs.
-pub const BUSY_SIZE: &str = "32M";
+pub const BUSY_SIZE: &str = "256M";
 /// What [`BUSY`] says now and then.
 pub const WRITTEN: &str = "blk written=";
 /// The same, with some MiB of RAM in use before: a slow link takes its time.
 pub const FULL: &str =
-    "mode=dirty+blk-writer rate=0 pages=2048 ms=1500 op=write count=60000 report=50";
+    "mode=dirty+blk-writer rate=0 pages=2048 ms=1500 op=write count=500000 report=50";
 /// So many bytes a second make a slow link.
 pub const SLOW: u64 = 512 << 10;
 /// A guest without anything: it says `tick n=`.

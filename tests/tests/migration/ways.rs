@@ -1,11 +1,11 @@
 //! A guest at work with a real disk and a real shared directory, moved from Ferry to Ferry over every kind of connection:
 //! every record is written once, open files stay open, and the old back-ends are left.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ferry_tests::keys::Authority;
 use ferry_tests::{Guest, Listener, Qsd, Receive, Send, Virtiofsd, loopback_url, pattern};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use crate::common::{goes_on, receiver, tiny};
@@ -173,50 +173,4 @@ fn a_stranger_is_refused_over_tls() {
     received.answer().expect("a guest");
     guest.departed();
     goes_on(&mut there, "tick n=");
-}
-
-/// An authority of certificates.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        Authority {
-            pem: certificate.pem(),
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    /// A `tls_dir` for a host.
-    fn keys(&self, host: &str) -> Keys {
-        let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let directory = TempDir::new().expect("a temporary directory");
-        let path = directory.path().to_owned();
-        std::fs::write(path.join("ca-cert.pem"), &self.pem).unwrap();
-        std::fs::write(path.join("cert.pem"), certificate.pem()).unwrap();
-        std::fs::write(path.join("key.pem"), key.serialize_pem()).unwrap();
-        Keys {
-            path,
-            _directory: directory,
-        }
-    }
-}
-
-struct Keys {
-    path: PathBuf,
-    _directory: TempDir,
-}
-
-impl Keys {
-    fn path(&self) -> &Path {
-        &self.path
-    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ferry_tests::backend::{Backend, DeviceState, Running};
-use ferry_tests::{Listener, Qsd, Virtiofsd, pattern};
+use ferry_tests::{Listener, Process, Qsd, Virtiofsd, pattern};
 
 use crate::party::lock;
 
@@ -39,13 +39,14 @@ pub trait BackEnds: Send + Sync {
 /// A disk whose back-end has state and is driven by the test.
 pub struct Scripted(Running);
 
-const DISK_SIZE: &str = "32M";
+/// Enough for all that a guest writes in a row's time.
+const DISK_SIZE: &str = "2M";
 const STATE: DeviceState = DeviceState {
     bytes: (2 << 20) + 17,
     seed: 5,
 };
 /// How many records the guest has in flight.
-const DEPTH: u64 = 4;
+const DEPTH: u64 = 2;
 
 impl Scripted {
     pub fn start() -> Arc<dyn BackEnds> {
@@ -62,11 +63,8 @@ impl BackEnds for Scripted {
         vec!["--disk".to_owned(), disk_flag(self.0.socket())]
     }
 
-    /// Without its disk it goes on all the same.
     fn guest(&self, _name: &str) -> String {
-        "mode=blk-writer+ticks op=write count=60000 report=8 pace=10 patience=600000 ticks=1000000 \
-         period=50 timer=lapic"
-            .to_owned()
+        disk_writer()
     }
 
     fn is_missed(&self) -> bool {
@@ -103,51 +101,68 @@ impl BackEnds for Scripted {
     }
 
     fn check(&self, records: u64) {
-        let disk = self.0.disk();
-        for number in 0..records.saturating_sub(DEPTH) {
-            let at = number as usize * 512;
-            assert!(
-                disk[at..at + 512] == pattern::block(512, 1, number as u32),
-                "record {number} of {records} is not there"
-            );
-        }
+        check_disk(&self.0.disk(), records);
     }
 }
 
-/// A share on virtiofsd, which the guest works with, and a disk on qemu-storage-daemon beside it.
+/// A share on virtiofsd and a disk on qemu-storage-daemon. The guest works with one of them, and that is the one that dies or
+/// hangs.
 pub struct Real {
     disk: Mutex<Qsd>,
     share: Mutex<Virtiofsd>,
+    used: Used,
 }
 
-const BLOCK: usize = 4096;
+/// What a guest works with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Used {
+    Disk,
+    Share,
+}
+
+const BLOCK: usize = 512;
 
 impl Real {
-    pub fn start(directory: &Path) -> Arc<dyn BackEnds> {
+    pub fn start(directory: &Path, used: Used) -> Arc<dyn BackEnds> {
         let shared = directory.join("shared");
         fs::create_dir(&shared).unwrap();
-        let disk = Qsd::serving("1M").on(&directory.join("image")).start();
+        let image = directory.join("image");
+        let disk = Qsd::serving(DISK_SIZE).on(&image).start();
         let share = Virtiofsd::options().sharing(&shared).start();
-        Real::of(disk, share)
+        Real::of(disk, share, used)
     }
 
-    fn of(disk: Qsd, share: Virtiofsd) -> Arc<dyn BackEnds> {
+    fn of(disk: Qsd, share: Virtiofsd, used: Used) -> Arc<dyn BackEnds> {
         for socket in [disk.socket(), share.socket()] {
-            let limit = Duration::from_secs(20);
+            let limit = Duration::from_secs(60);
             crate::party::within(limit, || socket.exists().then_some(())).unwrap();
         }
         Arc::new(Real {
             disk: Mutex::new(disk),
             share: Mutex::new(share),
+            used,
         })
     }
 
-    fn signal(&self, signal: i32) {
-        let mut share = lock(&self.share);
-        if let Ok(None) = share.process().child().try_wait() {
-            share.process().signal(signal);
+    /// Does something with the one that is used.
+    fn with_used(&self, act: impl FnOnce(&mut Process)) {
+        match self.used {
+            Used::Disk => act(lock(&self.disk).process()),
+            Used::Share => act(lock(&self.share).process()),
         }
     }
+
+    fn signal(&self, signal: i32) {
+        self.with_used(|process| {
+            if is_alive(process) {
+                process.signal(signal);
+            }
+        });
+    }
+}
+
+fn is_alive(process: &mut Process) -> bool {
+    matches!(process.child().try_wait(), Ok(None))
 }
 
 impl BackEnds for Real {
@@ -169,15 +184,24 @@ impl BackEnds for Real {
     }
 
     fn guest(&self, name: &str) -> String {
-        format!("mode=fuse op=write file={name} blocks=20000 report=2 pace=10")
+        match self.used {
+            // A share that has not been used has no state.
+            Used::Disk => format!(
+                "{} file={name} blocks=1 block=512",
+                disk_writer().replace("mode=", "mode=fuse+")
+            ),
+            Used::Share => {
+                format!("mode=fuse op=write file={name} blocks=20000 block=512 report=1 pace=100")
+            }
+        }
     }
 
     fn is_missed(&self) -> bool {
-        false
+        self.used == Used::Disk
     }
 
     fn die(&self) {
-        lock(&self.share).process().kill();
+        self.with_used(Process::kill);
     }
 
     fn hang(&self) {
@@ -190,8 +214,7 @@ impl BackEnds for Real {
 
     /// A virtiofsd whose front-end has left has ended.
     fn is_usable(&self) -> bool {
-        let mut share = lock(&self.share);
-        matches!(share.process().child().try_wait(), Ok(None))
+        is_alive(lock(&self.share).process()) && is_alive(lock(&self.disk).process())
     }
 
     fn connections(&self) -> Option<usize> {
@@ -203,18 +226,41 @@ impl BackEnds for Real {
     }
 
     fn heir(&self) -> Arc<dyn BackEnds> {
-        let disk = Qsd::serving("1M").on(lock(&self.disk).image()).start();
+        let disk = Qsd::serving(DISK_SIZE).on(lock(&self.disk).image());
         let share = lock(&self.share).shared().to_owned();
-        Real::of(disk, Virtiofsd::options().sharing(&share).start())
+        let share = Virtiofsd::options().sharing(&share).start();
+        Real::of(disk.start(), share, self.used)
     }
 
     fn check(&self, records: u64) {
-        let file = lock(&self.share).shared().join("source");
-        let written = fs::read(file).unwrap();
-        let expected = pattern::blocks(BLOCK, 1, records as u32);
+        match self.used {
+            Used::Disk => check_disk(&fs::read(lock(&self.disk).image()).unwrap(), records),
+            Used::Share => {
+                let file = lock(&self.share).shared().join("source");
+                let written = fs::read(file).unwrap();
+                let expected = pattern::blocks(BLOCK, 1, records as u32);
+                assert!(
+                    written.starts_with(&expected),
+                    "the file does not begin with {records} records"
+                );
+            }
+        }
+    }
+}
+
+/// Writes one record after the other. Without its disk it goes on all the same.
+fn disk_writer() -> String {
+    "mode=blk-writer+ticks op=write count=4000 depth=2 report=2 pace=120 patience=600000 \
+     ticks=1000000 period=50 timer=lapic"
+        .to_owned()
+}
+
+fn check_disk(disk: &[u8], records: u64) {
+    for number in 0..records.saturating_sub(DEPTH) {
+        let at = number as usize * 512;
         assert!(
-            written.starts_with(&expected),
-            "the file does not begin with {records} records"
+            disk[at..at + 512] == pattern::block(512, 1, number as u32),
+            "record {number} of {records} is not there"
         );
     }
 }

@@ -1,10 +1,10 @@
 //! What may come of a row.
 
-use ferry_tests::fault_proxy::When;
+use ferry_tests::fault_proxy::{Place, When};
 use vm_migration::link::Kind;
 
 use crate::scenario::Left;
-use crate::table::{Fault, Owner, Row};
+use crate::table::{At, Fault, Owner, Row};
 
 /// Where the guest may be in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Expected {
 
 /// What may come of a row.
 pub fn expected(row: &Row) -> Expected {
-    if row.place.kind == Kind::Outcome {
+    if is_at(row, Kind::Outcome) {
         // The receiver has not got the commit, and the source is told so.
         return match row.fault {
             Fault::KillSource => Expected::Nobody,
@@ -53,7 +53,7 @@ pub fn expected(row: &Row) -> Expected {
     match (row.fault, row.owner) {
         // The proxy passes on what was sent before.
         (Fault::KillDestination | Fault::TerminateDestination, Owner::Source)
-            if row.place.kind == Kind::Ready =>
+            if is_at(row, Kind::Ready) =>
         {
             match row.fault {
                 Fault::KillDestination => Expected::SourceOrUnconfirmed,
@@ -109,10 +109,13 @@ fn killed_destination(owner: Owner) -> Expected {
     }
 }
 
+fn is_at(row: &Row, kind: Kind) -> bool {
+    matches!(row.at, At::Frame(place) if place.kind == kind)
+}
+
 /// The receiver speaks to its back-ends after this place.
 fn is_noticed(row: &Row) -> bool {
-    !matches!(
-        (row.place.kind, row.place.when),
-        (Kind::End, When::After) | (Kind::Ready, _)
-    )
+    let after_end = |Place { when, kind, .. }| (when, kind) == (When::After, Kind::End);
+    let is_after_end = matches!(row.at, At::Frame(place) if after_end(place));
+    !is_after_end && !is_at(row, Kind::Ready)
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// Seconds for which a Ferry of these tests waits for an answer of a back-end, or of the other side.
 pub const REQUEST_TIMEOUT: u64 = 3;
 /// How often something is looked at that has no event.
-pub const LOOK: Duration = Duration::from_millis(20);
+pub const LOOK: Duration = Duration::from_millis(40);
 
 /// What guests write before the number of records that are done.
 const RECORDS: [&str; 2] = ["blk written=", "fuse at="];
@@ -38,11 +38,37 @@ impl Guest {
     }
 }
 
+/// A way from one Ferry to another.
+pub struct Route {
+    /// Where the sender connects to.
+    pub sender: String,
+    /// Where the receiver listens.
+    pub receiver: String,
+    pub connections: u32,
+    /// Where both sides' keys are.
+    pub tls: Option<PathBuf>,
+}
+
+impl Route {
+    /// Over unix sockets.
+    pub fn unix(sender: &Path, receiver: &Path) -> Route {
+        Route {
+            sender: format!("unix:{}", sender.display()),
+            receiver: format!("unix:{}", receiver.display()),
+            connections: 1,
+            tls: None,
+        }
+    }
+}
+
 /// A Ferry.
 pub struct Party {
     pub name: &'static str,
     process: Mutex<Process>,
+    /// For looking, also at somebody who is stopped.
     api: Client,
+    /// For what has to be done, however long it takes.
+    orders: Client,
     directory: PathBuf,
     log: PathBuf,
     /// Where guests write to, one file for each; the last one is that of the guest that is here, or comes.
@@ -92,16 +118,11 @@ impl Party {
         command.arg("--api-socket").arg(&socket).arg("-v");
         let request = REQUEST_TIMEOUT.to_string();
         command.args(["--request-timeout", &request, "--dead-timeout", "20"]);
-        let limit = Duration::from_secs(3);
-        let limits = Limits {
-            connect: limit,
-            silence: limit,
-            total: limit,
-        };
         let party = Party {
             name,
             process: Mutex::new(Process::start(command, Some(&log))),
-            api: Client::new(socket, limits),
+            orders: Client::new(socket.clone(), limits(60)),
+            api: Client::new(socket, limits(3)),
             directory: directory.to_owned(),
             log,
             serials: Mutex::new(serials),
@@ -166,7 +187,7 @@ impl Party {
             Value::Null => String::new(),
             body => body.to_string(),
         };
-        let outcome = self.api.put(route, body.as_bytes());
+        let outcome = self.orders.put(route, body.as_bytes());
         outcome.map(drop).map_err(|error| error.chain().join(": "))
     }
 
@@ -178,7 +199,11 @@ impl Party {
     }
 
     /// Begins to wait for a guest whose devices' back-ends are at these sockets.
-    pub fn receive(&self, at: &Path, sockets: &[(&str, PathBuf)]) -> Receiver<Result<(), String>> {
+    pub fn receive(
+        &self,
+        route: &Route,
+        sockets: &[(&str, PathBuf)],
+    ) -> Receiver<Result<(), String>> {
         let mut serials = lock(&self.serials);
         let serial = format!("{}-serial-{}", self.name, serials.len() + 1);
         let serial = self.directory.join(serial);
@@ -188,18 +213,13 @@ impl Party {
             .map(|(id, socket)| ((*id).to_owned(), json!({ "socket": socket })))
             .collect();
         let body = json!({
-            "receiver_url": format!("unix:{}", at.display()),
+            "receiver_url": route.receiver,
+            "tls_dir": route.tls,
             "devices": devices,
             "serial": { "mode": "File", "file": serial },
         });
         let before = self.receivers();
-        let limit = Duration::from_secs(60);
-        let limits = Limits {
-            connect: limit,
-            silence: limit,
-            total: limit,
-        };
-        let api = Client::new(self.api.socket(), limits);
+        let api = Client::new(self.api.socket(), limits(60));
         let (sender, receiver) = channel();
         thread::spawn(move || {
             let outcome = api.put("vm.receive-migration", body.to_string().as_bytes());
@@ -212,12 +232,21 @@ impl Party {
     }
 
     /// Sends the guest; stays itself.
-    pub fn send(&self, to: &Path) -> Result<(), String> {
-        let url = format!("unix:{}", to.display());
+    pub fn send(&self, route: &Route) -> Result<(), String> {
         self.put(
             "vm.send-migration",
-            &json!({ "destination_url": url, "preserve_source": true }),
+            &json!({
+                "destination_url": route.sender,
+                "tls_dir": route.tls,
+                "connections": route.connections,
+                "preserve_source": true,
+            }),
         )
+    }
+
+    /// Where the guest writes to that is here, or comes.
+    pub fn serial(&self) -> PathBuf {
+        lock(&self.serials).last().cloned().unwrap_or_default()
     }
 
     /// How many lines the guest has written here lately, and the number of records in the last that has one.
@@ -273,6 +302,16 @@ pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option
             return None;
         }
         thread::sleep(LOOK);
+    }
+}
+
+/// Seconds for an answer.
+fn limits(seconds: u64) -> Limits {
+    let limit = Duration::from_secs(seconds);
+    Limits {
+        connect: limit,
+        silence: limit,
+        total: limit,
     }
 }
 

@@ -2,24 +2,31 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ferry_tests::fault_proxy::{Act, FaultProxy, Place, Then};
+use ferry_tests::keys::{Authority, Keys};
+use ferry_tests::loopback_url;
 use serde_json::Value;
 use tempfile::TempDir;
 use vm_migration::link::Kind;
 
-use crate::back_ends::{BackEnds, Real, Scripted};
+use crate::back_ends::{BackEnds, Real, Scripted, Used};
+use crate::busy;
 use crate::expected::expected;
-use crate::party::{Guest, Party, lock, within};
-use crate::table::{Devices, Fault, Row};
+use crate::party::{Guest, Party, Route, lock, within};
+use crate::said::{goes_straight_on, nothing_at};
+use crate::table::{At, Devices, Fault, Owner, Row};
+use crate::wire::Wire;
 
 /// Longer than anybody waits for an answer.
 const LONG: Duration = Duration::from_secs(6);
 /// How long there is no way through a connection that was cut.
 const DARK: Duration = Duration::from_millis(700);
+/// How long a frame is held until somebody has done what was asked for.
+const HELD: Duration = Duration::from_secs(2);
 /// How long it may take until the row's place comes.
 const REACHED: Duration = Duration::from_secs(60);
 /// What stays as it is for so long is taken for the end.
@@ -38,6 +45,35 @@ struct Field {
     quiet_until: Arc<Mutex<Instant>>,
 }
 
+/// The way from the source to the destination, and what is in it.
+struct Link {
+    route: Route,
+    proxy: Proxy,
+    _keys: Option<Keys>,
+}
+
+enum Proxy {
+    Frames(FaultProxy),
+    Bytes(Wire),
+}
+
+impl Proxy {
+    fn wait(&self, limit: Duration) -> bool {
+        match self {
+            Proxy::Frames(proxy) => proxy.wait(limit),
+            Proxy::Bytes(wire) => wire.wait(limit),
+        }
+    }
+
+    /// What has come, as far as that can be seen.
+    fn kinds(&self) -> Vec<Kind> {
+        match self {
+            Proxy::Frames(proxy) => proxy.kinds(),
+            Proxy::Bytes(_) => Vec::new(),
+        }
+    }
+}
+
 /// Who has the guest in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
@@ -50,7 +86,13 @@ pub enum Left {
 
 /// It has not come to the place of the row.
 #[derive(Debug)]
-pub struct Missed(pub Vec<Kind>);
+#[expect(dead_code, reason = "it is printed")]
+pub struct Missed {
+    /// What has come.
+    kinds: Vec<Kind>,
+    /// What both sides have said of their failure.
+    pub reasons: [Value; 2],
+}
 
 /// Plays a row; says what came of it.
 pub fn run(row: &Row) -> Result<String, Missed> {
@@ -71,7 +113,8 @@ impl Field {
         let directory = TempDir::new().unwrap();
         let source_disk = match devices {
             Devices::Scripted => Scripted::start(),
-            Devices::Real => Real::start(directory.path()),
+            Devices::Share => Real::start(directory.path(), Used::Share),
+            Devices::Disk => Real::start(directory.path(), Used::Disk),
         };
         let destination_disk = source_disk.heir();
         let source = guest_on("source", &directory, &*source_disk);
@@ -93,21 +136,31 @@ impl Field {
     }
 
     fn play(&self, row: &Row) -> Result<String, Missed> {
-        let due = row.before.iter().copied().chain([(row.place, row.fault)]);
-        let due: Vec<(Place, Act)> = due.map(|(place, fault)| (place, self.act(fault))).collect();
-        let proxy = FaultProxy::start(&self.at("proxy"), &self.at("receiver"), due);
+        let link = self.link(row);
         let sockets = self.destination_disk.sockets();
-        let received = self.destination.receive(&self.at("receiver"), &sockets);
-        self.source.send(&self.at("proxy")).unwrap();
-        if !proxy.wait(REACHED) {
-            return Err(Missed(proxy.kinds()));
+        let received = self.destination.receive(&link.route, &sockets);
+        self.source.send(&link.route).unwrap();
+        if !link.proxy.wait(REACHED) {
+            return Err(Missed {
+                kinds: link.proxy.kinds(),
+                reasons: [&self.source, &self.destination]
+                    .map(|it| it.migration()["error"].clone()),
+            });
         }
         let begun = Instant::now();
         let left = self.settle(&received, row.fault);
         let took = begun.elapsed().as_secs_f32();
-        drop(proxy);
+        drop(link);
         let expected = expected(row);
         assert!(expected.allows(left), "{left:?} instead of {expected:?}");
+        let [here, there] = [&self.source, &self.destination].map(|party| party.serial());
+        let mut was_at = match left {
+            Left::Source | Left::Unconfirmed => vec![here],
+            Left::Destination | Left::Nobody => vec![here, there.clone()],
+        };
+        let stayed = matches!(left, Left::Source | Left::Unconfirmed);
+        // One that was killed may have had the guest before nobody could be asked.
+        let has_not_started = left == Left::Source || row.owner < Owner::Taking;
         let left = match left {
             Left::Unconfirmed => {
                 self.reclaim();
@@ -116,13 +169,49 @@ impl Field {
             left => left,
         };
         self.check_records();
-        let again = self.again(row, left);
+        goes_straight_on(&was_at);
+        let again = self.again(row, left, &mut was_at);
         if left != Left::Nobody {
             self.check_records();
+        }
+        goes_straight_on(&was_at);
+        if stayed && has_not_started {
+            nothing_at(&there);
         }
         Ok(format!(
             "{left:?} after {took:.1} s ({expected:?}); {again}"
         ))
+    }
+
+    /// The way on which it happens.
+    fn link(&self, row: &Row) -> Link {
+        let mut route = Route::unix(&self.at("proxy"), &self.at("receiver"));
+        route.connections = row.connections;
+        match row.at {
+            At::Frame(place) => {
+                let due = row.before.iter().copied().chain([(place, row.fault)]);
+                let due: Vec<(Place, Act)> =
+                    due.map(|(place, fault)| (place, self.act(fault))).collect();
+                let proxy = FaultProxy::start(&self.at("proxy"), &self.at("receiver"), due);
+                Link {
+                    route,
+                    proxy: Proxy::Frames(proxy),
+                    _keys: None,
+                }
+            }
+            At::Byte(after) => {
+                let keys = Authority::new().keys("127.0.0.1");
+                route.receiver = loopback_url();
+                let wire = Wire::start(&route.receiver, after, self.act(row.fault));
+                route.sender = wire.url().to_owned();
+                route.tls = Some(keys.path().to_owned());
+                Link {
+                    route,
+                    proxy: Proxy::Bytes(wire),
+                    _keys: Some(keys),
+                }
+            }
+        }
     }
 
     fn act(&self, fault: Fault) -> Act {
@@ -154,14 +243,19 @@ impl Field {
             Fault::HangDestinationDisk => pass(Box::new(move || hang(destination_disk, &quiet))),
             Fault::CancelSource => request(source, "vm.migration-cancel"),
             Fault::CancelDestination => request(destination, "vm.migration-cancel"),
-            // It is answered when all is cleaned up, and the frame does not wait for that.
+            // The frame waits until all is cleaned up, unless it is the frame that is waited for.
             Fault::DeleteDestination => pass(Box::new(move || {
-                std::thread::spawn(move || destination.put("vm.delete", &Value::Null));
-                std::thread::sleep(Duration::from_millis(100));
+                let (sender, answered) = channel();
+                std::thread::spawn(move || {
+                    let _ = destination.put("vm.delete", &Value::Null);
+                    let _ = sender.send(());
+                });
+                let _ = answered.recv_timeout(HELD);
             })),
-            Fault::TerminateDestination => {
-                pass(Box::new(move || destination.signal(libc::SIGTERM)))
-            }
+            Fault::TerminateDestination => pass(Box::new(move || {
+                destination.signal(libc::SIGTERM);
+                within(HELD, || (!destination.is_alive()).then_some(()));
+            })),
         }
     }
 
@@ -235,7 +329,7 @@ impl Field {
     }
 
     /// Sends the guest again, with nothing in the way.
-    fn again(&self, row: &Row, left: Left) -> String {
+    fn again(&self, row: &Row, left: Left, was_at: &mut Vec<PathBuf>) -> String {
         let quiet = *lock(&self.quiet_until);
         std::thread::sleep(quiet.saturating_duration_since(Instant::now()));
         let disk_of_guest_is_dead = match left {
@@ -259,8 +353,12 @@ impl Field {
                 let kept = is_old && !was_left;
                 let disk = &self.destination_disk;
                 assert!(!kept || disk.is_usable(), "the back-ends have ended");
-                let disk = self.usable(disk, row.fault == Fault::KillDestinationDisk);
+                // A virtiofsd that was left ends, as soon as it can.
+                let was_ended = was_left && disk.connections().is_none();
+                let is_dead = row.fault == Fault::KillDestinationDisk;
+                let disk = self.usable(disk, was_ended || is_dead);
                 self.move_on(&self.source, &to, &*disk);
+                was_at.push(to.serial());
                 if let (true, Some(connections)) = (kept, disk.connections()) {
                     assert!(connections <= 1, "the back-end was left and found again");
                 }
@@ -272,6 +370,7 @@ impl Field {
                 let (to, _) = self.successor(&self.source);
                 let disk = self.usable(&self.source_disk, row.fault == Fault::KillSourceDisk);
                 self.move_on(&self.destination, &to, &*disk);
+                was_at.push(to.serial());
                 assert_eq!(self.destination_disk.complaints(), Vec::<String>::new());
                 assert_eq!(disk.complaints(), Vec::<String>::new());
                 "moved back".to_owned()
@@ -283,6 +382,7 @@ impl Field {
                 let disk = &self.destination_disk;
                 assert!(disk.is_usable(), "the back-ends have ended");
                 self.move_on(&another, &self.destination, &**disk);
+                *was_at = vec![another.serial(), self.destination.serial()];
                 "another one received".to_owned()
             }
             Left::Nobody | Left::Unconfirmed => "ended".to_owned(),
@@ -308,21 +408,13 @@ impl Field {
         }
     }
 
-    /// Sends the guest. That takes more than one attempt only where the machine is so busy that a side says nothing for too
-    /// long.
+    /// Sends the guest.
     fn move_on(&self, from: &Party, to: &Party, disk: &dyn BackEnds) {
-        let signs = [
-            "nothing happened for",
-            "not a byte has moved for",
-            "has not done within",
-            "the connection ended while",
-        ];
-        let too_busy = |reasons: &str| signs.iter().any(|sign| reasons.contains(sign));
         let mut outcome = self.try_to_move(from, to, disk);
-        for _ in 0..2 {
-            if outcome.as_ref().is_err_and(|reasons| too_busy(reasons)) {
-                outcome = self.try_to_move(from, to, disk);
-            }
+        while let Err(reasons) = &outcome
+            && busy::is_why(reasons)
+        {
+            outcome = self.try_to_move(from, to, disk);
         }
         if let Err(reasons) = outcome {
             panic!(
@@ -344,13 +436,19 @@ impl Field {
     }
 
     fn try_to_move(&self, from: &Party, to: &Party, disk: &dyn BackEnds) -> Result<(), String> {
-        let at = self.at("again");
-        let received = to.receive(&at, &disk.sockets());
+        let route = Route::unix(&self.at("again"), &self.at("again"));
+        let received = to.receive(&route, &disk.sockets());
         let limit = Duration::from_secs(60);
-        let sent = within(limit, || from.send(&at).ok());
-        assert!(sent.is_some(), "{}: {:?}", from.name, from.send(&at));
+        let sent = within(limit, || from.send(&route).ok());
+        assert!(sent.is_some(), "{}: {:?}", from.name, from.send(&route));
         let received = received.recv_timeout(limit);
-        received.unwrap_or_else(|error| Err(error.to_string()))
+        let received = received.unwrap_or_else(|error| Err(error.to_string()));
+        // Only the side that has lost patience knows that.
+        received.map_err(|reasons| {
+            let ended = || Some(from.migration()).filter(|it| it["state"] != "under-way");
+            let sent = within(limit, ended).unwrap_or_default();
+            format!("{reasons}; the sender: {}", sent["error"])
+        })
     }
 
     /// What the guest knows to be written is there.

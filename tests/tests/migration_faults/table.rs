@@ -45,6 +45,16 @@ impl Fault {
         Fault::DeleteDestination,
         Fault::TerminateDestination,
     ];
+
+    fn is_of_back_end(self) -> bool {
+        matches!(
+            self,
+            Fault::KillSourceDisk
+                | Fault::KillDestinationDisk
+                | Fault::HangSourceDisk
+                | Fault::HangDestinationDisk
+        )
+    }
 }
 
 /// Whose the guest is when something happens.
@@ -64,36 +74,60 @@ pub enum Owner {
     Settled,
 }
 
-/// What back-ends the guest has.
+/// What back-ends the guest has, and which of them it works with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Devices {
+    /// A disk that the test drives.
     Scripted,
-    Real,
+    /// virtiofsd, with qemu-storage-daemon beside it.
+    Share,
+    /// qemu-storage-daemon, with virtiofsd beside it.
+    Disk,
+}
+
+/// Where something happens on the way from the source to the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// On a unix socket.
+    Frame(Place),
+    /// Over TLS, where so many bytes have gone to the destination.
+    Byte(u64),
 }
 
 /// One row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     pub devices: Devices,
+    pub connections: u32,
     /// What happens first, to make the place come.
     pub before: Option<(Place, Fault)>,
-    pub place: Place,
+    pub at: At,
     pub owner: Owner,
     pub fault: Fault,
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { when, kind, nth } = self.place;
-        let when = match when {
-            When::Before => "before",
-            When::After => "after",
+        let at = match self.at {
+            At::Frame(Place { when, kind, nth }) => {
+                let when = match when {
+                    When::Before => "before",
+                    When::After => "after",
+                };
+                match nth {
+                    1 => format!("{when} {kind}"),
+                    nth => format!("{when} {kind} {nth}"),
+                }
+            }
+            At::Byte(number) => format!("TLS byte {number}"),
         };
-        let place = match nth {
-            1 => format!("{when} {kind}"),
-            nth => format!("{when} {kind} {nth}"),
+        let devices = match self.devices {
+            Devices::Scripted => "scripted",
+            Devices::Share => "share",
+            Devices::Disk => "disk",
         };
-        write!(f, "{place:<17} {:?}", self.fault)
+        let connections = self.connections;
+        write!(f, "{devices:<8} {connections} {at:<17} {:?}", self.fault)
     }
 }
 
@@ -139,54 +173,66 @@ fn before(kind: Kind) -> Option<(Place, Fault)> {
     }
 }
 
-/// With real back-ends: one place for each phase.
-pub fn real_rows() -> Vec<Row> {
+/// All of it: with a disk that the test drives, with virtiofsd, and, where a back-end ends or hangs, with qemu-storage-daemon.
+pub fn rows() -> Vec<Row> {
+    let all = [Devices::Scripted, Devices::Share, Devices::Disk];
+    let mut rows: Vec<Row> = all.into_iter().flat_map(rows_with).collect();
+    rows.extend(rows_over_more());
+    // Those that last longest come first: nothing is left to be waited for in the end.
+    rows.sort_by_key(|row| row.fault != Fault::Freeze);
+    rows
+}
+
+/// Over two connections, and over TLS.
+fn rows_over_more() -> Vec<Row> {
+    let frame = |when, kind, nth| At::Frame(Place { when, kind, nth });
     let places = [
-        (When::Before, Kind::Prepared),
-        (When::After, Kind::Chunk),
-        (When::After, Kind::End),
-        (When::Before, Kind::Commit),
-        (When::After, Kind::Commit),
-        (When::After, Kind::Running),
+        (2, frame(When::After, Kind::Pages, 2), Owner::Source),
+        (2, frame(When::Before, Kind::End, 2), Owner::Source),
+        (2, frame(When::After, Kind::Ready, 1), Owner::Giving),
+        (2, frame(When::Before, Kind::Commit, 1), Owner::Nobody),
+        (2, frame(When::After, Kind::Commit, 1), Owner::Taking),
+        // When they know each other, a good deal later, and in the midst of the disk's state, which is longer than all that.
+        (1, At::Byte(10_000), Owner::Source),
+        (1, At::Byte(100_000), Owner::Source),
+        (1, At::Byte(1_500_000), Owner::Source),
+        (2, At::Byte(100_000), Owner::Source),
     ];
     let faults = [
         Fault::KillSource,
         Fault::KillDestination,
         Fault::StopDestination,
         Fault::Cut,
-        Fault::KillDestinationDisk,
-        Fault::HangSourceDisk,
+        Fault::Freeze,
         Fault::CancelSource,
     ];
-    let is_wanted = |row: &Row| {
-        let Place { when, kind, nth } = row.place;
-        row.before.is_none()
-            && nth == 1
-            && places.contains(&(when, kind))
-            && faults.contains(&row.fault)
-    };
-    let rows = rows().into_iter().filter(is_wanted);
-    rows.map(|row| Row {
-        devices: Devices::Real,
-        ..row
-    })
-    .collect()
+    let rows = places.into_iter().flat_map(|(connections, at, owner)| {
+        faults.map(|fault| Row {
+            devices: Devices::Scripted,
+            connections,
+            before: None,
+            at,
+            owner,
+            fault,
+        })
+    });
+    rows.collect()
 }
 
-/// All of it.
-pub fn rows() -> Vec<Row> {
+fn rows_with(devices: Devices) -> Vec<Row> {
     let places = Kind::ALL
         .into_iter()
         .flat_map(|kind| places(kind).into_iter().map(move |it| (before(kind), it)));
-    places
-        .flat_map(|(before, (place, owner))| {
-            Fault::ALL.map(|fault| Row {
-                devices: Devices::Scripted,
-                before,
-                place,
-                owner,
-                fault,
-            })
+    let rows = places.flat_map(|(before, (place, owner))| {
+        Fault::ALL.map(|fault| Row {
+            devices,
+            connections: 1,
+            before,
+            at: At::Frame(place),
+            owner,
+            fault,
         })
+    });
+    rows.filter(|row| devices != Devices::Disk || row.fault.is_of_back_end())
         .collect()
 }
