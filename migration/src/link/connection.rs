@@ -65,6 +65,10 @@ impl Link {
             purpose,
             version,
         } = introduction;
+        let mut transport = transport;
+        if purpose == Purpose::HandOver {
+            transport.expect_handles();
+        }
         Link {
             transport,
             peer,

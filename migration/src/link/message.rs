@@ -40,6 +40,11 @@ pub enum Message<'a> {
         /// How many bytes of them.
         bytes: u64,
     },
+    /// Sender: descriptors, which are taken by [`Link::take_handles`](super::Link::take_handles).
+    Handles {
+        /// How many, at most 64.
+        count: u16,
+    },
     /// Both, at any time: still there.
     Alive,
     /// Sender: a round of copying begins. Information only.
@@ -164,6 +169,7 @@ pub(super) fn check_length(kind: Kind, length: u32) -> Result<usize, Violation> 
         }
         Kind::Zeros | Kind::ChunkEnd | Kind::Commit => bytes == 16,
         Kind::Round => bytes == 4,
+        Kind::Handles => bytes == 2,
         Kind::Outcome => bytes == 1,
         Kind::Running => bytes <= TIMINGS_MOST * (1 + TIMING_NAME_MOST + 8),
         Kind::Failed => bytes <= FAILURE_MOST,
@@ -182,6 +188,7 @@ impl Message<'_> {
             Message::Describe { .. } => Kind::Describe,
             Message::Pages { .. } => Kind::Pages,
             Message::Zeros { .. } => Kind::Zeros,
+            Message::Handles { .. } => Kind::Handles,
             Message::Alive => Kind::Alive,
             Message::Round { .. } => Kind::Round,
             Message::State(_) => Kind::State,
@@ -237,6 +244,7 @@ impl Message<'_> {
             }
             Message::Zeros { gpa, bytes } => numbers([*gpa, *bytes]).into(),
             Message::Round { number } => number.to_be_bytes().to_vec().into(),
+            Message::Handles { count } => count.to_be_bytes().to_vec().into(),
             Message::State(piece) => (*piece).into(),
             Message::Chunk { device, data } => {
                 head[..2].copy_from_slice(&device.to_be_bytes());
@@ -288,6 +296,9 @@ pub(super) fn decode(kind: Kind, body: &[u8], attempt: StreamId) -> Result<Messa
             check_pages(kind, gpa, bytes)?;
             Message::Zeros { gpa, bytes }
         }
+        Kind::Handles => Message::Handles {
+            count: be_u16(data),
+        },
         Kind::Alive => Message::Alive,
         Kind::Round => Message::Round {
             number: (be_u32(data)),

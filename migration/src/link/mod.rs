@@ -33,6 +33,9 @@
 //! asked                                               Outcome
 //! ```
 //!
+//! A hand-over within a host goes over a unix socket and has no pages. Descriptors go with `Handles`, which says how many there are, as
+//! SCM_RIGHTS with the first byte of its frame, while it is describing, copying or saving.
+//!
 //! A body's length is checked for its kind before memory is set aside, and its checksum before anything of it is handed on.
 
 mod address;
@@ -40,6 +43,7 @@ mod connect;
 mod connection;
 mod error;
 mod failure;
+mod handles;
 mod incoming;
 mod listener;
 mod message;
@@ -71,6 +75,8 @@ pub const CONNECTIONS_MOST: u16 = 16;
 pub const DEVICES_MOST: u16 = 1024;
 /// The largest description of a machine, in bytes.
 pub const DESCRIPTION_MOST: u64 = 2 << 20;
+/// The most descriptors that go with one frame.
+pub const HANDLES_MOST: usize = 64;
 /// The most data in one frame, in bytes.
 pub const FRAME_DATA_MOST: usize = 1 << 20;
 
@@ -96,6 +102,8 @@ pub enum Purpose {
     },
     /// Asks what became of the attempt.
     Ask,
+    /// The only connection of a hand-over within a host, which carries descriptors.
+    HandOver,
 }
 
 impl Purpose {
@@ -103,7 +111,7 @@ impl Purpose {
     pub fn index(self) -> u16 {
         match self {
             Purpose::Join { index } => index,
-            Purpose::Migrate { .. } | Purpose::Ask => 0,
+            Purpose::Migrate { .. } | Purpose::Ask | Purpose::HandOver => 0,
         }
     }
 }

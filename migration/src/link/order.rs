@@ -22,6 +22,7 @@ pub enum Kind {
     End = 9,
     Commit = 10,
     Bye = 11,
+    Handles = 12,
     Prepared = 32,
     Ready = 33,
     Running = 34,
@@ -32,7 +33,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Describe,
         Kind::Pages,
         Kind::Zeros,
@@ -44,6 +45,7 @@ impl Kind {
         Kind::End,
         Kind::Commit,
         Kind::Bye,
+        Kind::Handles,
         Kind::Prepared,
         Kind::Ready,
         Kind::Running,
@@ -132,6 +134,7 @@ impl Stage {
                 Last::No => Describing,
                 Last::Yes => Preparing,
             },
+            (Describing | Copying | Saving, Sender, Kind::Handles) => self,
             (Preparing, Receiver, Kind::Prepared) => Copying,
             (Copying, Sender, Kind::Pages | Kind::Zeros | Kind::Round) => Copying,
             (Copying | Saving, Sender, Kind::State | Kind::Chunk) => Saving,
@@ -191,9 +194,17 @@ pub(super) struct Event {
 /// How far a connection is, with what was counted on the way.
 pub(super) struct Order {
     stage: Stage,
+    carries: Carries,
     described: u64,
     state: StateSeen,
     devices: BTreeMap<u16, Device>,
+}
+
+/// What travels beside the state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Pages,
+    Descriptors,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -211,6 +222,7 @@ impl Order {
     pub(super) fn new() -> Self {
         Order {
             stage: Stage::Offered,
+            carries: Carries::Pages,
             described: 0,
             state: StateSeen::No,
             devices: BTreeMap::new(),
@@ -223,8 +235,11 @@ impl Order {
 
     /// The preamble was answered.
     pub(super) fn accepted(&mut self, purpose: Purpose) {
+        if purpose == Purpose::HandOver {
+            self.carries = Carries::Descriptors;
+        }
         self.stage = match purpose {
-            Purpose::Migrate { .. } => Stage::Describing,
+            Purpose::Migrate { .. } | Purpose::HandOver => Stage::Describing,
             Purpose::Join { .. } => Stage::Joined,
             Purpose::Ask => Stage::Asked,
         };
@@ -233,8 +248,16 @@ impl Order {
     /// Whether a message of this kind can come now. Asked before its content is there.
     pub(super) fn admits(&self, from: Side, kind: Kind) -> Result<(), Violation> {
         match self.stage.after(from, kind, Last::No) {
-            Some(_) => Ok(()),
-            None => Err(self.wrong(kind)),
+            Some(_) if self.is_carried(kind) => Ok(()),
+            _ => Err(self.wrong(kind)),
+        }
+    }
+
+    fn is_carried(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Pages | Kind::Zeros => self.carries == Carries::Pages,
+            Kind::Handles => self.carries == Carries::Descriptors,
+            _ => true,
         }
     }
 
@@ -249,6 +272,7 @@ impl Order {
     pub(super) fn follow(&mut self, from: Side, event: Event) -> Result<(), Violation> {
         let kind = event.kind;
         let next = self.stage.after(from, kind, event.last);
+        let next = next.filter(|_| self.is_carried(kind));
         let next = next.ok_or_else(|| self.wrong(kind))?;
         let wrong = |reason| Err(Violation::content(kind, reason));
         match kind {

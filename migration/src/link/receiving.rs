@@ -208,7 +208,7 @@ impl Link {
 fn check_tallies(purpose: Purpose, tallies: &[Tally], received: Tally) -> Result<(), Violation> {
     let expected = match purpose {
         Purpose::Migrate { connections } => usize::from(connections),
-        Purpose::Join { .. } | Purpose::Ask => 1,
+        Purpose::Join { .. } | Purpose::Ask | Purpose::HandOver => 1,
     };
     let wrong = |reason| Err(Violation::content(Kind::End, reason));
     match tallies {

@@ -108,6 +108,14 @@ impl Link {
         }
     }
 
+    /// Hands the kernel what is left of small frames.
+    pub(super) fn flush(&mut self, watch: &dyn Watch) -> Result<(), Error> {
+        match self.unsent.is_empty() {
+            true => Ok(()),
+            false => self.write(&[], &[], watch),
+        }
+    }
+
     /// Writes a frame, or something else that must not be cut.
     pub(super) fn write(
         &mut self,

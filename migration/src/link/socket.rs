@@ -1,11 +1,12 @@
 //! A connected socket that never blocks by itself, with or without TLS on it, and waiting for it.
 
 use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, Socket};
 
+use super::handles::Handles;
 use super::tls::Session;
 use crate::watch::Watch;
 
@@ -35,6 +36,8 @@ pub(super) enum Waited {
 pub(super) struct Transport {
     socket: Socket,
     tls: Option<Box<Session>>,
+    /// Where descriptors can come.
+    handles: Option<Handles>,
 }
 
 impl Transport {
@@ -56,22 +59,43 @@ impl Transport {
             }
         }
         let tls = tls.map(Box::new);
-        Ok(Transport { socket, tls })
+        Ok(Transport {
+            socket,
+            tls,
+            handles: None,
+        })
     }
 
     /// What has arrived; 0 bytes is the end.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.tls {
-            None => retried(|| (&self.socket).read(buffer)),
-            Some(session) => session.read(&self.socket, buffer),
+        match (&mut self.tls, &mut self.handles) {
+            (None, None) => retried(|| (&self.socket).read(buffer)),
+            (None, Some(handles)) => retried(|| handles.receive(&self.socket, buffer)),
+            (Some(session), _) => session.read(&self.socket, buffer),
         }
+    }
+
+    /// Sends descriptors with the next byte.
+    pub(super) fn give(&mut self, handles: Vec<OwnedFd>) {
+        self.handles.get_or_insert_default().give(handles);
+    }
+
+    /// Takes descriptors that come from now on.
+    pub(super) fn expect_handles(&mut self) {
+        self.handles.get_or_insert_default();
+    }
+
+    /// Takes so many of the descriptors that have come.
+    pub(super) fn take_handles(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        self.handles.as_mut()?.take(count)
     }
 
     /// Takes as much as there is room for.
     pub(super) fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &mut self.tls {
-            None => send(&self.socket, slices),
-            Some(session) => session.write(&self.socket, slices),
+        match (&mut self.tls, &mut self.handles) {
+            (None, None) => send(&self.socket, slices),
+            (None, Some(handles)) => retried(|| handles.send(&self.socket, slices)),
+            (Some(session), _) => session.write(&self.socket, slices),
         }
     }
 

@@ -30,6 +30,7 @@ impl Preamble {
             Purpose::Migrate { connections } => (1u16, connections),
             Purpose::Join { index } => (2, index),
             Purpose::Ask => (3, 0),
+            Purpose::HandOver => (4, 0),
         };
         let mut bytes = [0; PREAMBLE];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -54,6 +55,7 @@ impl Preamble {
             },
             2 if (1..CONNECTIONS_MOST).contains(&number) => Purpose::Join { index: number },
             3 if number == 0 => Purpose::Ask,
+            4 if number == 0 => Purpose::HandOver,
             _ => return Err(Violation::Preamble),
         };
         let mut attempt = [0; 16];

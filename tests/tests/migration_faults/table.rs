@@ -160,6 +160,8 @@ fn places(kind: Kind) -> Vec<(Place, Owner)> {
         Kind::Zeros => vec![],
         // Says nothing.
         Kind::Alive => vec![],
+        // Of hand-overs within a host only.
+        Kind::Handles => vec![],
     }
 }
 

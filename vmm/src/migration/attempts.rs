@@ -79,7 +79,7 @@ impl Attempts {
         while let Ok(link) = listener.accept(watch, None) {
             match link.purpose() {
                 Purpose::Ask => self.answer(link),
-                Purpose::Migrate { .. } | Purpose::Join { .. } => {
+                Purpose::Migrate { .. } | Purpose::Join { .. } | Purpose::HandOver => {
                     let _ = link.refuse("nobody waits for a guest here");
                 }
             }

@@ -85,6 +85,9 @@ fn wait_for_sender(
                 return Ok((link, connections));
             }
             Purpose::Ask => attempts.answer(link),
+            Purpose::HandOver => {
+                let _ = link.refuse("hand-overs are not supported by this version");
+            }
             Purpose::Join { .. } => {
                 let _ = link.refuse("there is no migration that it could be a part of");
             }

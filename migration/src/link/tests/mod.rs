@@ -1,6 +1,7 @@
 //! Two sides over real sockets; strangers on either end.
 
 mod alive;
+mod handles;
 mod hostile;
 mod meeting;
 mod order;

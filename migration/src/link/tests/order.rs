@@ -8,11 +8,13 @@ fn allowed(stage: Stage, side: Side) -> &'static [Kind] {
     use Kind::*;
     match (stage, side) {
         (Stage::Offered | Stage::Over, _) => &[],
-        (Stage::Describing, Side::Sender) => &[Alive, Failed, Describe],
+        (Stage::Describing, Side::Sender) => &[Alive, Failed, Describe, Handles],
         (Stage::Copying, Side::Sender) => &[
-            Alive, Failed, Pages, Zeros, Round, State, StateEnd, Chunk, ChunkEnd,
+            Alive, Failed, Pages, Zeros, Round, State, StateEnd, Chunk, ChunkEnd, Handles,
         ],
-        (Stage::Saving, Side::Sender) => &[Alive, Failed, State, StateEnd, Chunk, ChunkEnd, End],
+        (Stage::Saving, Side::Sender) => &[
+            Alive, Failed, State, StateEnd, Chunk, ChunkEnd, Handles, End,
+        ],
         (Stage::Committing, Side::Sender) => &[Alive, Failed, Commit],
         (Stage::Starting, Side::Sender) => &[Alive],
         (Stage::Closing, Side::Sender) => &[Alive, Failed, Bye],
