@@ -13,7 +13,7 @@
 //! guest.end().succeeded();
 //! ```
 
-use std::net::TcpListener;
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -43,7 +43,8 @@ pub fn loopback_url() -> String {
     loop {
         let next = first.wrapping_add(NEXT_PORT.fetch_add(1, Ordering::Relaxed));
         let port = PORTS.start + next % (PORTS.end - PORTS.start);
-        if TcpListener::bind(format!("127.0.0.1:{port}")).is_ok() {
+        // Whoever listens here to try it out may have others inherit that for a moment.
+        if TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
             return format!("tcp:127.0.0.1:{port}");
         }
     }

@@ -25,6 +25,8 @@ pub trait BackEnds: Send + Sync {
     /// As a process that is stopped.
     fn hang(&self);
     fn wake(&self);
+    /// Whether they end when their front-end leaves, if only some time later.
+    fn end_when_left(&self) -> bool;
     /// Whether a front-end can connect, or is connected.
     fn is_usable(&self) -> bool;
     /// How often a front-end has connected, if that is known.
@@ -40,9 +42,9 @@ pub trait BackEnds: Send + Sync {
 pub struct Scripted(Running);
 
 /// Enough for all that a guest writes in a row's time.
-const DISK_SIZE: &str = "2M";
+const DISK_SIZE: &str = "1M";
 const STATE: DeviceState = DeviceState {
-    bytes: (2 << 20) + 17,
+    bytes: (1 << 20) + 17,
     seed: 5,
 };
 /// How many records the guest has in flight.
@@ -81,6 +83,10 @@ impl BackEnds for Scripted {
 
     fn wake(&self) {
         self.0.wake();
+    }
+
+    fn end_when_left(&self) -> bool {
+        false
     }
 
     fn is_usable(&self) -> bool {
@@ -212,7 +218,11 @@ impl BackEnds for Real {
         self.signal(libc::SIGCONT);
     }
 
-    /// A virtiofsd whose front-end has left has ended.
+    /// A virtiofsd does.
+    fn end_when_left(&self) -> bool {
+        true
+    }
+
     fn is_usable(&self) -> bool {
         is_alive(lock(&self.share).process()) && is_alive(lock(&self.disk).process())
     }
@@ -250,7 +260,7 @@ impl BackEnds for Real {
 
 /// Writes one record after the other. Without its disk it goes on all the same.
 fn disk_writer() -> String {
-    "mode=blk-writer+ticks op=write count=4000 depth=2 report=2 pace=120 patience=600000 \
+    "mode=blk-writer+ticks op=write count=2000 depth=2 report=2 pace=120 patience=600000 \
      ticks=1000000 period=50 timer=lapic"
         .to_owned()
 }

@@ -226,7 +226,11 @@ impl Party {
             let _ = sender.send(outcome.map(drop).map_err(|error| error.chain().join(": ")));
         });
         self.within("a receiver", Duration::from_secs(60), || {
-            (self.receivers() > before).then_some(())
+            let listens = self.receivers() > before;
+            if let (false, Ok(outcome)) = (listens, receiver.try_recv()) {
+                panic!("{}: it does not receive: {outcome:?}", self.name);
+            }
+            listens.then_some(())
         });
         receiver
     }

@@ -353,10 +353,11 @@ impl Field {
                 let kept = is_old && !was_left;
                 let disk = &self.destination_disk;
                 assert!(!kept || disk.is_usable(), "the back-ends have ended");
-                // A virtiofsd that was left ends, as soon as it can.
-                let was_ended = was_left && disk.connections().is_none();
                 let is_dead = row.fault == Fault::KillDestinationDisk;
-                let disk = self.usable(disk, was_ended || is_dead);
+                let disk = match kept {
+                    true => Arc::clone(disk),
+                    false => after_leaving(disk, is_dead),
+                };
                 self.move_on(&self.source, &to, &*disk);
                 was_at.push(to.serial());
                 if let (true, Some(connections)) = (kept, disk.connections()) {
@@ -368,7 +369,7 @@ impl Field {
             }
             Left::Destination => {
                 let (to, _) = self.successor(&self.source);
-                let disk = self.usable(&self.source_disk, row.fault == Fault::KillSourceDisk);
+                let disk = after_leaving(&self.source_disk, row.fault == Fault::KillSourceDisk);
                 self.move_on(&self.destination, &to, &*disk);
                 was_at.push(to.serial());
                 assert_eq!(self.destination_disk.complaints(), Vec::<String>::new());
@@ -376,7 +377,7 @@ impl Field {
                 "moved back".to_owned()
             }
             Left::Nobody if self.destination.is_alive() && !self.source.is_alive() => {
-                let disk = self.usable(&self.source_disk, false);
+                let disk = after_leaving(&self.source_disk, false);
                 let another = guest_on("another", &self.directory, &*disk);
                 writes(&another);
                 let disk = &self.destination_disk;
@@ -386,14 +387,6 @@ impl Field {
                 "another one received".to_owned()
             }
             Left::Nobody | Left::Unconfirmed => "ended".to_owned(),
-        }
-    }
-
-    /// Those that are there, or others.
-    fn usable(&self, disk: &Arc<dyn BackEnds>, was_killed: bool) -> Arc<dyn BackEnds> {
-        match was_killed || !disk.is_usable() {
-            true => disk.heir(),
-            false => Arc::clone(disk),
         }
     }
 
@@ -456,6 +449,14 @@ impl Field {
         let written = [&self.source, &self.destination].map(|party| party.said().1);
         let written = written.into_iter().max().unwrap_or(0);
         self.source_disk.check(written);
+    }
+}
+
+/// The back-ends that a front-end has left, if they are still there, or others.
+fn after_leaving(disk: &Arc<dyn BackEnds>, was_killed: bool) -> Arc<dyn BackEnds> {
+    match was_killed || disk.end_when_left() {
+        true => disk.heir(),
+        false => Arc::clone(disk),
     }
 }
 

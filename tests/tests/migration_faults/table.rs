@@ -197,7 +197,7 @@ fn rows_over_more() -> Vec<Row> {
         // When they know each other, a good deal later, and in the midst of the disk's state, which is longer than all that.
         (1, At::Byte(10_000), Owner::Source),
         (1, At::Byte(100_000), Owner::Source),
-        (1, At::Byte(1_500_000), Owner::Source),
+        (1, At::Byte(800_000), Owner::Source),
         (2, At::Byte(100_000), Owner::Source),
     ];
     let faults = [
