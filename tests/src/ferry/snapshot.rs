@@ -224,6 +224,18 @@ impl Guest {
         self.ask("vm.snapshot-release", vec![]).answer()
     }
 
+    /// Makes the back-end of `disk0` take no more requests, and waits until some are in flight that it has not taken: a guest
+    /// may have had none when it was told.
+    pub fn hold_requests(&mut self, disk: &crate::backend::Running) {
+        disk.hold_requests();
+        self.wait_until("requests that nobody serves", |guest| {
+            let served = disk.requests();
+            std::thread::sleep(Duration::from_millis(50));
+            let in_flight = &guest.get("vm.counters")["disk0"]["queue0_in_flight"];
+            (disk.requests() == served && in_flight.as_u64() > Some(0)).then_some(())
+        });
+    }
+
     /// What the API shows.
     pub fn get(&self, route: &str) -> Value {
         match self.api().get(route) {

@@ -121,7 +121,7 @@ fn while_the_guest_comes_to_rest() {
     let next = heir(&disk).start();
     let mut there = receiver(&guest);
     let url = guest.unix_url();
-    disk.hold_requests();
+    guest.hold_requests(&disk);
     let received = there.listen(&Receive::at(&url).device("disk0", &next));
     guest.send(&Send::to(&url));
     guest.wait_for_phase("pause");

@@ -190,7 +190,7 @@ fn with_requests_that_take_their_time() {
         .with_disk(&disk)
         .start();
     guest.wait_for(WRITTEN);
-    disk.hold_requests();
+    guest.hold_requests(&disk);
     let next = heir(&disk).start();
     let mut there = receiver(&guest);
     let url = guest.unix_url();

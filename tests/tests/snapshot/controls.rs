@@ -85,7 +85,7 @@ fn a_snapshot_is_given_up_at_each_step() {
     cancelled_at("hold", &mut guest, to().hold(Duration::from_secs(50)));
     goes_on(&mut guest, WRITTEN);
     // Requests in flight keep it from standing still.
-    disk.hold_requests();
+    guest.hold_requests(&disk);
     cancelled_at("pause", &mut guest, to());
     disk.release_requests();
     assert!(!place.at("1").exists());

@@ -93,7 +93,7 @@ fn with_requests_that_take_their_time() {
         .with_disk(&disk)
         .start();
     guest.wait_for(WRITTEN);
-    disk.hold_requests();
+    guest.hold_requests(&disk);
     let snapshot = guest.begin_snapshot(&Snapshot::to(&place.at("1")).after("stop"));
     std::thread::sleep(Duration::from_millis(500));
     assert!(snapshot.is_pending());
@@ -110,8 +110,8 @@ fn with_requests_that_take_their_time() {
 fn a_drain_that_fails_leaves_guest_and_disk_as_they_were() {
     let place = Place::new();
     let disk = stateful().start();
-    let guest = busy(&disk);
-    disk.hold_requests();
+    let mut guest = busy(&disk);
+    guest.hold_requests(&disk);
     because(
         guest.try_snapshot(&Snapshot::to(&place.at("1"))),
         &["disk0"],
