@@ -169,10 +169,13 @@ impl Link {
             None => (watch, silent),
             Some(since) => (&Unwatched as &dyn Watch, silent.min(since + CANCEL_GRACE)),
         };
-        let waited = self.transport.wait(want, watch, until);
+        // What it has to say may have no end, so that a wait for both ends at once: but a write has just been tried.
+        let waited = match Instant::now() < until {
+            true => self.transport.wait(want, watch, until),
+            false => Ok(Waited::Late),
+        };
         match waited.map_err(|error| self.io(error))? {
-            // There may be no end to what it has to say.
-            Waited::Ready if Instant::now() < until => Ok(()),
+            Waited::Ready => Ok(()),
             Waited::Cancelled => {
                 pace.cancelled = Some(Instant::now());
                 Ok(())

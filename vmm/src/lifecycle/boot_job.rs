@@ -66,8 +66,8 @@ impl Job {
     /// [`Event::Built`].
     pub fn run(mut self) {
         let outcome = self.check();
-        if let (Err(error), Some(Content::Migration(incoming))) =
-            (&outcome, self.content.take_if(|_| outcome.is_err()))
+        if let Err(error) = &outcome
+            && let Some(Content::Migration(incoming)) = self.content.take()
         {
             incoming.refuse(Failure::new(ferry_api::chain(error)));
         }

@@ -16,11 +16,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use ferry_api::control::{Refusal, RefusalKind, Reply, Response};
+use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
 use ferry_api::migration::{AfterSend, Role, SendRequest};
 
 use super::pause::Asker;
 use super::stop;
+use super::table::refusal;
 use super::vm::{Activity, Live, Phase, Waiters};
 use super::{Vmm, system};
 use crate::events::Event;
@@ -405,8 +406,8 @@ impl Vmm {
     /// Gives a migration up because a client says so.
     pub(super) fn cancel_sending(&mut self) -> Result<Response, Refusal> {
         if self.sending.is_none() {
-            let reason = "no migration is under way";
-            return Err(Refusal::new(RefusalKind::Failed, reason));
+            let (situation, request) = (self.situation(), Request::CancelMigration);
+            return Err(refusal(situation, &request, RefusalKind::Failed));
         }
         let reason = Refusal::new(RefusalKind::Failed, "vm.migration-cancel came");
         self.fail_migration(reason);

@@ -169,12 +169,8 @@ impl<S: Fn(Word)> Job<S> {
                 Some(pages) => send_dirty(links, &regions, pages, &meter.pages, meter)?,
             };
             let pages = logs.take()?;
-            // One that the guest has started meanwhile may have refused to log; and without its back-ends a guest cannot leave.
-            let errors = self
-                .devices
-                .iter()
-                .map(|device| device.log_error().or_else(|| device.error()));
-            if let Some(error) = errors.flatten().next() {
+            // One that the guest has started meanwhile may have refused to log.
+            if let Some(error) = self.devices.iter().find_map(|device| device.log_error()) {
                 return Err(error.into());
             }
             pace.end_round(sent.data, pages.count() * PAGE, meter);

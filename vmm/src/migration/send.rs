@@ -145,9 +145,7 @@ impl<S: Fn(Word)> Job<S> {
         // It may take its time: KVM is asked by making a virtual machine. A receiver would wait meanwhile.
         let description = self.describe()?;
         let connections = self.request.connections;
-        if self.request.timeout_strategy == TimeoutStrategy::Cancel {
-            self.meter.bound_copying(Some(self.request.timeout));
-        }
+        self.bound_copying();
         links.push(self.connect(&way, Purpose::Migrate { connections })?);
         let sent = self.send_over(&way, &description, links, logs);
         sent.map_err(|error| match error.is_cancelled() {
@@ -156,6 +154,13 @@ impl<S: Fn(Word)> Job<S> {
             _ => error,
         })?;
         self.hand_over(&way, std::mem::take(links))
+    }
+
+    /// From now on the guest is to stand still in time, unless it is to leave however long that takes.
+    fn bound_copying(&self) {
+        if self.request.timeout_strategy == TimeoutStrategy::Cancel {
+            self.meter.bound_copying(Some(self.request.timeout));
+        }
     }
 
     /// What may stand in the way on this side.
@@ -214,6 +219,7 @@ impl<S: Fn(Word)> Job<S> {
                 Some(state) => return self.finish(links, &state, logs.as_ref().zip(rest)),
                 // All over again.
                 None => {
+                    self.bound_copying();
                     if let Some(logs) = logs {
                         logs.follow(&self.source)?;
                     }
