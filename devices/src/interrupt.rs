@@ -31,6 +31,12 @@ pub trait MsiRouter: Send + Sync {
     /// Makes `gsi` deliver `message` from now on.
     fn route(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()>;
 
+    /// The same of several lines, where that takes less time at once.
+    fn route_all(&self, routes: &[(Gsi, MsiMessage)]) -> io::Result<()> {
+        let mut routes = routes.iter();
+        routes.try_for_each(|(gsi, message)| self.route(*gsi, *message))
+    }
+
     /// Every signal on `source` raises `gsi`, beginning with one that is already pending.
     fn attach(&self, gsi: Gsi, source: &EventFd) -> io::Result<()>;
 

@@ -274,6 +274,23 @@ impl MsiRouter for Vm {
         })
     }
 
+    fn route_all(&self, routes: &[(Gsi, MsiMessage)]) -> io::Result<()> {
+        if routes.is_empty() {
+            return Ok(());
+        }
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = messages.clone();
+        for (gsi, message) in routes {
+            match messages.get_mut((gsi.0 - FIRST_MSI) as usize) {
+                Some(slot) => *slot = *message,
+                None => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
+            }
+        }
+        self.set_routes(&messages).inspect_err(|_| {
+            *messages = before;
+        })
+    }
+
     fn attach(&self, gsi: Gsi, source: &EventFd) -> io::Result<()> {
         self.fd.register_irqfd(source, gsi.0).map_err(into_io)
     }

@@ -140,11 +140,37 @@ impl MsiX {
             }
         }
         msix.take_control(control);
+        msix.route_all()
+            .map_err(RestoreError::host("route interrupts"))?;
         for index in 0..msix.sources.len() {
             msix.settle_source(index)
                 .map_err(RestoreError::host("route an interrupt"))?;
         }
         Ok(msix)
+    }
+
+    /// Routes all vectors that a new function needs: each change of the routing table takes its time, however small it is.
+    fn route_all(&mut self) -> io::Result<()> {
+        if !self.enabled || self.function_masked {
+            return Ok(());
+        }
+        let bound = self.sources.iter().filter_map(|source| source.vector);
+        let mut vectors: Vec<usize> = bound.map(usize::from).collect();
+        vectors.sort_unstable();
+        vectors.dedup();
+        vectors.retain(|vector| !self.entries[*vector].masked);
+        let mut routes = Vec::new();
+        for vector in &vectors {
+            let gsi = self.router.allocate()?;
+            self.entries[*vector].gsi = Some(gsi);
+            routes.push((gsi, self.entries[*vector].message));
+        }
+        self.router.route_all(&routes)?;
+        for vector in vectors {
+            let entry = &mut self.entries[vector];
+            entry.routed = Some(entry.message);
+        }
+        Ok(())
     }
 
     /// The vectors, and which sources have a signal that no one has taken yet. Whatever signals the sources has
