@@ -42,6 +42,8 @@ impl fmt::Display for MigrationUrl {
 pub struct SendRequest {
     /// Where the receiver listens.
     pub destination: MigrationUrl,
+    /// What travels.
+    pub carrier: Carrier,
     /// How long the guest may stand still while the last of its RAM is sent, as it is estimated beforehand.
     pub downtime: Duration,
     /// How long RAM may be sent while the guest runs.
@@ -69,6 +71,16 @@ impl SendRequest {
     pub const TIMEOUT: Duration = Duration::from_secs(3600);
     /// The most connections.
     pub const CONNECTIONS_MOST: u16 = 16;
+}
+
+/// What travels when a guest is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// The contents of RAM, and what back-ends have in them. The receiver has back-ends of its own.
+    #[default]
+    Contents,
+    /// RAM itself and the connections to back-ends, which do not notice: a hand-over within a host.
+    Descriptors,
 }
 
 /// What is done when a guest's RAM has not been sent in time.

@@ -8,6 +8,7 @@
 //! - [`directory`]: a snapshot as a directory;
 //! - [`link`]: the connections of a live migration;
 //! - [`pages`]: guest RAM on its way over them, and which of its pages have changed;
+//! - [`ownership`]: whose a guest is while two processes of one host hold its RAM;
 //! - [`Watch`]: how who asked for one of these follows it, and ends it.
 //!
 //! This crate knows nothing of KVM, virtio or HTTP.
@@ -16,6 +17,7 @@ pub mod chunk;
 pub mod directory;
 pub mod link;
 pub mod manifest;
+pub mod ownership;
 pub mod pages;
 pub mod ram;
 pub mod stream;

@@ -65,6 +65,11 @@ pub enum Event {
         key: DeviceKey,
         outcome: Result<(), vhost_user::Error>,
     },
+    /// A device has given out its connection, as it was asked to before a hand-over, or not.
+    DeviceLent {
+        key: DeviceKey,
+        outcome: Result<Box<vhost_user::Live>, vhost_user::Error>,
+    },
     /// A device runs again, as it was asked to after a pause, or not.
     DeviceResumed {
         key: DeviceKey,

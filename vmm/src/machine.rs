@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_api::config::VmConfig;
-use ferry_devices::pci::{PciBus, PciBusFull, RestoreError};
+use ferry_devices::pci::{PciBus, PciBusFull, RestoreError, Wiring};
 use ferry_devices::serial::BadSerialState;
 use ferry_devices::vhost_user::VhostUserDevice;
 use ferry_devices::virtio::pci::{BAR_SIZE, SaveError, VirtioPci};
@@ -73,6 +73,8 @@ pub enum Error {
         device: String,
         source: RestoreError,
     },
+    #[error("{device}: cannot take its interrupts away")]
+    Wiring { device: String, source: io::Error },
     #[error("cannot restore the serial port")]
     Serial(#[from] BadSerialState),
     #[error("the saved machine has another {0} than this one")]
@@ -233,8 +235,31 @@ impl Machine {
         Ok(())
     }
 
+    /// Takes the devices' interrupts away from a machine that is parked, until it is released: signals wait in their eventfds, and
+    /// another machine may have those.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn unwire_interrupts(&self) -> Result<(), Error> {
+        let mut functions = self.functions.iter();
+        functions.try_for_each(|function| {
+            let unwired = function.set_wiring(Wiring::Unwired);
+            unwired.map_err(|source| Error::Wiring {
+                device: function.id().to_owned(),
+                source,
+            })
+        })
+    }
+
     /// Lets parked vCPUs go on.
     pub fn release(&mut self) {
+        for function in &self.functions {
+            if let Err(error) = function.set_wiring(Wiring::Wired) {
+                // What its guest waits for may not come.
+                let device = function.id();
+                tracing::error!(device, "the device's interrupts cannot be wired: {error}");
+            }
+        }
         let ticks = self.start_clock();
         if let Some(vcpus) = &self.vcpus {
             vcpus.release(ticks);

@@ -67,7 +67,14 @@ const HUGE_PAGE_HINT: &str =
 pub struct GuestRam {
     mapping: GuestMemoryMmap,
     origin: Origin,
-    _watched: Arc<Watched>,
+    common: Arc<Common>,
+}
+
+/// What all handles to the same RAM have in common.
+struct Common {
+    /// Whether another process's guest lives in it.
+    lent: AtomicBool,
+    _watched: Watched,
 }
 
 /// Where RAM has come from.
@@ -113,32 +120,46 @@ impl GuestRam {
         if config.hugepages {
             return Err(Error::HugePageFiles);
         }
-        let ranges = layout::ram_regions(config.size);
-        if files.len() != ranges.len() {
-            return Err(Error::Files {
-                found: files.len(),
-                expected: ranges.len(),
-            });
-        }
-        let regions = ranges
-            .into_iter()
-            .zip(files)
-            .map(|(range, file)| {
-                let bytes = range.end - range.start;
-                check_size(&file, range.start, bytes)?;
-                map_region(GuestAddress(range.start), bytes, Arc::new(file), config)
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+        let regions = map_files(config, files)?;
         GuestRam::arrange(regions, Origin::Files)
+    }
+
+    /// The RAM of a guest that another process of this host has, one file for each region, in ascending order. Both see what the guest
+    /// writes. It is the other one's until [`GuestRam::own`].
+    ///
+    /// # Errors
+    /// They are not what `config` asks for, or cannot be mapped.
+    pub fn of_another_process(config: &MemoryConfig, files: Vec<File>) -> Result<Self, Error> {
+        let origin = match files.iter().all(is_sealed) {
+            true => Origin::Memfds,
+            false => Origin::Files,
+        };
+        let regions = map_files(config, files)?;
+        let ram = GuestRam::arrange(regions, origin)?;
+        ram.leave();
+        Ok(ram)
+    }
+
+    /// It is this process's.
+    pub fn own(&self) {
+        self.common.lent.store(false, Ordering::SeqCst);
+    }
+
+    /// It is another process's: nothing of it is given back here.
+    pub fn leave(&self) {
+        self.common.lent.store(true, Ordering::SeqCst);
     }
 
     fn arrange(regions: Vec<GuestRegionMmap>, origin: Origin) -> Result<Self, Error> {
         let mapping = GuestMemoryMmap::from_regions(regions).map_err(Error::Arrange)?;
-        let watched = Arc::new(Watched::new(&mapping));
+        let common = Arc::new(Common {
+            lent: AtomicBool::new(false),
+            _watched: Watched::new(&mapping),
+        });
         Ok(GuestRam {
             mapping,
             origin,
-            _watched: watched,
+            common,
         })
     }
 
@@ -216,12 +237,15 @@ impl GuestRam {
             .collect()
     }
 
-    /// Gives all pages back, also those that back-ends have mapped; these see zeros from now on. Of files only as far as
+    /// Gives all pages back, unless another process has them, also those that back-ends have mapped; these see zeros from now on. Of files only as far as
     /// their file system can do it: what is left is theirs and not in memory.
     ///
     /// # Errors
     /// Memfds keep their pages.
     pub fn discard(&self) -> io::Result<()> {
+        if self.common.lent.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         match (self.punch(), self.origin) {
             (Err(error), Origin::Files) => {
                 tracing::debug!("the guest's RAM files keep their blocks: {error}");
@@ -318,6 +342,30 @@ fn check_size(file: &File, region: u64, expected: u64) -> Result<(), Error> {
             expected,
         }),
     }
+}
+
+/// Files as regions of guest RAM, in ascending order.
+fn map_files(config: &MemoryConfig, files: Vec<File>) -> Result<Vec<GuestRegionMmap>, Error> {
+    let ranges = layout::ram_regions(config.size);
+    if files.len() != ranges.len() {
+        return Err(Error::Files {
+            found: files.len(),
+            expected: ranges.len(),
+        });
+    }
+    let regions = ranges.into_iter().zip(files).map(|(range, file)| {
+        let bytes = range.end - range.start;
+        check_size(&file, range.start, bytes)?;
+        map_region(GuestAddress(range.start), bytes, Arc::new(file), config)
+    });
+    regions.collect()
+}
+
+/// Whether nobody can make the file shorter.
+fn is_sealed(file: &File) -> bool {
+    // SAFETY: the call works on an open file descriptor and has no memory arguments.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
 }
 
 fn map_region(

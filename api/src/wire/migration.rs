@@ -13,7 +13,9 @@ use utoipa::ToSchema;
 use super::snapshot::{RestoreDevice, moved_devices, sockets};
 use super::{Console, check, list};
 use crate::config::validate::Fault;
-use crate::migration::{self, AfterSend, MigrationUrl, Openness, ReceiveRequest, SendRequest};
+use crate::migration::{
+    self, AfterSend, Carrier, MigrationUrl, Openness, ReceiveRequest, SendRequest,
+};
 use crate::snapshot::SnapshotRequest;
 
 pub use progress::{
@@ -46,7 +48,8 @@ pub struct SendMigration {
     /// The directory of ca-cert.pem, cert.pem and key.pem, for tcp; without encryption if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_dir: Option<String>,
-    /// Whether RAM is handed over within this host, which is not supported yet: false.
+    /// Whether RAM itself and the connections to back-ends are handed over, within this host and over unix; their contents are sent if
+    /// false or absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<bool>,
     /// When RAM travels, also in lower case; only Precopy is supported.
@@ -130,11 +133,6 @@ pub struct ReceiveMigration {
 impl SendMigration {
     /// Checks all that can be checked without a look at the destination.
     pub fn check(self) -> Result<SendRequest, Fault> {
-        if self.local == Some(true) {
-            let reason =
-                "is not supported yet: RAM travels over the connection, also within a host";
-            return Err(Fault::value("local", true, reason));
-        }
         if self.memory_mode == Some(MigrationMode::Postcopy) {
             let reason = "is not supported: a guest whose RAM is on two hosts is lost with either; write Precopy";
             return Err(Fault::value("memory_mode", "Postcopy", reason));
@@ -143,6 +141,10 @@ impl SendMigration {
         let connections = check::narrow("connections", self.connections.unwrap_or(1), 1..=most)?;
         let request = SendRequest {
             destination: place("destination_url", self.destination_url)?,
+            carrier: match self.local {
+                None | Some(false) => Carrier::Contents,
+                Some(true) => Carrier::Descriptors,
+            },
             downtime: self
                 .downtime_ms
                 .map_or(SendRequest::DOWNTIME, Duration::from_millis),
@@ -178,6 +180,7 @@ impl From<&SendRequest> for SendMigration {
     fn from(request: &SendRequest) -> Self {
         let SendRequest {
             destination,
+            carrier,
             downtime,
             timeout,
             timeout_strategy,
@@ -198,7 +201,7 @@ impl From<&SendRequest> for SendMigration {
             }),
             connections: Some((*connections).into()),
             tls_dir: tls.as_ref().map(|it| it.to_string_lossy().into_owned()),
-            local: None,
+            local: (*carrier == Carrier::Descriptors).then_some(true),
             memory_mode: None,
             preserve_source: Some(*after == AfterSend::Stay),
             unlogged: Some(match unlogged {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ferry_api::control::{Refusal, RefusalKind, Request, Response};
 use ferry_api::migration::{
-    AfterSend, DeviceProgress, MigrationState, MigrationUrl, Phase, SendRequest, Throttle,
+    AfterSend, Carrier, DeviceProgress, MigrationState, MigrationUrl, Phase, SendRequest, Throttle,
     TimeoutStrategy, Unlogged,
 };
 use ferry_api::snapshot::SnapshotRequest;
@@ -20,6 +20,7 @@ pub const ROOT: &str = "/";
 
 fn usual(destination: MigrationUrl) -> SendRequest {
     SendRequest {
+        carrier: Carrier::Contents,
         destination,
         downtime: SendRequest::DOWNTIME,
         timeout: SendRequest::TIMEOUT,

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 pub use bus::{PciBus, PciBusFull, PciBusStateV1};
 pub use config::{CapabilityId, ConfigSpace, ConfigSpaceStateV1, Identity};
-pub use msix::{MsiX, MsiXStateV1, Source, SourceStateV1, VectorStateV1};
+pub use msix::{MsiX, MsiXStateV1, Source, SourceStateV1, VectorStateV1, Wiring};
 pub use state::{NotThisFunction, RestoreError};
 
 /// A PCI function: a device on the bus.

@@ -13,6 +13,9 @@
 //!   (pending = eventfd readable)  ◀─────────────────────────────────────── (delivers)
 //!                         any mask set, or function disabled
 //! ```
+//!
+//! While a function is *unwired*, all of its sources are detached, whatever the guest has set: an eventfd can be wired to one
+//! machine at a time, and one that moves between processes is unwired here before it is wired there.
 
 use std::io;
 use std::sync::Arc;
@@ -52,6 +55,15 @@ struct SourceState {
     attached: Option<Gsi>,
 }
 
+/// Whether interrupts go to this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// They do, as far as the guest lets them.
+    Wired,
+    /// They stay in their eventfds, for another machine or until later.
+    Unwired,
+}
+
 /// The vectors of one function.
 pub struct MsiX {
     router: Arc<dyn MsiRouter>,
@@ -59,6 +71,7 @@ pub struct MsiX {
     sources: Vec<SourceState>,
     enabled: bool,
     function_masked: bool,
+    wiring: Wiring,
     /// Whether the log has been told of a failure: once, because a guest could fill it.
     complained: bool,
 }
@@ -86,13 +99,14 @@ impl MsiX {
                 .collect(),
             enabled: false,
             function_masked: false,
+            wiring: Wiring::Wired,
             complained: false,
         }
     }
 
     /// The vectors as they were saved, with as many sources. A signal that was pending is pending again, in the
-    /// source's eventfd; if its vector can deliver, it is delivered at once: whatever takes interrupts has to be there
-    /// already. `control` is the register that is part of configuration space.
+    /// source's eventfd; if its vector can deliver, it is delivered as soon as it is wired: whatever takes interrupts has to be
+    /// there already. `control` is the register that is part of configuration space.
     ///
     /// # Errors
     /// Another number of vectors or sources; the interrupt controller takes no more.
@@ -101,6 +115,7 @@ impl MsiX {
         sources: Vec<Arc<EventFd>>,
         control: u16,
         state: &MsiXStateV1,
+        wiring: Wiring,
     ) -> Result<Self, RestoreError> {
         let MsiXStateV1 {
             vectors,
@@ -115,6 +130,7 @@ impl MsiX {
             )));
         }
         let mut msix = MsiX::new(router, vectors.len() as u16, sources);
+        msix.wiring = wiring;
         for (entry, saved) in msix.entries.iter_mut().zip(vectors) {
             let VectorStateV1 {
                 address,
@@ -183,6 +199,7 @@ impl MsiX {
             // Both are in the message control register.
             enabled: _,
             function_masked: _,
+            wiring: _,
             complained: _,
         } = self;
         let vector = |entry: &Entry| {
@@ -214,6 +231,16 @@ impl MsiX {
             vectors: entries.iter().map(vector).collect(),
             sources: sources.iter().map(source).collect(),
         }
+    }
+
+    /// Takes all sources away from the interrupt controller, or gives it those that can deliver. A signal in between waits in its
+    /// eventfd.
+    ///
+    /// # Errors
+    /// The interrupt controller refuses; `EBUSY` says that another machine has one of the eventfds. It may be tried again.
+    pub fn set_wiring(&mut self, wiring: Wiring) -> io::Result<()> {
+        self.wiring = wiring;
+        (0..self.sources.len()).try_for_each(|index| self.settle_source(index))
     }
 
     /// The body of the capability of a function with that many vectors, at least one: message control, table at `table`
@@ -364,6 +391,7 @@ impl MsiX {
                 Some(gsi)
             }
         };
+        let wanted = wanted.filter(|_| self.wiring == Wiring::Wired);
         if source.attached == wanted {
             return Ok(());
         }

@@ -52,6 +52,8 @@ pub(super) enum Order {
     Resume(Done),
     /// Give out the connection as it is, for another process to go on with it.
     Lend(Done<Live>),
+    /// Be the only one to have a connection that was lent, and leave the rings as they are.
+    Own(Done),
     /// Let the back-end get its state ready to be saved.
     Prepare(Done),
     /// Let it be.
@@ -86,7 +88,7 @@ impl Order {
     fn giver(&self) -> Giver {
         match self {
             Order::Activate(..) | Order::Reset(_) => Giver::Transport,
-            Order::Suspend(_) | Order::Resume(_) | Order::Lend(_) => Giver::Owner,
+            Order::Suspend(_) | Order::Resume(_) | Order::Lend(_) | Order::Own(_) => Giver::Owner,
             Order::Prepare(_)
             | Order::Unprepare(_)
             | Order::StartLog(..)
@@ -136,6 +138,7 @@ impl Order {
             | Order::Reset(_)
             | Order::Suspend(_)
             | Order::Resume(_)
+            | Order::Own(_)
             | Order::GiveUpLoad(_) => {}
         }
     }

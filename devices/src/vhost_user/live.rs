@@ -6,7 +6,8 @@
 //!   there                           └────▶ lent ───── resume: it is taken ─▶ Active
 //! ```
 //!
-//! Nothing is said to the back-end, and nothing is read of what it says, until one of the two resumes. What is half said on either
+//! (A device whose guest is paused and stays so is suspended; instead of resuming it, its owner says that it is the only one, `own`.)
+//! Nothing is said to the back-end, and nothing is read of what it says, until one of the two does that. What is half said on either
 //! side is finished before, so that no byte belongs to two processes. Descriptors are shared by then: a process that ends closes its own, which the
 //! back-end does not notice.
 

@@ -40,7 +40,7 @@ pub enum Message<'a> {
         /// How many bytes of them.
         bytes: u64,
     },
-    /// Sender: descriptors, which are taken by [`Link::take_handles`](super::Link::take_handles).
+    /// Both, in a hand-over: descriptors, which are taken by [`Link::take_handles`](super::Link::take_handles).
     Handles {
         /// How many, at most 64.
         count: u16,

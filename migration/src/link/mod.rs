@@ -34,7 +34,8 @@
 //! ```
 //!
 //! A hand-over within a host goes over a unix socket and has no pages. Descriptors go with `Handles`, which says how many there are, as
-//! SCM_RIGHTS with the first byte of its frame, while it is describing, copying or saving.
+//! SCM_RIGHTS with the first byte of its frame: the sender's while it is describing, copying or saving, the receiver's while it is
+//! preparing.
 //!
 //! A body's length is checked for its kind before memory is set aside, and its checksum before anything of it is handed on.
 

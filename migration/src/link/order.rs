@@ -135,6 +135,7 @@ impl Stage {
                 Last::Yes => Preparing,
             },
             (Describing | Copying | Saving, Sender, Kind::Handles) => self,
+            (Preparing, Receiver, Kind::Handles) => Preparing,
             (Preparing, Receiver, Kind::Prepared) => Copying,
             (Copying, Sender, Kind::Pages | Kind::Zeros | Kind::Round) => Copying,
             (Copying | Saving, Sender, Kind::State | Kind::Chunk) => Saving,

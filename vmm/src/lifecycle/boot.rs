@@ -21,7 +21,7 @@ use ferry_devices::vhost_user;
 use vm_migration::Watch;
 
 use super::boot_job::{Built, Content, Job, Outside};
-use super::devices::{Device, DeviceKey, Link, Ready};
+use super::devices::{self, Device, DeviceKey, Link, Ready};
 use super::pause::Asker;
 use super::stop::After;
 use super::table::Situation;
@@ -142,17 +142,20 @@ impl Vmm {
             .events
             .escape()
             .map_err(system("pass the escape key on"));
+        let limits = backends::limits(&self.timeouts);
         let Some(vm) = &mut self.vm else { return };
         self.numbers += 1;
         let number = self.numbers;
         let (sender, devices) = channel();
+        let brings_devices =
+            matches!(&content, Some(Content::Migration(incoming)) if incoming.brings_devices());
         let cancel = Arc::new(AtomicBool::new(false));
         vm.phase = Phase::Booting(Booting {
             left,
             cause,
             number,
             waiters,
-            devices: Some(sender),
+            devices: (!brings_devices).then_some(sender),
             checked: false,
             failure: None,
             deadline: None,
@@ -177,6 +180,7 @@ impl Vmm {
                 console: outside.map(|outside| outside.console.clone()),
                 old_ram,
                 devices,
+                adopt: devices::adopt(&vm.devices, number, limits, &self.events.sender()),
                 cancel,
                 escape,
                 events: self.events.sender(),
@@ -209,6 +213,7 @@ impl Vmm {
         };
         booting.checked = true;
         let (cause, given_up) = (booting.cause, booting.failure.is_some());
+        let connects = booting.devices.is_some();
         let outside = match outcome {
             Ok(outside) => outside,
             Err(error) => {
@@ -220,7 +225,7 @@ impl Vmm {
         let limits = backends::limits(&self.timeouts);
         let Some(vm) = &mut self.vm else { return };
         vm.outside = Some(outside);
-        if given_up {
+        if given_up || !connects {
             return;
         }
         // A guest that is reset has the devices it had, also those that have failed; a boot begins with good ones.
@@ -374,11 +379,12 @@ impl Vmm {
         };
         let started = outcome.and_then(|mut built| {
             let ended = move |end| sender.send(Event::GuestEnded { boot, end });
-            match built.machine.start(begin, ended) {
+            let started = built.machine.start(begin, ended).map_err(Error::from);
+            match started.and_then(|()| built.take_guest()) {
                 Ok(()) => Ok(built),
                 Err(error) => {
                     unwanted = Some(built);
-                    Err(error.into())
+                    Err(error)
                 }
             }
         });
@@ -386,8 +392,12 @@ impl Vmm {
             Ok(Built {
                 machine,
                 ram,
+                adopted,
                 farewell,
             }) => {
+                for (device, ready) in vm.devices.iter_mut().zip(adopted) {
+                    device.connected(ready);
+                }
                 vm.phase = Phase::Live(Live {
                     machine,
                     ram,
@@ -411,6 +421,7 @@ impl Vmm {
                 }
                 let ram = unwanted.map(|built| {
                     drop(built.machine);
+                    drop(built.adopted);
                     built.ram
                 });
                 self.boot_failed(left, error, booting, ram);

@@ -17,7 +17,7 @@ use crate::events::{Event, EventSender};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Machine, Parts};
 use crate::memory::GuestRam;
-use crate::migration::{self, Farewell, Incoming};
+use crate::migration::{self, Adopt, Arrived, Farewell, Incoming};
 use crate::payload::Payload;
 use crate::snapshot::restore::{self, Place};
 
@@ -39,8 +39,23 @@ pub enum Content {
 pub struct Built {
     pub machine: Machine,
     pub ram: GuestRam,
+    /// The devices that a guest has brought along, in the order of the bus; none if it was given its devices.
+    pub adopted: Vec<Ready>,
     /// Of a guest that was received: what its sender is still to be told.
     pub farewell: Option<Farewell>,
+}
+
+impl Built {
+    /// Makes a guest that was received this process's.
+    ///
+    /// # Errors
+    /// Its sender has taken it back.
+    pub fn take_guest(&self) -> Result<(), Error> {
+        match &self.farewell {
+            Some(farewell) => Ok(farewell.take(&self.ram)?),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the job works with.
@@ -56,6 +71,8 @@ pub(super) struct Job {
     /// The RAM of the guest before this one.
     pub old_ram: Option<GuestRam>,
     pub devices: Receiver<Vec<Ready>>,
+    /// For a guest that brings its own.
+    pub adopt: Box<Adopt>,
     pub cancel: Arc<AtomicBool>,
     pub escape: EventFd,
     pub events: EventSender,
@@ -144,20 +161,28 @@ impl Job {
         Ok(Built {
             machine,
             ram,
+            adopted: Vec::new(),
             farewell: None,
         })
     }
 
     /// Takes a guest from another Ferry.
     fn receive(self, incoming: Incoming, outside: &Outside) -> Result<Built, Error> {
-        let (machine, ram, farewell) = incoming.fill(&migration::Place {
+        let Arrived {
+            machine,
+            ram,
+            adopted,
+            farewell,
+        } = incoming.fill(&migration::Place {
             devices: &self.devices,
+            adopt: &*self.adopt,
             console: outside.console.as_deref(),
             timeouts: &self.timeouts,
         })?;
         Ok(Built {
             machine,
             ram,
+            adopted,
             farewell: Some(farewell),
         })
     }
@@ -197,6 +222,7 @@ impl Job {
         Ok(Built {
             machine,
             ram,
+            adopted: Vec::new(),
             farewell: None,
         })
     }

@@ -1,5 +1,6 @@
 //! The devices of a definition, and the connections to their back-ends, which outlive the machines they are used in.
 
+use std::io;
 use std::sync::Arc;
 
 use ferry_devices::vhost_user::{
@@ -9,6 +10,7 @@ use ferry_devices::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
 
 use super::Error;
 use crate::events::{Event, EventSender};
+use crate::migration::Adopt;
 
 /// A device whose back-end has been agreed with.
 pub type Ready = Arc<VhostUserDevice>;
@@ -142,6 +144,26 @@ impl Device {
         self.owed += 1;
     }
 
+    /// Lends the connection to another process. Answered by [`Event::DeviceLent`].
+    pub fn lend(&mut self, events: &EventSender) {
+        let Some(ready) = self.ready() else { return };
+        let (key, events) = (self.key, events.clone());
+        ready.lend(move |outcome| {
+            let outcome = outcome.map(Box::new);
+            events.send(Event::DeviceLent { key, outcome });
+        });
+        self.owed += 1;
+    }
+
+    /// Makes the connection this process's again, or for the first time, and leaves the device as it is. Answered by
+    /// [`Event::DeviceResumed`].
+    pub fn own(&mut self, events: &EventSender) {
+        let Some(ready) = self.ready() else { return };
+        let (key, events) = (self.key, events.clone());
+        ready.own(move |outcome| events.send(Event::DeviceResumed { key, outcome }));
+        self.owed += 1;
+    }
+
     /// Resumes the device, or what an unfinished suspend will have stopped. Answered by [`Event::DeviceResumed`].
     pub fn resume(&mut self, events: &EventSender) {
         let Some(ready) = self.ready() else { return };
@@ -149,6 +171,27 @@ impl Device {
         ready.resume(move |outcome| events.send(Event::DeviceResumed { key, outcome }));
         self.owed += 1;
     }
+}
+
+/// What makes devices over connections that another process hands over, one for each that a boot has.
+pub fn adopt(devices: &[Device], boot: u64, limits: Limits, events: &EventSender) -> Box<Adopt> {
+    let known: Vec<(DeviceKey, BackendSpec)> = devices
+        .iter()
+        .map(|device| (device.key, device.spec.clone()))
+        .collect();
+    let events = events.clone();
+    Box::new(move |id, ram, live| {
+        let mut known = known.iter();
+        let (key, spec) = known
+            .find(|(_, spec)| spec.id == id)
+            .ok_or(io::ErrorKind::NotFound)?;
+        let observer = Observer {
+            key: *key,
+            boot,
+            events: events.clone(),
+        };
+        VhostUserDevice::take_over(spec.clone(), limits, ram, live, Arc::new(observer))
+    })
 }
 
 impl Drop for Device {

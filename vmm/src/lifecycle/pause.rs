@@ -7,18 +7,23 @@
 //! The workers have the patience of the dead timeout, an attempt to pause has that of the request timeout. An attempt
 //! that fails leaves nothing behind: devices are told to resume, which they do as soon as their back-ends have
 //! answered what they owe, and the guest goes on at once.
+//!
+//! For a hand-over to another process devices lend their connections instead ([`Rest::Lent`]): rings go on, and interrupts wait in
+//! the eventfds. That is asked of a guest that was paused before, too.
 
 use std::time::Instant;
 
 use ferry_api::control::{Refusal, RefusalKind, Response};
-use ferry_devices::vhost_user;
+use ferry_devices::vhost_user::{self, Live as LiveDevice};
 
 use super::Vmm;
 use super::devices::{Device, DeviceKey};
 use super::vm::{Activity, Live, Phase, Waiters};
 use crate::cpu::gate::NotParked;
+use crate::events::EventSender;
 use crate::logging::chain;
 use crate::machine;
+use crate::migration::ArrivalV1;
 
 /// Who wants a guest to be paused or resumed.
 pub enum Asker {
@@ -31,10 +36,29 @@ pub enum Asker {
     Restore(Waiters),
 }
 
+/// What is asked of devices when a guest is to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// They stop.
+    Suspended,
+    /// They give out their connections; and what the guest did before.
+    Lent(ArrivalV1),
+}
+
+impl Rest {
+    fn ask(self, device: &mut Device, events: &EventSender) {
+        match self {
+            Rest::Suspended => device.suspend(events),
+            Rest::Lent(_) => device.lend(events),
+        }
+    }
+}
+
 /// A pause or a resume under way.
 pub struct Attempt {
     pub asker: Asker,
     pub deadline: Instant,
+    rest: Rest,
     /// Devices that have not answered yet.
     waiting: Vec<DeviceKey>,
     /// Devices that still owe an answer to an attempt before, and have not been asked yet.
@@ -51,9 +75,18 @@ impl Attempt {
 
 impl Vmm {
     pub(super) fn pause(&mut self, asker: Asker) {
+        self.publish("vm", "pausing", []);
+        self.bring_to_rest(asker, Rest::Suspended);
+    }
+
+    /// Has a guest that runs, or is paused, stand still for a hand-over.
+    pub(super) fn lend(&mut self, before: ArrivalV1) {
+        self.bring_to_rest(Asker::Migration, Rest::Lent(before));
+    }
+
+    fn bring_to_rest(&mut self, asker: Asker, rest: Rest) {
         let deadline = Instant::now() + self.timeouts.request;
         let events = self.events.sender();
-        self.publish("vm", "pausing", []);
         let Some(vm) = &mut self.vm else { return };
         let Phase::Live(live) = &mut vm.phase else {
             return;
@@ -73,6 +106,7 @@ impl Vmm {
         let mut attempt = Attempt {
             asker,
             deadline,
+            rest,
             waiting: Vec::new(),
             queued: Vec::new(),
             failures: Vec::new(),
@@ -85,12 +119,20 @@ impl Vmm {
             if device.owed > 0 {
                 attempt.queued.push(device.key);
             } else {
-                device.suspend(&events);
+                rest.ask(device, &events);
                 attempt.waiting.push(device.key);
             }
         }
+        // While the devices' workers are at it.
+        let unwired = match rest {
+            Rest::Suspended => Ok(()),
+            Rest::Lent(_) => live.machine.unwire_interrupts(),
+        };
         live.activity = Activity::Pausing(attempt);
-        self.end_attempt_if_done();
+        match unwired {
+            Ok(()) => self.end_attempt_if_done(),
+            Err(error) => self.give_pause_up(Refusal::failed(&error)),
+        }
     }
 
     pub(super) fn resume(&mut self, asker: Asker) {
@@ -102,6 +144,7 @@ impl Vmm {
             live.activity = Activity::Resuming(Attempt {
                 asker,
                 deadline,
+                rest: Rest::Suspended,
                 waiting,
                 queued: Vec::new(),
                 failures: Vec::new(),
@@ -135,14 +178,41 @@ impl Vmm {
         told
     }
 
+    /// Has the devices of a paused guest, but for `except`, be this process's and stay as they are.
+    pub(super) fn own_devices(&mut self, except: &[DeviceKey]) {
+        let events = self.events.sender();
+        let Some(vm) = &mut self.vm else { return };
+        if let Phase::Live(live) = &mut vm.phase {
+            live.activity = Activity::Paused;
+        }
+        let devices = vm.devices.iter_mut();
+        devices
+            .filter(|device| !except.contains(&device.key))
+            .for_each(|device| device.own(&events));
+    }
+
     pub(super) fn on_device_suspended(
         &mut self,
         key: DeviceKey,
         outcome: Result<(), vhost_user::Error>,
     ) {
-        if !self.device_answered(key) {
-            return;
+        if self.device_answered(key) {
+            self.on_device_at_rest(key, outcome);
         }
+    }
+
+    pub(super) fn on_device_lent(
+        &mut self,
+        key: DeviceKey,
+        outcome: Result<Box<LiveDevice>, vhost_user::Error>,
+    ) {
+        if self.device_answered(key) {
+            let outcome = outcome.map(|live| self.keep_lent(key, *live));
+            self.on_device_at_rest(key, outcome);
+        }
+    }
+
+    fn on_device_at_rest(&mut self, key: DeviceKey, outcome: Result<(), vhost_user::Error>) {
         let Some(Activity::Pausing(attempt)) = self.activity() else {
             // The answer to an attempt that has been given up; the resume behind it is still to be answered.
             return;
@@ -191,7 +261,7 @@ impl Vmm {
         {
             attempt.queued.swap_remove(index);
             attempt.waiting.push(key);
-            device.suspend(&events);
+            attempt.rest.ask(device, &events);
         }
         true
     }
@@ -219,7 +289,9 @@ impl Vmm {
             return self.give_resume_up(reason);
         }
         let before = std::mem::replace(activity, next);
-        self.publish("vm", event, []);
+        if !matches!(&before, Activity::Pausing(attempt) if attempt.rest != Rest::Suspended) {
+            self.publish("vm", event, []);
+        }
         match before {
             Activity::Pausing(attempt) => self.tell_paused(attempt.asker, Ok(())),
             Activity::Resuming(attempt) => self.tell_resumed(attempt.asker, Ok(())),
@@ -313,6 +385,10 @@ impl Vmm {
             return;
         };
         match std::mem::replace(activity, Activity::Running) {
+            Activity::Pausing(attempt) if attempt.rest == Rest::Lent(ArrivalV1::Paused) => {
+                self.own_devices(&attempt.queued);
+                self.tell_paused(attempt.asker, Err(reason));
+            }
             Activity::Pausing(attempt) => {
                 // One that has not been asked has a resume before it already.
                 self.release(&attempt.queued);

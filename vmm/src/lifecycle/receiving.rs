@@ -137,7 +137,7 @@ impl Vmm {
         match arrival {
             // The vCPUs run when this returns.
             ArrivalV1::Running => self.resume(Asker::Clients(Waiters::default())),
-            ArrivalV1::Paused => {}
+            ArrivalV1::Paused => self.own_devices(&[]),
         }
         let thread = std::thread::Builder::new()
             .name("farewell".into())

@@ -17,16 +17,19 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
-use ferry_api::migration::{AfterSend, Role, SendRequest};
+use ferry_api::migration::{AfterSend, Carrier, Role, SendRequest};
+use ferry_devices::vhost_user;
+use vm_migration::ownership::Ownership;
 
+use super::devices::{DeviceKey, Ready};
 use super::pause::Asker;
 use super::stop;
 use super::table::refusal;
 use super::vm::{Activity, Live, Phase, Waiters};
 use super::{Vmm, system};
 use crate::events::Event;
-use crate::migration::send::{Go, Job, Source, Word};
-use crate::migration::{ArrivalV1, Error, Meter};
+use crate::migration::send::{Go, Job, Source, Stopped, Word};
+use crate::migration::{ArrivalV1, Error, Lender, Meter};
 
 /// How long Ferry stays at most for those who follow a migration, before it ends with it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -45,8 +48,20 @@ pub struct Sending {
     /// Why it has failed already, while its job has still to end.
     failure: Option<Refusal>,
     stage: Stage,
+    /// Who has the guest, if it is to be handed over within this host.
+    ownership: Option<Arc<Ownership>>,
+    /// The connections of its devices then, once it stands still.
+    lent: Vec<(DeviceKey, vhost_user::Live)>,
     /// Who wants the guest back.
     reclaimers: Waiters,
+}
+
+/// A migration whose guest has left, while what it had here is given back.
+pub struct Departed {
+    meter: Arc<Meter>,
+    after: AfterSend,
+    /// Why it is not where it went, either.
+    loss: Option<Refusal>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +101,8 @@ impl Sending {
     }
 }
 
+type Prepared = (Vec<Ready>, Option<Arc<Ownership>>);
+
 impl Vmm {
     /// Begins to send a guest that runs or is paused. The client is answered at once.
     pub(super) fn send_migration(&mut self, request: SendRequest, reply: Reply) {
@@ -93,9 +110,9 @@ impl Vmm {
             let reason = "a snapshot or migration before this one is still coming to its end";
             return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
         }
-        let devices = match self.saveable_devices() {
-            Ok(devices) => devices,
-            Err(error) => return reply.answer(Err(Refusal::failed(&error))),
+        let (devices, ownership) = match self.prepare_sending(request.carrier) {
+            Ok(prepared) => prepared,
+            Err(refusal) => return reply.answer(Err(refusal)),
         };
         let events = self.events.sender();
         let Some(vm) = &self.vm else { return };
@@ -118,6 +135,8 @@ impl Vmm {
             orders: Some(orders),
             failure: None,
             stage: Stage::Preparing,
+            ownership: ownership.clone(),
+            lent: Vec::new(),
             reclaimers: Waiters::default(),
         };
         let job = Job {
@@ -130,6 +149,7 @@ impl Vmm {
             },
             arrival: before,
             timeouts: self.timeouts,
+            lender: ownership.map(Lender::new),
             meter: meter.clone(),
             orders: receiver,
             say: move |word| events.send(Event::Sending { number, word }),
@@ -147,6 +167,29 @@ impl Vmm {
             Err(error) => {
                 reply.answer(Err(error.refusal()));
                 self.on_sent(Err(error.refusal()));
+            }
+        }
+    }
+
+    /// The devices, if all of them can go; and what says who has the guest, for a hand-over.
+    fn prepare_sending(&self, carrier: Carrier) -> Result<Prepared, Refusal> {
+        match carrier {
+            Carrier::Contents => {
+                let devices = self.saveable_devices();
+                Ok((devices.map_err(|error| Refusal::failed(&error))?, None))
+            }
+            Carrier::Descriptors => {
+                let devices = self.vm.iter().flat_map(|vm| &vm.devices);
+                let devices = devices.map(|device| match device.ready() {
+                    Some(ready) if ready.error().is_none() => Ok(ready.clone()),
+                    _ => Err(Refusal::failed(&Error::Unconnected {
+                        device: device.spec.id.clone(),
+                    })),
+                });
+                let devices = devices.collect::<Result<_, _>>()?;
+                let ownership = Ownership::new().map_err(Error::Ownership);
+                let ownership = ownership.map_err(|error| Refusal::failed(&error))?;
+                Ok((devices, Some(Arc::new(ownership))))
             }
         }
     }
@@ -176,14 +219,20 @@ impl Vmm {
             // The job finds out by itself.
             Word::Ready if sending.failure.is_some() => {}
             Word::Ready => {
+                let is_local = sending.ownership.is_some();
                 match sending.before {
                     // The job is told when it has begun anew.
                     _ if sending.stage == Stage::Rebooting => {}
-                    ArrivalV1::Paused => self.hand_state_over(),
-                    ArrivalV1::Running => {
-                        sending.meter.guest_stops();
+                    ArrivalV1::Paused if !is_local => self.hand_state_over(),
+                    before => {
+                        if before == ArrivalV1::Running {
+                            sending.meter.guest_stops();
+                        }
                         sending.stage = Stage::Pausing;
-                        self.pause(Asker::Migration);
+                        match is_local {
+                            true => self.lend(before),
+                            false => self.pause(Asker::Migration),
+                        }
                     }
                 }
             }
@@ -193,6 +242,12 @@ impl Vmm {
                 self.publish("migration", "migration-unconfirmed", []);
             }
             Word::Failed(reason) => self.fail_migration(reason),
+            Word::Ended(Err(error)) if error.is_loss() => {
+                let loss = Refusal::failed(&error);
+                if let Some(sending) = self.sending.take() {
+                    self.guest_has_left(sending, Some(loss));
+                }
+            }
             Word::Ended(outcome) => {
                 let outcome = outcome.map_err(|error: Error| Refusal::failed(&error));
                 self.on_sent(outcome);
@@ -216,7 +271,8 @@ impl Vmm {
 
     /// Hands the job the state of the guest, which stands still.
     fn hand_state_over(&mut self) {
-        let Some(Phase::Live(Live { machine, .. })) = self.vm.as_ref().map(|vm| &vm.phase) else {
+        let Some(vm) = &self.vm else { return };
+        let Phase::Live(Live { machine, .. }) = &vm.phase else {
             return;
         };
         let Some(sending) = self.sending.as_mut().filter(|it| it.failure.is_none()) else {
@@ -225,13 +281,28 @@ impl Vmm {
         match machine.save() {
             Ok(state) => {
                 sending.stage = Stage::Writing;
+                let place = |key| vm.devices.iter().position(|device| device.key == key);
+                let mut lent = std::mem::take(&mut sending.lent);
+                lent.sort_by_key(|(key, _)| place(*key));
+                let stopped = Stopped {
+                    machine: state,
+                    lent: lent.into_iter().map(|(_, live)| live).collect(),
+                };
                 if let Some(orders) = &sending.orders {
                     // A job that has failed has said so.
-                    let _ = orders.send(Go::Paused(Box::new(state)));
+                    let _ = orders.send(Go::Paused(Box::new(stopped)));
                 }
             }
             Err(error) => self.fail_migration(Refusal::failed(&error)),
         }
+    }
+
+    /// Keeps what a device has lent, until all have.
+    pub(super) fn keep_lent(&mut self, key: DeviceKey, live: vhost_user::Live) {
+        let Some(sending) = &mut self.sending else {
+            return;
+        };
+        sending.lent.push((key, live));
     }
 
     /// The receiver has everything. From here on the guest is not this Ferry's.
@@ -270,13 +341,23 @@ impl Vmm {
     fn let_guest_stay(&mut self) {
         let Some(sending) = &self.sending else { return };
         let (meter, boot, before) = (sending.meter.clone(), sending.boot, sending.before);
+        let is_local = sending.ownership.is_some();
+        if let Some(ownership) = &sending.ownership
+            && ownership.keep().is_err()
+        {
+            // Its job is about to find that out, too.
+            tracing::error!("the guest runs in the other process: it does not go on here");
+            return;
+        }
         if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
             && live.boot == boot
             && matches!(live.activity, Activity::Paused)
         {
             meter.guest_goes_on();
-            if before == ArrivalV1::Running {
-                self.resume(Asker::Migration);
+            match before {
+                ArrivalV1::Running => self.resume(Asker::Migration),
+                ArrivalV1::Paused if is_local => self.own_devices(&[]),
+                ArrivalV1::Paused => {}
             }
         }
     }
@@ -315,7 +396,7 @@ impl Vmm {
             return;
         };
         match sending.failure {
-            None => self.guest_has_left(sending),
+            None => self.guest_has_left(sending, None),
             Some(reason) => {
                 let text = reason.chain.join(": ");
                 tracing::warn!("the migration has failed: {text}");
@@ -326,25 +407,44 @@ impl Vmm {
         }
     }
 
-    fn guest_has_left(&mut self, sending: Sending) {
+    /// `loss` is why it has ended where it went.
+    fn guest_has_left(&mut self, sending: Sending, loss: Option<Refusal>) {
         sending.meter.arrived();
         let gone = "the guest runs elsewhere after all";
         sending
             .reclaimers
             .answer(&Err(Refusal::new(RefusalKind::Failed, gone)));
-        self.departed = Some((sending.meter, sending.after));
-        self.stop_guest(stop::After::Delete, Waiters::default());
+        self.departed = Some(Departed {
+            meter: sending.meter,
+            after: sending.after,
+            loss,
+        });
+        match sending.ownership {
+            Some(_) => self.leave_guest(),
+            None => self.stop_guest(stop::After::Delete, Waiters::default()),
+        }
     }
 
     /// Ends a migration whose guest runs elsewhere, once nothing of it is left here: from then on another one can come.
     pub(super) fn settle_departure(&mut self) {
-        let Some((meter, after)) = self.departed.take_if(|_| self.vm.is_none()) else {
+        let Some(departed) = self.departed.take_if(|_| self.vm.is_none()) else {
             return;
         };
-        meter.end(None);
-        let downtime = meter.progress().downtime.unwrap_or_default();
-        let properties = [("downtime_us", downtime.as_micros().to_string())];
-        self.publish("migration", "migration-finished", properties);
+        let Departed { meter, after, loss } = departed;
+        match loss {
+            None => {
+                meter.end(None);
+                let downtime = meter.progress().downtime.unwrap_or_default();
+                let properties = [("downtime_us", downtime.as_micros().to_string())];
+                self.publish("migration", "migration-finished", properties);
+            }
+            Some(reason) => {
+                let text = reason.chain.join(": ");
+                tracing::error!("the guest is lost: {text}");
+                meter.end(Some(reason.chain));
+                self.publish("migration", "migration-failed", [("reason", text)]);
+            }
+        }
         if after == AfterSend::Exit {
             self.leaves_at = Some(Instant::now() + LINGER);
         }

@@ -102,6 +102,22 @@ impl Vmm {
         self.quieten_devices(left, after, ram, waiters);
     }
 
+    /// Forgets a guest that another process has with all it had: its devices are not told anything, and its RAM is left alone.
+    pub(super) fn leave_guest(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let left = vm.state();
+        let phase = std::mem::replace(&mut vm.phase, Phase::Shutdown);
+        let Phase::Live(live) = phase else {
+            vm.phase = phase;
+            return;
+        };
+        live.ram.leave();
+        live.machine.stop();
+        // The other process has descriptors of its own.
+        vm.devices.clear();
+        self.clean_up(left, After::Delete, Some(live.ram), Waiters::default());
+    }
+
     /// Stops all devices, and goes on when they are at rest. `ram` is that of the guest that is no more.
     pub(super) fn quieten_devices(
         &mut self,

@@ -8,8 +8,8 @@ use ferry_api::config::{
 };
 use ferry_api::control::Request;
 use ferry_api::migration::{
-    AfterSend, MigrationUrl, Openness, ReceiveRequest, SendRequest, Throttle, TimeoutStrategy,
-    Unlogged,
+    AfterSend, Carrier, MigrationUrl, Openness, ReceiveRequest, SendRequest, Throttle,
+    TimeoutStrategy, Unlogged,
 };
 use ferry_api::snapshot::{After, MemoryMode, PauseBy, RestoreRequest, SnapshotRequest, Start};
 
@@ -96,6 +96,7 @@ pub fn requests() -> Vec<Request> {
         Request::Cancel,
         Request::ReleaseHold,
         Request::SendMigration(Box::new(SendRequest {
+            carrier: Carrier::Contents,
             destination: MigrationUrl::Unix("/nowhere".into()),
             downtime: SendRequest::DOWNTIME,
             timeout: SendRequest::TIMEOUT,

@@ -7,7 +7,6 @@ use ferry_api::config::Timeouts;
 use ferry_api::config::VmConfig;
 use ferry_api::control::{Refusal, VmState};
 use ferry_api::events::EventLog;
-use ferry_api::migration::AfterSend;
 use ferry_devices::power::PowerRequest;
 
 use super::boot::Cause;
@@ -15,7 +14,7 @@ use super::devices::{Device, DeviceKey};
 use super::receiving::Receiving;
 use super::restoring::Restoring;
 use super::saving::Saving;
-use super::sending::Sending;
+use super::sending::{Departed, Sending};
 use super::stop::After;
 use super::vm::{Phase, VirtualMachine, Waiters};
 use super::{Ending, Error, First, Plan, system};
@@ -41,7 +40,7 @@ pub struct Vmm {
     /// A sender that is waited for, before there is a virtual machine.
     pub(super) receiving: Option<Receiving>,
     /// The migration of a guest that runs elsewhere, while what it had here is given back, and what comes then.
-    pub(super) departed: Option<(Arc<migration::Meter>, AfterSend)>,
+    pub(super) departed: Option<Departed>,
     /// What has become of guests that were to be received.
     pub(super) attempts: Arc<Attempts>,
     /// Connections to back-ends that a guest was to have who has not arrived: the next one that has the same devices gets them.
@@ -153,6 +152,7 @@ impl Vmm {
             Event::Incoming { number, outcome } => self.on_incoming(number, outcome),
             Event::Found { number, outcome } => self.on_found(number, outcome),
             Event::DeviceSuspended { key, outcome } => self.on_device_suspended(key, outcome),
+            Event::DeviceLent { key, outcome } => self.on_device_lent(key, outcome),
             Event::DeviceResumed { key, outcome } => self.on_device_resumed(key, outcome),
             Event::DeviceQuiet { key, stop } => self.on_device_quiet(key, stop),
             Event::Cleaned { number } => self.on_cleaned(number),

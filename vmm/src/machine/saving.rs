@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ferry_devices::pci::{PciBus, PciBusStateV1};
 use ferry_devices::serial::SerialStateV1;
 use ferry_devices::vhost_user::VhostUserDevice;
-use ferry_devices::virtio::VirtioDevice;
-use ferry_devices::virtio::pci::{VirtioPci, VirtioPciStateV1};
+use ferry_devices::virtio::pci::{Events, VirtioPci, VirtioPciStateV1};
+use ferry_devices::virtio::{ActiveQueue, VirtioDevice};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_migration::stream::{self, Saved, StreamReader, StreamWriter};
@@ -75,6 +75,9 @@ pub struct RestoreParts<'a> {
     pub hypervisor: &'a Hypervisor,
     /// In the order of the bus, with their back-ends at rest.
     pub devices: &'a [Arc<VhostUserDevice>],
+    /// Of devices that were handed over with their connections, in the same order: the queues that their back-ends work with. Then
+    /// interrupts are not wired before [`Machine::release`].
+    pub shared: Option<&'a [Vec<ActiveQueue>]>,
     pub console: Option<&'a Console>,
 }
 
@@ -162,7 +165,8 @@ fn next_is<R: Read>(stream: &mut StreamReader<R>, schema: &str) -> Result<bool, 
 }
 
 impl Machine {
-    /// The state of a machine that is parked and whose devices are suspended: nothing signals an interrupt or rings a bell. It may go
+    /// The state of a machine that is parked, and whose devices are suspended or its interrupts taken away: nothing signals an interrupt
+    /// or rings a bell. It may go
     /// on afterwards, and be saved again.
     ///
     /// # Errors
@@ -341,12 +345,18 @@ fn load_bus(
     if !names.eq(state.functions.iter().map(|function| function.id.as_str())) {
         return Err(Error::Mismatch("devices".into()));
     }
-    for (device, saved) in parts.devices.iter().zip(&state.functions) {
-        let function = VirtioPci::from_state(device.clone(), vm.clone(), vm.clone(), &saved.state)
+    for (index, (device, saved)) in parts.devices.iter().zip(&state.functions).enumerate() {
+        let events = match parts.shared.map(|all| all.get(index)) {
+            Some(Some(queues)) => Events::Shared(queues),
+            Some(None) => return Err(Error::Mismatch("devices".into())),
+            None => Events::New,
+        };
+        let (router, bells) = (vm.clone(), vm.clone());
+        let function = VirtioPci::from_state(device.clone(), router, bells, &saved.state, events)
             .map_err(|source| Error::Restore {
-                device: saved.id.clone(),
-                source,
-            })?;
+            device: saved.id.clone(),
+            source,
+        })?;
         bus.add(function.clone()).map_err(|source| Error::BusFull {
             device: saved.id.clone(),
             source,

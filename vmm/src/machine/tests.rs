@@ -136,6 +136,7 @@ impl Bench {
         let parts = RestoreParts {
             hypervisor: &self.hypervisor,
             devices: &[],
+            shared: None,
             console: self.console.as_ref(),
         };
         let vcpus = state.vcpus.len() as u8;

@@ -86,6 +86,26 @@ pub enum Error {
     Thread(#[source] io::Error),
     #[error("cannot draw a random number")]
     Random(#[source] io::Error),
+    #[error("{device}: there is no connection to its back-end that could be handed over")]
+    Unconnected { device: String },
+    #[error("cannot share what says whose the guest is")]
+    Ownership(#[source] io::Error),
+    #[error("{device}: cannot go on with the connection that was handed over")]
+    Connection { device: String, source: io::Error },
+    #[error(
+        "a guest that is handed over within a host keeps the connections of its devices: name no sockets for them"
+    )]
+    Sockets,
+    #[error("the guest was reset just then: hand it over again")]
+    Rebooted,
+    #[error("the receiver has not taken the guest")]
+    NotTaken(#[source] Box<Error>),
+    #[error("the sender has taken its guest back")]
+    TakenBack,
+    #[error(
+        "the process that the guest was handed to has ended, and the guest with it: it cannot go on here, because it ran there"
+    )]
+    Lost,
     #[error("it was given up")]
     Cancelled,
 }
@@ -98,6 +118,11 @@ impl Error {
             Error::Link(error) => error.is_cancelled(),
             _ => false,
         }
+    }
+
+    /// Whether the guest is neither here nor there.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Error::Lost)
     }
 
     /// For the other side to know.

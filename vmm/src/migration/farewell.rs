@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use ferry_api::migration::Phase;
 use vm_migration::link::{Link, Listener, Message, Outcome, Timing};
+use vm_migration::ownership::Ownership;
 
 use super::{Attempts, Error, Meter};
+use crate::memory::GuestRam;
 
 /// How long a sender has to say that it has heard.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -16,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub struct Farewell {
     attempts: Arc<Attempts>,
     meter: Arc<Meter>,
+    /// Of a guest that was handed over within this host.
+    ownership: Option<Ownership>,
     /// Until it is said.
     rest: Option<Box<Rest>>,
 }
@@ -31,12 +35,26 @@ impl Farewell {
         meter: &Arc<Meter>,
         link: Link,
         listener: Listener,
+        ownership: Option<Ownership>,
     ) -> Self {
         Farewell {
             attempts: attempts.clone(),
             meter: meter.clone(),
+            ownership,
             rest: Some(Box::new(Rest { link, listener })),
         }
+    }
+
+    /// Makes the guest, which has the commit, this process's. To be said before anything of it runs.
+    ///
+    /// # Errors
+    /// A sender within this host has taken it back.
+    pub fn take(&self, ram: &GuestRam) -> Result<(), Error> {
+        if let Some(ownership) = &self.ownership {
+            ownership.start()?;
+            ram.own();
+        }
+        Ok(())
     }
 
     /// How far the migration is.
@@ -61,6 +79,9 @@ impl Farewell {
 impl Drop for Farewell {
     fn drop(&mut self) {
         if let Some(rest) = self.rest.take() {
+            if let Some(ownership) = &self.ownership {
+                ownership.give_back();
+            }
             let Rest { link, listener } = *rest;
             self.attempts.note(link.attempt(), Outcome::NeverStarted);
             // It asks then.

@@ -1,6 +1,8 @@
 //! The receiver's job from the description to the commit: it connects to nothing, but is given devices, and makes a machine that
 //! stands where the sender's stood.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::ScopedJoinHandle;
@@ -8,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use ferry_api::config::Timeouts;
 use ferry_api::migration::Phase;
-use ferry_devices::vhost_user::VhostUserStateV1;
+use ferry_devices::vhost_user::{Live, RamRegion, VhostUserStateV1};
 use ferry_devices::virtio::VirtioDevice;
 use vm_migration::link::{
-    Error as LinkError, Failure, Link, Message, Outcome, Purpose, StreamId, Tally,
+    Error as LinkError, Failure, Last, Link, Message, Outcome, Purpose, StreamId, Tally,
 };
 use vm_migration::pages::{RamTarget, Region};
 use vm_migration::stream::StreamReader;
@@ -36,10 +38,32 @@ const COMMIT: Duration = Duration::from_secs(30);
 
 /// What a guest that is received is filled into.
 pub struct Place<'a> {
-    /// Where the devices come from, in the order of the bus, once all are there.
+    /// Where the devices come from, in the order of the bus, once all are there; unless they come with the guest.
     pub devices: &'a Receiver<Vec<Ready>>,
+    /// Makes a device over the connection that was handed over for the one of this name.
+    pub adopt: &'a Adopt,
     pub console: Option<&'a Console>,
     pub timeouts: &'a Timeouts,
+}
+
+/// Makes a device, which is still to be told that it is this process's, over a connection that was handed over.
+pub type Adopt = dyn Fn(&str, Arc<[RamRegion]>, Live) -> io::Result<Ready> + Send;
+
+/// A guest that is here. Nothing of it runs yet.
+pub struct Arrived {
+    pub machine: Machine,
+    pub ram: GuestRam,
+    /// The devices that have come with it, if their connections were handed over.
+    pub adopted: Vec<Ready>,
+    pub farewell: Farewell,
+}
+
+/// What the job has made of what it has received.
+pub(super) struct Filled {
+    pub machine: Machine,
+    pub ram: GuestRam,
+    /// As in [`Arrived`].
+    pub adopted: Vec<Ready>,
 }
 
 impl Incoming {
@@ -47,11 +71,19 @@ impl Incoming {
     ///
     /// # Errors
     /// The sender has kept it, or takes it back. Devices may have been given some of their state.
-    pub fn fill(mut self, place: &Place<'_>) -> Result<(Machine, GuestRam, Farewell), Error> {
-        let outcome = self.receive(place);
+    pub fn fill(mut self, place: &Place<'_>) -> Result<Arrived, Error> {
+        let mut parts = self.parts.take();
+        let outcome = match &mut parts {
+            Some(parts) => self.take(parts, place),
+            None => self.receive(place),
+        };
         let attempt = self.link.attempt();
         match outcome {
-            Ok((machine, ram)) => {
+            Ok(Filled {
+                machine,
+                ram,
+                adopted,
+            }) => {
                 let Incoming {
                     listener,
                     link,
@@ -59,8 +91,13 @@ impl Incoming {
                     meter,
                     ..
                 } = self;
-                let farewell = Farewell::new(&attempts, &meter, link, listener);
-                Ok((machine, ram, farewell))
+                let ownership = parts.map(|parts| parts.ownership);
+                Ok(Arrived {
+                    machine,
+                    ram,
+                    adopted,
+                    farewell: Farewell::new(&attempts, &meter, link, listener, ownership),
+                })
             }
             Err(error) => {
                 let told = self.attempts.outcome(attempt);
@@ -77,7 +114,7 @@ impl Incoming {
         }
     }
 
-    fn receive(&mut self, place: &Place<'_>) -> Result<(Machine, GuestRam), Error> {
+    fn receive(&mut self, place: &Place<'_>) -> Result<Filled, Error> {
         let meter = self.meter.clone();
         meter.enter(Phase::Prepare);
         let hypervisor = Hypervisor::open()?;
@@ -90,7 +127,11 @@ impl Incoming {
                 Ok(machine)
             });
         match machine {
-            Ok(machine) => Ok((machine, ram)),
+            Ok(machine) => Ok(Filled {
+                machine,
+                ram,
+                adopted: Vec::new(),
+            }),
             Err(error) => {
                 // The connections stay for the next attempt, but nothing of this RAM does.
                 devices.iter().for_each(|device| device.set_ram([].into()));
@@ -145,6 +186,7 @@ impl Incoming {
             &RestoreParts {
                 hypervisor,
                 devices,
+                shared: None,
                 console: place.console,
             },
             &state,
@@ -267,7 +309,7 @@ impl Incoming {
     }
 
     /// Says that everything is here, and waits until the guest is this Ferry's.
-    fn wait_for_commit(&mut self, timeouts: &Timeouts) -> Result<(), Error> {
+    pub(super) fn wait_for_commit(&mut self, timeouts: &Timeouts) -> Result<(), Error> {
         let meter = self.meter.clone();
         meter.enter(Phase::Ready);
         let limit = timeouts.request + COMMIT;
@@ -321,16 +363,25 @@ fn tell_ram(
 fn receive_main(link: &mut Link, target: &RamTarget, meter: &Meter) -> Result<Vec<u8>, Error> {
     let mut state = Vec::new();
     loop {
-        match link.receive_into(target, meter)? {
-            Message::State(piece) => {
-                if state.len() + piece.len() > STATE_MOST {
-                    return Err(Error::StateTooLarge(state.len() + piece.len()));
-                }
-                state.extend_from_slice(piece);
-            }
-            Message::StateEnd => return Ok(state),
-            _ => {}
+        let message = link.receive_into(target, meter)?;
+        if gather(&mut state, &message)? == Last::Yes {
+            return Ok(state);
         }
+    }
+}
+
+/// Adds what a message has of the saved state to it; says whether that was the last.
+pub(super) fn gather(state: &mut Vec<u8>, message: &Message<'_>) -> Result<Last, Error> {
+    match message {
+        Message::State(piece) if state.len() + piece.len() > STATE_MOST => {
+            Err(Error::StateTooLarge(state.len() + piece.len()))
+        }
+        Message::State(piece) => {
+            state.extend_from_slice(piece);
+            Ok(Last::No)
+        }
+        Message::StateEnd => Ok(Last::Yes),
+        _ => Ok(Last::No),
     }
 }
 

@@ -125,10 +125,17 @@ impl<S: Fn(Word)> Job<S> {
         link.notice()?;
         // A receiver that has not got it never gets it.
         link.send(&Message::Commit, meter)?;
-        let deadline = Instant::now() + STOP_LIMITS * self.timeouts.request;
-        match wait_for_running(&mut link, meter, deadline) {
-            Ok(timings) => self.arrived(timings),
-            Err(error) => {
+        // Whoever has lent the guest need not be told what has become of it.
+        let limits = if self.lender.is_some() {
+            1
+        } else {
+            STOP_LIMITS
+        };
+        let deadline = Instant::now() + limits * self.timeouts.request;
+        match (wait_for_running(&mut link, meter, deadline), &self.lender) {
+            (Ok(timings), _) => self.arrived(timings),
+            (Err(error), Some(lender)) => lender.decide(error)?,
+            (Err(error), None) => {
                 tracing::warn!(
                     "the guest was handed over, and the receiver has not confirmed it: {}",
                     ferry_api::chain(&error).join(": ")
@@ -210,14 +217,14 @@ fn wait_for_running(
 }
 
 /// Sends what is written to it as pieces of the saved state.
-struct Pieces<'a> {
+pub(super) struct Pieces<'a> {
     link: &'a mut Link,
     watch: &'a dyn Watch,
     gathered: Vec<u8>,
 }
 
 impl<'a> Pieces<'a> {
-    fn new(link: &'a mut Link, watch: &'a dyn Watch) -> Self {
+    pub(super) fn new(link: &'a mut Link, watch: &'a dyn Watch) -> Self {
         Pieces {
             link,
             watch,
@@ -234,7 +241,7 @@ impl<'a> Pieces<'a> {
         Ok(())
     }
 
-    fn end(mut self) -> Result<(), Error> {
+    pub(super) fn end(mut self) -> Result<(), Error> {
         self.send()?;
         Ok(self.link.send(&Message::StateEnd, self.watch)?)
     }

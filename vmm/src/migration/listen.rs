@@ -10,6 +10,7 @@ use vm_migration::link::{
 use vm_migration::stream::Saved;
 
 use super::describe::{ArrivalV1, GuestV1};
+use super::local::{HandOverV1, Parts};
 use super::{Attempts, Error, Meter, address};
 use crate::hypervisor::Hypervisor;
 use crate::machine;
@@ -25,6 +26,8 @@ pub struct Incoming {
     /// The definition, with the sockets that were asked for.
     pub config: VmConfig,
     pub(super) connections: u16,
+    /// Of a hand-over.
+    pub(super) parts: Option<Parts>,
     pub(super) attempts: Arc<Attempts>,
     /// The most bytes of state that one back-end may have.
     pub(super) state_most: u64,
@@ -51,12 +54,17 @@ pub fn listen(
     meter.set_attempt(link.attempt().to_string());
     meter.enter(Phase::Connect);
     match receive_description(&mut link, request, meter) {
-        Ok((guest, config)) => Ok(Incoming {
+        Ok(Announced {
+            guest,
+            config,
+            parts,
+        }) => Ok(Incoming {
             listener,
             link,
             guest,
             config,
             connections,
+            parts,
             attempts: attempts.clone(),
             state_most: request.state_most,
             meter: meter.clone(),
@@ -77,7 +85,9 @@ fn wait_for_sender(
         let mut link = listener.accept(meter, None)?;
         match link.purpose() {
             // It would change what is said of the first one.
-            Purpose::Migrate { .. } if attempts.outcome(link.attempt()) != Outcome::Unknown => {
+            Purpose::Migrate { .. } | Purpose::HandOver
+                if attempts.outcome(link.attempt()) != Outcome::Unknown =>
+            {
                 let _ = link.refuse("there has been an attempt with this number already");
             }
             Purpose::Migrate { connections } => {
@@ -86,7 +96,8 @@ fn wait_for_sender(
             }
             Purpose::Ask => attempts.answer(link),
             Purpose::HandOver => {
-                let _ = link.refuse("hand-overs are not supported by this version");
+                link.accept_it()?;
+                return Ok((link, 1));
             }
             Purpose::Join { .. } => {
                 let _ = link.refuse("there is no migration that it could be a part of");
@@ -95,29 +106,60 @@ fn wait_for_sender(
     }
 }
 
+/// What a sender says of its guest, and has brought.
+struct Announced {
+    guest: GuestV1,
+    /// The definition that the guest gets here.
+    config: VmConfig,
+    parts: Option<Parts>,
+}
+
 fn receive_description(
     link: &mut Link,
     request: &ReceiveRequest,
     meter: &Meter,
-) -> Result<(GuestV1, VmConfig), Error> {
+) -> Result<Announced, Error> {
     let mut bytes = Vec::new();
+    let mut handles = Vec::new();
     loop {
-        if let Message::Describe { piece, last } = link.receive(meter)? {
-            // The link has a limit of its own to all pieces.
-            debug_assert!(bytes.len() as u64 <= DESCRIPTION_MOST);
-            bytes.extend_from_slice(piece);
-            if last == Last::Yes {
-                break;
+        match link.receive(meter)? {
+            Message::Describe { piece, last } => {
+                // The link has a limit of its own to all pieces.
+                debug_assert!(bytes.len() as u64 <= DESCRIPTION_MOST);
+                bytes.extend_from_slice(piece);
+                if last == Last::Yes {
+                    break;
+                }
             }
+            // All of them come at once.
+            Message::Handles { count } if handles.is_empty() => {
+                handles = link.take_handles(count)?
+            }
+            Message::Handles { .. } => return Err(Error::Mismatch("number of descriptors")),
+            _ => {}
         }
     }
-    let guest = GuestV1::read(GuestV1::VERSION, &bytes)?;
+    let (guest, parts) = match link.purpose() {
+        Purpose::HandOver => {
+            let description = HandOverV1::read(HandOverV1::VERSION, &bytes)?;
+            let parts = Parts::new(&description, handles)?;
+            if !request.sockets.is_empty() {
+                return Err(Error::Sockets);
+            }
+            (description.guest, Some(parts))
+        }
+        _ => (GuestV1::read(GuestV1::VERSION, &bytes)?, None),
+    };
     let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
     check_processors(hypervisor.kvm(), &guest.cpuids)?;
     let frequencies: Vec<u32> = guest.tsc_khz.into_iter().collect();
     check_frequencies(hypervisor.kvm(), &frequencies)?;
     let config = definition(&guest, request)?;
-    Ok((guest, config))
+    Ok(Announced {
+        guest,
+        config,
+        parts,
+    })
 }
 
 /// The definition that the guest gets here.
@@ -163,6 +205,11 @@ impl Incoming {
     /// What the guest does when it is here.
     pub fn arrival(&self) -> ArrivalV1 {
         self.guest.arrival
+    }
+
+    /// Whether the guest brings its devices' connections along.
+    pub fn brings_devices(&self) -> bool {
+        self.parts.is_some()
     }
 
     /// Tells the sender that its guest is not wanted any more. Nobody waits until it has heard it.

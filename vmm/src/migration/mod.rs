@@ -18,6 +18,7 @@
 //! | `describe` | what the receiver is told beforehand |
 //! | `send`, `precopy`, `handover` | the sender's job: its course; RAM while the guest runs; from the pause to the end |
 //! | `listen`, `fill`, `farewell` | the receiver's: until a sender is there; filling a machine; after the commit |
+//! | `local` | the same for a hand-over to a process of the same host |
 //! | `attempts` | what became of attempts |
 //! | `meter` | how far it is |
 
@@ -28,6 +29,7 @@ mod farewell;
 mod fill;
 mod handover;
 mod listen;
+mod local;
 mod meter;
 mod precopy;
 mod pulse;
@@ -41,8 +43,9 @@ pub use attempts::Attempts;
 pub use describe::ArrivalV1;
 pub use error::Error;
 pub use farewell::Farewell;
-pub use fill::Place;
+pub use fill::{Adopt, Arrived, Place};
 pub use listen::{Incoming, listen};
+pub use local::Lender;
 pub use meter::Meter;
 
 fn address(url: &MigrationUrl) -> Address {

@@ -15,7 +15,7 @@ use std::time::Instant;
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
 use ferry_api::migration::{Phase, SendRequest, TimeoutStrategy, Unlogged};
-use ferry_devices::vhost_user;
+use ferry_devices::vhost_user::{self, Live};
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::CpuId;
 use vm_migration::link::{
@@ -26,7 +26,7 @@ use vm_migration::stream;
 
 use super::describe::{ArrivalV1, GuestV1};
 use super::precopy::Logs;
-use super::{Error, Meter, address};
+use super::{Error, Lender, Meter, address};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::dirty::Loggable;
 use crate::lifecycle::Ready;
@@ -38,13 +38,20 @@ use crate::progress::LOOK;
 /// What the vmm thread says to the job.
 pub enum Go {
     /// The guest stands still.
-    Paused(Box<MachineState>),
+    Paused(Box<Stopped>),
     /// The guest was reset, and has begun anew, as that boot.
     Rebooted(u64, Source),
     /// The guest is given up: it may be handed over.
     Commit,
     /// The guest that was handed over is taken back: the receiver is not asked any longer.
     Reclaim,
+}
+
+/// A guest that stands still.
+pub struct Stopped {
+    pub machine: MachineState,
+    /// The connections of its devices, in the order of the bus, if they are to be handed over.
+    pub lent: Vec<Live>,
 }
 
 /// Where a guest is found, from one reset to the next.
@@ -97,6 +104,8 @@ pub struct Job<S> {
     /// What the guest does, before and afterwards.
     pub arrival: ArrivalV1,
     pub timeouts: Timeouts,
+    /// If the guest is to be handed over within this host.
+    pub lender: Option<Lender>,
     pub meter: Arc<Meter>,
     /// Closed when the job is given up.
     pub orders: Receiver<Go>,
@@ -142,8 +151,12 @@ impl<S: Fn(Word)> Job<S> {
             tls: tls.as_ref(),
             attempt,
         };
+        if self.lender.is_some() {
+            self.lend(&way, links)?;
+            return self.hand_over(&way, std::mem::take(links));
+        }
         // It may take its time: KVM is asked by making a virtual machine. A receiver would wait meanwhile.
-        let description = self.describe()?;
+        let description = stream::encode(&self.describe()?)?;
         let connections = self.request.connections;
         self.bound_copying();
         links.push(self.connect(&way, Purpose::Migrate { connections })?);
@@ -166,8 +179,8 @@ impl<S: Fn(Word)> Job<S> {
     /// What may stand in the way on this side.
     fn check(&self) -> Result<(), Error> {
         let cannot_log = |device: &&Ready| !device.can_log();
-        let refuse =
-            self.arrival == ArrivalV1::Running && self.request.unlogged == Unlogged::Refuse;
+        let copies = self.arrival == ArrivalV1::Running && self.lender.is_none();
+        let refuse = copies && self.request.unlogged == Unlogged::Refuse;
         match self.devices.iter().find(cannot_log) {
             Some(device) if refuse => Err(Error::Unlogged {
                 device: device.id().to_owned(),
@@ -216,7 +229,9 @@ impl<S: Fn(Word)> Job<S> {
             meter.bound_copying(None);
             (self.say)(Word::Ready);
             match self.wait_paused(links)? {
-                Some(state) => return self.finish(links, &state, logs.as_ref().zip(rest)),
+                Some(stopped) => {
+                    return self.finish(links, &stopped.machine, logs.as_ref().zip(rest));
+                }
                 // All over again.
                 None => {
                     self.bound_copying();
@@ -245,10 +260,13 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     /// The state of the guest once it stands still; none if it has begun anew instead.
-    fn wait_paused(&mut self, links: &mut [Link]) -> Result<Option<Box<MachineState>>, Error> {
+    pub(super) fn wait_paused(
+        &mut self,
+        links: &mut [Link],
+    ) -> Result<Option<Box<Stopped>>, Error> {
         loop {
             match self.meter.wait(&self.orders, Instant::now() + LOOK)? {
-                Some(Go::Paused(state)) => return Ok(Some(state)),
+                Some(Go::Paused(stopped)) => return Ok(Some(stopped)),
                 Some(Go::Rebooted(boot, source)) => {
                     self.follow(boot, source);
                     return Ok(None);
@@ -260,20 +278,19 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     /// What the receiver is to be told beforehand.
-    fn describe(&self) -> Result<Vec<u8>, Error> {
+    pub(super) fn describe(&self) -> Result<GuestV1, Error> {
         let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
-        let guest = GuestV1::new(
+        Ok(GuestV1::new(
             &self.config,
             &self.cpuids,
             frequency(hypervisor.kvm()),
             &self.devices,
             self.arrival,
-        );
-        Ok(stream::encode(&guest)?)
+        ))
     }
 }
 
-fn send_description(link: &mut Link, bytes: &[u8], meter: &Meter) -> Result<(), Error> {
+pub(super) fn send_description(link: &mut Link, bytes: &[u8], meter: &Meter) -> Result<(), Error> {
     let mut pieces = bytes.chunks(FRAME_DATA_MOST).peekable();
     while let Some(piece) = pieces.next() {
         let last = match pieces.peek() {

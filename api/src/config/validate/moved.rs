@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::saved::check_sockets;
 use super::{Fault, check_path, check_socket_path, within};
-use crate::migration::{MigrationUrl, Openness, ReceiveRequest, SendRequest};
+use crate::migration::{Carrier, MigrationUrl, Openness, ReceiveRequest, SendRequest};
 
 impl SendRequest {
     /// How long a guest may be meant to stand still: up to an hour.
@@ -20,6 +20,7 @@ impl SendRequest {
     pub fn check(&self) -> Result<(), Fault> {
         check_place("destination_url", &self.destination)?;
         check_tls(self.tls.as_deref(), &self.destination)?;
+        self.check_local()?;
         let ms = |time: &Duration| time.as_millis();
         let (least, most) = (Self::DOWNTIMES.start(), Self::DOWNTIMES.end());
         within("downtime_ms", ms(&self.downtime), ms(least)..=ms(most))?;
@@ -27,6 +28,23 @@ impl SendRequest {
         let range = least.as_secs()..=most.as_secs();
         within("timeout_s", self.timeout.as_secs(), range)?;
         within("connections", self.connections, 1..=Self::CONNECTIONS_MOST)
+    }
+
+    fn check_local(&self) -> Result<(), Fault> {
+        match (self.carrier, &self.destination) {
+            (Carrier::Descriptors, MigrationUrl::Tcp { .. }) => Err(Fault::value(
+                "destination_url",
+                &self.destination,
+                "does not go with local=true: RAM and connections to back-ends can only be handed to a process of this host, \
+                 over unix:",
+            )),
+            (Carrier::Descriptors, _) if self.connections > 1 => Err(Fault::value(
+                "connections",
+                self.connections,
+                "does not go with local=true: no RAM is copied",
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

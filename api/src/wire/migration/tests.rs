@@ -30,6 +30,7 @@ fn tcp(host: &str, port: u16) -> MigrationUrl {
 fn a_url_is_enough() {
     let least = SendRequest {
         destination: MigrationUrl::Unix("/s".into()),
+        carrier: Carrier::Contents,
         downtime: Duration::from_millis(300),
         timeout: Duration::from_secs(3600),
         timeout_strategy: migration::TimeoutStrategy::Cancel,
@@ -77,6 +78,7 @@ fn everything_has_its_field() {
     let request = send(&all).unwrap();
     let expected = SendRequest {
         destination: tcp("host", 4000),
+        carrier: Carrier::Contents,
         downtime: Duration::from_millis(20),
         timeout: Duration::from_secs(60),
         timeout_strategy: migration::TimeoutStrategy::Ignore,
@@ -112,6 +114,26 @@ fn everything_has_its_field() {
 }
 
 #[test]
+fn a_hand_over_is_within_a_host() {
+    let local = json!({"destination_url": "unix:/s", "local": true});
+    let request = send(&local).unwrap();
+    assert_eq!(request.carrier, Carrier::Descriptors);
+    let wire = serde_json::to_value(SendMigration::from(&request)).unwrap();
+    assert_eq!(wire["local"], true);
+    let far = json!({"destination_url": "tcp:localhost:4000", "local": true});
+    assert_eq!(
+        send(&far).unwrap_err(),
+        "destination_url=tcp:localhost:4000 does not go with local=true: RAM and connections to back-ends can only be handed to a \
+         process of this host, over unix:"
+    );
+    let many = json!({"destination_url": "unix:/s", "local": true, "connections": 2});
+    assert_eq!(
+        send(&many).unwrap_err(),
+        "connections=2 does not go with local=true: no RAM is copied"
+    );
+}
+
+#[test]
 fn mistakes_of_senders_are_named() {
     let wrong = |name: &str, value: Value| {
         let mut all = json!({"destination_url": "unix:/s"});
@@ -138,11 +160,6 @@ fn mistakes_of_senders_are_named() {
                 "destination_url={} is 108 bytes long; a socket's path has at most 107",
                 &long["unix:".len()..]
             ),
-        ),
-        (
-            "local",
-            json!(true),
-            "local=true is not supported yet: RAM travels over the connection, also within a host".into(),
         ),
         (
             "memory_mode",

@@ -158,7 +158,14 @@ fn a_reset_forgets_bindings_and_pending_signals() {
 /// New eventfds and a new interrupt controller with the state of an old one.
 fn moved(old: &MsiX, control: u16) -> Fixture {
     let Fixture { router, events, .. } = two_sources();
-    let msix = MsiX::from_state(router.clone(), events.clone(), control, &old.save()).unwrap();
+    let msix = MsiX::from_state(
+        router.clone(),
+        events.clone(),
+        control,
+        &old.save(),
+        Wiring::Wired,
+    )
+    .unwrap();
     Fixture {
         router,
         events,
@@ -240,7 +247,7 @@ fn state_of_another_table_is_refused() {
     let refused = |change: fn(&mut MsiXStateV1)| {
         let mut state = msix.save();
         change(&mut state);
-        MsiX::from_state(router.clone(), events.clone(), 0, &state).is_err()
+        MsiX::from_state(router.clone(), events.clone(), 0, &state, Wiring::Wired).is_err()
     };
     assert!(!refused(|_| {}));
     assert!(refused(|state| state.vectors.truncate(1)));

@@ -30,6 +30,16 @@ impl VhostUserDevice {
         self.shared.post_order(Order::Lend(done));
     }
 
+    /// Ends a loan and leaves the device as it is, for a guest that is paused and stays so: the connection is this one's.
+    ///
+    /// *Who calls, and when*: as [`VhostUserDevice::resume`], in its place.
+    ///
+    /// `done` is called as for `suspend`.
+    pub fn own(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        let done = Done::new(&self.shared.spec, done);
+        self.shared.post_order(Order::Own(done));
+    }
+
     /// A device over a connection that another process has lent. It does nothing until [`VhostUserDevice::resume`], which says that the
     /// connection is this one's; then every running ring has been looked at once and has raised one interrupt.
     /// `ram` is all of guest RAM, as the back-end knows it.

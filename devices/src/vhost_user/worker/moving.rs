@@ -85,7 +85,8 @@ impl Worker {
             | Order::Reset(_)
             | Order::Suspend(_)
             | Order::Resume(_)
-            | Order::Lend(_) => Ok(()),
+            | Order::Lend(_)
+            | Order::Own(_) => Ok(()),
         }
     }
 

@@ -116,6 +116,11 @@ impl Worker {
                 let outcome = self.told(outcome)?;
                 self.answer(|current| current.lent(outcome));
             }
+            Order::Own(done) => {
+                self.current = Some(Current::Owners(done));
+                self.lent = false;
+                self.answer(|current| current.done(Ok(())));
+            }
             of_a_job => self.carry_out_for_job(of_a_job)?,
         }
         let each = Patience::PerMessage(self.limits.request);
@@ -178,7 +183,9 @@ pub(super) fn serve_failed(shared: &Shared) {
             match order {
                 Order::Activate(_, transport) => transport.activated(Err(ActivationFailed)),
                 Order::Reset(transport) => transport.reset_done(),
-                Order::Suspend(done) | Order::Resume(done) => done.tell(Ok(())),
+                Order::Suspend(done) | Order::Resume(done) | Order::Own(done) => {
+                    done.tell(Ok(()));
+                }
                 of_a_job => {
                     let error = shared.error();
                     let error = error.unwrap_or_else(|| shared.error_from(Cause::Poisoned));

@@ -26,4 +26,4 @@ mod transport;
 
 pub use layout::BAR_SIZE;
 pub use state::{PhaseStateV1, QueueStateV1, RegistersStateV1, SaveError, VirtioPciStateV1};
-pub use transport::VirtioPci;
+pub use transport::{Events, VirtioPci};

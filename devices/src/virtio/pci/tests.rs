@@ -129,8 +129,13 @@ impl Driver {
     fn moved(state: &VirtioPciStateV1) -> Result<Self, RestoreError> {
         let device = Arc::new(Device::default());
         let wiring = Arc::new(Wiring::default());
-        let function =
-            VirtioPci::from_state(device.clone(), wiring.clone(), wiring.clone(), state)?;
+        let function = VirtioPci::from_state(
+            device.clone(),
+            wiring.clone(),
+            wiring.clone(),
+            state,
+            super::Events::New,
+        )?;
         Ok(Driver {
             device,
             wiring,

@@ -2,6 +2,8 @@
 
 mod saving;
 
+pub use saving::Events;
+
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,8 +17,8 @@ use super::layout::{
 };
 use super::registers::{Notify, QueueEvents, Registers, Request};
 use crate::interrupt::{Doorbells, MsiRouter};
-use crate::pci::{ConfigSpace, MsiX, PciFunction};
-use crate::virtio::{Activation, ActivationFailed, TransportEvents, VirtioDevice};
+use crate::pci::{ConfigSpace, MsiX, PciFunction, Wiring};
+use crate::virtio::{Activation, ActivationFailed, ActiveQueue, TransportEvents, VirtioDevice};
 
 /// As many queues as have a vector each in the table, beside the configuration's.
 const MAX_QUEUES: usize = 1023;
@@ -52,7 +54,8 @@ struct Skeleton {
 }
 
 impl Skeleton {
-    fn new(device: &dyn VirtioDevice, bar: u32) -> io::Result<Self> {
+    /// Queues in `shared` have the eventfds from there.
+    fn new(device: &dyn VirtioDevice, bar: u32, shared: &[ActiveQueue]) -> io::Result<Self> {
         let count = device.queue_sizes().len();
         if count > MAX_QUEUES {
             return Err(io::Error::other(format!(
@@ -61,10 +64,17 @@ impl Skeleton {
         }
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
         let queues = (0..count)
-            .map(|_| {
-                Ok(QueueEvents {
-                    kick: event()?,
-                    call: event()?,
+            .map(|index| {
+                let mut shared = shared.iter();
+                Ok(match shared.find(|it| usize::from(it.index) == index) {
+                    Some(queue) => QueueEvents {
+                        kick: queue.kick.clone(),
+                        call: queue.call.clone(),
+                    },
+                    None => QueueEvents {
+                        kick: event()?,
+                        call: event()?,
+                    },
                 })
             })
             .collect::<io::Result<Arc<[_]>>>()?;
@@ -105,7 +115,7 @@ impl VirtioPci {
         router: Arc<dyn MsiRouter>,
         doorbells: Arc<dyn Doorbells>,
     ) -> io::Result<Arc<Self>> {
-        let skeleton = Skeleton::new(&*device, bar)?;
+        let skeleton = Skeleton::new(&*device, bar, &[])?;
         let msix = MsiX::new(router, skeleton.vectors(), skeleton.sources());
         let registers = Registers::new(device.clone(), skeleton.queues.clone());
         Ok(Self::assemble(device, doorbells, skeleton, msix, registers))
@@ -154,6 +164,14 @@ impl VirtioPci {
     /// With what the driver has started the device; none if it has not, and while the device has not answered.
     pub fn activation(&self) -> Option<Activation> {
         self.state().registers.activation()
+    }
+
+    /// Has interrupts go to this machine, or not. While they do not, they wait in their eventfds.
+    ///
+    /// # Errors
+    /// The interrupt controller refuses; `EBUSY` says that another machine has one of the eventfds. It may be tried again.
+    pub fn set_wiring(&self, wiring: Wiring) -> io::Result<()> {
+        self.state().msix.set_wiring(wiring)
     }
 
     /// How many queue notifications have reached Ferry instead of an ioeventfd.

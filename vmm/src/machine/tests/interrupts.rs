@@ -1,6 +1,7 @@
 //! Interrupts that are on their way.
 
 use ferry_devices::pci::PciFunction;
+use ferry_devices::virtio::pci::Events;
 use ferry_devices::virtio::{Activation, TransportEvents, VirtioDevice};
 
 use super::*;
@@ -95,7 +96,8 @@ fn an_interrupt_behind_a_masked_vector_arrives_on_another_machine_once_it_is_unm
     assert_eq!(function.id, "idle0");
     let new = bench.restore(&state).unwrap();
     let (router, bells) = (new.vm.clone(), new.vm.clone());
-    let function = VirtioPci::from_state(device, router, bells, &function.state).unwrap();
+    let function =
+        VirtioPci::from_state(device, router, bells, &function.state, Events::New).unwrap();
     let mut pending = [0];
     function.read_bar(0xc000, &mut pending);
     assert_eq!(pending, [1]);

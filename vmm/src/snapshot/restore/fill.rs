@@ -178,6 +178,7 @@ impl Filled {
             &RestoreParts {
                 hypervisor: place.hypervisor,
                 devices: place.devices,
+                shared: None,
                 console: place.console,
             },
             &state,

@@ -4,11 +4,21 @@ use std::sync::{Arc, PoisonError};
 
 use super::{Skeleton, State, VirtioPci};
 use crate::interrupt::{Doorbells, MsiRouter};
-use crate::pci::{MsiX, RestoreError};
+use crate::pci::{MsiX, RestoreError, Wiring};
 use crate::sys::poll;
-use crate::virtio::VirtioDevice;
 use crate::virtio::pci::registers::Registers;
 use crate::virtio::pci::state::{SaveError, VirtioPciStateV1};
+use crate::virtio::{ActiveQueue, VirtioDevice};
+
+/// Where a function with saved state has its eventfds from.
+#[derive(Clone, Copy)]
+pub enum Events<'a> {
+    /// They are made, and interrupts are wired at once.
+    New,
+    /// These queues have theirs already, because their back-end works with them; another machine may still have their interrupts, which
+    /// are not wired here before [`VirtioPci::set_wiring`].
+    Shared(&'a [ActiveQueue]),
+}
 
 impl VirtioPci {
     /// Puts `device` behind a function as it was saved, and attaches to the device's events.
@@ -16,8 +26,8 @@ impl VirtioPci {
     /// *Before*: interrupt controllers and processors have their state, because interrupts that were pending are
     /// delivered.
     ///
-    /// *Afterwards*: doorbells and interrupts are wired, bells that were rung ring, and the device has not been told
-    /// anything: one that was started is to be given its own state and [`VirtioPci::activation`].
+    /// *Afterwards*: doorbells are wired, interrupts as `events` says, bells that were rung ring, and the device has not been
+    /// told anything: one that was started and has no connection is to be given its own state and [`VirtioPci::activation`].
     ///
     /// # Errors
     /// The state is of another device, or the host does not give what it takes.
@@ -26,6 +36,7 @@ impl VirtioPci {
         router: Arc<dyn MsiRouter>,
         doorbells: Arc<dyn Doorbells>,
         state: &VirtioPciStateV1,
+        events: Events<'_>,
     ) -> Result<Arc<Self>, RestoreError> {
         let VirtioPciStateV1 {
             device_type,
@@ -41,13 +52,17 @@ impl VirtioPci {
             )));
         }
         // Where the guest has put the BAR is part of the registers.
-        let mut skeleton =
-            Skeleton::new(&*device, 0).map_err(RestoreError::host("make its event descriptors"))?;
+        let (shared, wiring) = match events {
+            Events::New => (&[][..], Wiring::Wired),
+            Events::Shared(queues) => (queues, Wiring::Unwired),
+        };
+        let mut skeleton = Skeleton::new(&*device, 0, shared)
+            .map_err(RestoreError::host("make its event descriptors"))?;
         skeleton.config = skeleton.config.with_state(config)?;
         let registers = Registers::from_state(device.clone(), skeleton.queues.clone(), registers)?;
-        ring(&skeleton, kicked)?;
+        ring(&skeleton, kicked, shared)?;
         let control = skeleton.config.u16_at(skeleton.offsets.msix + 2);
-        let msix = MsiX::from_state(router, skeleton.sources(), control, msix)?;
+        let msix = MsiX::from_state(router, skeleton.sources(), control, msix, wiring)?;
         let function = Self::assemble(device, doorbells, skeleton, msix, registers);
         function.wire_doorbells(&mut function.state());
         Ok(function)
@@ -90,8 +105,8 @@ impl VirtioPci {
     }
 }
 
-/// Rings the bells that had been rung.
-fn ring(skeleton: &Skeleton, kicked: &[bool]) -> Result<(), RestoreError> {
+/// Rings the bells that had been rung. What was rung is still in those that are shared.
+fn ring(skeleton: &Skeleton, kicked: &[bool], shared: &[ActiveQueue]) -> Result<(), RestoreError> {
     if kicked.len() != skeleton.queues.len() {
         return Err(RestoreError::misfit(format!(
             "it had {} doorbells and has {}",
@@ -99,8 +114,8 @@ fn ring(skeleton: &Skeleton, kicked: &[bool]) -> Result<(), RestoreError> {
             skeleton.queues.len()
         )));
     }
-    for (queue, kicked) in skeleton.queues.iter().zip(kicked) {
-        if *kicked {
+    for (index, (queue, kicked)) in skeleton.queues.iter().zip(kicked).enumerate() {
+        if *kicked && shared.iter().all(|it| usize::from(it.index) != index) {
             queue
                 .kick
                 .write(1)

@@ -1,0 +1,1 @@
+//! What back-ends notice of a hand-over: nothing.

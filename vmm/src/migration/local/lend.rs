@@ -1,0 +1,146 @@
+//! The sender's part of a hand-over: from the description to READY, and what becomes of the guest if the link is lost afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_api::migration::Phase;
+use ferry_devices::vhost_user::Live;
+use ferry_devices::virtio::VirtioDevice;
+use vm_migration::link::{HANDLES_MOST, Link, Message, Purpose};
+use vm_migration::ownership::{Ownership, Process, Taken};
+use vm_migration::pages::end_main;
+use vm_migration::stream::{self, StreamWriter};
+
+use super::describe::{HandOverV1, Parts};
+use crate::machine::saving::MachineState;
+use crate::migration::handover::Pieces;
+use crate::migration::send::{Job, Stopped, Way, Word, send_description};
+use crate::migration::{Error, Meter};
+
+/// How long a process that has closed its connection may take to be gone.
+const DEATH: Duration = Duration::from_secs(2);
+
+/// What a sender has for a hand-over.
+pub struct Lender {
+    /// Who has the guest.
+    pub ownership: Arc<Ownership>,
+    /// The receiver, once it has said who it is.
+    receiver: Option<Process>,
+}
+
+impl Lender {
+    pub fn new(ownership: Arc<Ownership>) -> Self {
+        Lender {
+            ownership,
+            receiver: None,
+        }
+    }
+
+    /// The receiver has got the commit, or not, and nothing more is heard of it. `Ok`: the guest runs there.
+    pub(in crate::migration) fn decide(&self, lost: Error) -> Result<(), Error> {
+        if self.ownership.keep().is_ok() {
+            return Err(Error::NotTaken(Box::new(lost)));
+        }
+        match &self.receiver {
+            Some(receiver) if receiver.is_dead(DEATH) => Err(Error::Lost),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Fn(Word)> Job<S> {
+    /// Everything before the commit.
+    pub(in crate::migration) fn lend(
+        &mut self,
+        way: &Way<'_>,
+        links: &mut Vec<Link>,
+    ) -> Result<(), Error> {
+        let meter = self.meter.clone();
+        let process = Process::this().map_err(Error::Ownership)?;
+        let description = stream::encode(&HandOverV1 {
+            guest: self.describe()?,
+            ram_files: self.source.ram.parts().len() as u8,
+        })?;
+        links.push(self.connect(way, Purpose::HandOver)?);
+        let link = &mut links[0];
+        if let Some(lender) = &self.lender {
+            let handles = Parts::handles(&process, &lender.ownership, &self.source.ram);
+            link.send_handles(&handles, &*meter)?;
+        }
+        send_description(link, &description, &meter)?;
+        meter.enter(Phase::Prepare);
+        let receiver = wait_for_receiver(link, &meter)?;
+        if let Some(lender) = &mut self.lender {
+            lender.receiver = Some(receiver);
+        }
+        meter.enter(Phase::Pause);
+        (self.say)(Word::Ready);
+        match self.wait_paused(links)? {
+            Some(stopped) => self.send_machine(&mut links[0], *stopped)?,
+            None => return Err(Error::Rebooted),
+        }
+        end_main(links, &*meter)?;
+        meter.enter(Phase::Ready);
+        while !matches!(links[0].receive(&*meter)?, Message::Ready) {}
+        Ok(())
+    }
+
+    fn send_machine(&self, link: &mut Link, stopped: Stopped) -> Result<(), Error> {
+        let meter = &*self.meter;
+        let Stopped { machine, lent } = stopped;
+        meter.bound(self.timeouts.request);
+        meter.enter(Phase::Machine);
+        self.send_states(link, &machine, &lent)?;
+        meter.enter(Phase::Devices);
+        let handles: Vec<_> = lent.into_iter().flat_map(|live| live.fds).collect();
+        for some in handles.chunks(HANDLES_MOST) {
+            let some: Vec<_> = some.iter().map(std::os::fd::AsFd::as_fd).collect();
+            link.send_handles(&some, meter)?;
+        }
+        Ok(())
+    }
+
+    fn send_states(
+        &self,
+        link: &mut Link,
+        machine: &MachineState,
+        lent: &[Live],
+    ) -> Result<(), Error> {
+        if lent.len() != self.devices.len() {
+            return Err(Error::Cancelled);
+        }
+        let attempt = link.attempt();
+        let mut values = StreamWriter::new(Pieces::new(link, &*self.meter), attempt)?;
+        machine.write(&mut values)?;
+        for (device, live) in self.devices.iter().zip(lent) {
+            values.save(&live_section(device.id()), &live.state)?;
+        }
+        values.finish()?.0.end()
+    }
+}
+
+/// Waits until the receiver has said who it is and has prepared itself.
+fn wait_for_receiver(link: &mut Link, meter: &Meter) -> Result<Process, Error> {
+    let mut receiver = None;
+    loop {
+        match link.receive(meter)? {
+            Message::Handles { count } => {
+                let mut handles = link.take_handles(count)?;
+                receiver = handles.pop().map(Process::new);
+            }
+            Message::Prepared => return receiver.ok_or(Error::Mismatch("number of descriptors")),
+            _ => {}
+        }
+    }
+}
+
+/// The section of what is known of a device's connection.
+pub(super) fn live_section(id: &str) -> String {
+    format!("live/{id}")
+}
+
+impl From<Taken> for Error {
+    fn from(_: Taken) -> Self {
+        Error::TakenBack
+    }
+}
