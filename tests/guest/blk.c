@@ -135,6 +135,22 @@ static struct job job_from_args(void)
     return job;
 }
 
+/* Ticks without a break, with depth= requests in flight wherever the disk is slower than that. */
+void mode_blk_ticks(void)
+{
+    struct setup setup = blk_setup();
+    virtio_open(&blk.device, VIRTIO_BLK, &setup);
+    struct job job = job_from_args();
+    struct progress progress = {0, 0, 0};
+    struct queue *queue = &blk.device.queues[0];
+    for (u32 i = 0; progress.finished < job.count; i++) {
+        send(&job, 0, &progress);
+        say("tick n=%u in-flight=%u", i, progress.in_flight);
+        for (s32 head = queue_take(queue); head >= 0; head = queue_take(queue))
+            finish(&job, 0, head, &progress);
+    }
+}
+
 /* op=write+verify (default), op=write, op=verify. With patience=ms a device that stops answering is reported
  * and is no failure. With pace=ms it sleeps so long after each batch. */
 void mode_blk_writer(void)

@@ -10,6 +10,7 @@ static const struct {
     {"memory", mode_memory},
     {"pci", mode_pci},
     {"blk-writer", mode_blk_writer},
+    {"blk-ticks", mode_blk_ticks},
     {"blk-requests", mode_blk_requests},
     {"blk-try", mode_blk_try},
     {"blk-reset", mode_blk_reset},

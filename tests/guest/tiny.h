@@ -120,6 +120,7 @@ const char *pattern_check(const u32 *words, u32 count, u32 seed, u32 number);
 void mode_memory(void);
 void mode_pci(void);
 void mode_blk_writer(void);
+void mode_blk_ticks(void);
 void mode_blk_requests(void);
 void mode_blk_try(void);
 void mode_blk_reset(void);

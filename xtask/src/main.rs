@@ -33,6 +33,8 @@ cargo xtask COMMAND
                          measure how soon guests are saved and restored (ondemand: as root, with mkfs.xfs)
   bench migrate [--cloud-hypervisor PATH] [--runs N]
                          measure how soon guests are moved, and how long they stand still
+  bench handover [--cloud-hypervisor PATH] [--runs N]
+                         how long a guest with a disk at work is silent when another process takes it
   bench migrate --linux [--qemu [PATH]] [--runs N]
                          the same with a Linux guest with a disk and a directory; its times mean little where it is
                          emulated. --qemu lets QEMU move such a guest beside it: the one at PATH (9 or later), or that of

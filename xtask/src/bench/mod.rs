@@ -4,6 +4,7 @@
 mod api;
 mod back_end;
 mod boot;
+mod handover;
 mod http;
 mod migrate;
 mod serial;
@@ -34,9 +35,10 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
         Some((what, rest)) if what == "api" => api::bench(rest),
         Some((what, rest)) if what == "snapshot" => snapshot::bench(rest),
         Some((what, rest)) if what == "migrate" => migrate::bench(rest),
-        _ => {
-            bail!("there are four benchmarks: bench boot, bench api, bench snapshot, bench migrate")
-        }
+        Some((what, rest)) if what == "handover" => handover::bench(rest),
+        _ => bail!(
+            "there are five benchmarks: bench boot, bench api, bench snapshot, bench migrate, bench handover"
+        ),
     }
 }
 

@@ -6,7 +6,7 @@
 //! [`state`], a Linux guest in [`linux`].
 
 mod linux;
-mod moving;
+pub mod moving;
 mod plain;
 mod state;
 
@@ -160,7 +160,7 @@ impl Course<'_> {
     }
 
     fn step(&self, vmm: Vmm) -> Result<Moved> {
-        migrate(self.kind, self.program, vmm, &json!({}))
+        migrate(self.kind, self.program, vmm, &json!({}), &json!({}))
     }
 
     fn copying(&self, destination: Destination) -> Result<Copying> {

@@ -45,11 +45,17 @@ impl Moved {
     }
 }
 
-/// Moves a guest that ticks. `receive` is what the receiver is told beside the address.
+/// Moves a guest that ticks. `receive` and `send` are what the two sides are told beside the address.
 ///
 /// # Errors
 /// It does not arrive.
-pub fn migrate(kind: Kind, program: &Path, source: Vmm, receive: &Value) -> Result<Moved> {
+pub fn migrate(
+    kind: Kind,
+    program: &Path,
+    source: Vmm,
+    receive: &Value,
+    send: &Value,
+) -> Result<Moved> {
     let target = Vmm::start(program, &[])?;
     let socket = target.directory().join("guest.sock");
     let url = format!("unix:{}", socket.display());
@@ -67,8 +73,10 @@ pub fn migrate(kind: Kind, program: &Path, source: Vmm, receive: &Value) -> Resu
             thread::sleep(Duration::from_millis(1));
         }
         let begun = Instant::now();
-        let send = json!({ "destination_url": url, "preserve_source": true });
-        source.put("vm.send-migration", &send)?;
+        let mut request = send.clone();
+        request["destination_url"] = json!(url);
+        request["preserve_source"] = json!(true);
+        source.put("vm.send-migration", &request)?;
         let report = match kind {
             Kind::Ferry => wait_for_end(&source, begun)?,
             _ => Value::Null,

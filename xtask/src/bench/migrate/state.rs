@@ -54,7 +54,7 @@ pub fn bench(program: &Path, kernel: &Path, runs: usize) -> Result<()> {
         let load = restore(program, &helper, &directory)?;
         fs::remove_dir_all(&directory)?;
         let next = BackEnd::start(&helper, STATE)?;
-        let moved = migrate(Kind::Ferry, program, vmm, &devices(&next))?;
+        let moved = migrate(Kind::Ferry, program, vmm, &devices(&next), &json!({}))?;
         times.add(save, load, &moved);
         vmm = moved.vmm;
         back_end = next;
