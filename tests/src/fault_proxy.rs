@@ -1,11 +1,13 @@
 //! A connection between two Ferries that somebody interferes with.
 //!
 //! It stands between sender and receiver, knows frames from their headers, and passes them on one by one. At a given frame it
-//! does what it was told to, and the frame then goes on, or nothing does.
+//! does what it was told to, and the frame then goes on, or nothing does. Descriptors go on with the frame that they came with.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,12 +15,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vm_migration::link::Kind;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use vm_migration::link::{HANDLES_MOST, Kind};
 
 use crate::process::POLL;
 
 /// Bytes of the preamble, and of the answer to it.
 const PREAMBLE: usize = 48;
+/// Bytes of control data.
+const CONTROL: usize = rustix::cmsg_space!(ScmRights(HANDLES_MOST));
 /// Bytes of a frame's header.
 const HEADER: usize = 16;
 
@@ -234,7 +242,7 @@ impl Shared {
         let refused = first[8..10] == [0, 0];
         let passed = introduced.and_then(|()| match refused {
             true => io::copy(&mut from, &mut to).map(drop),
-            false => self.pass_frames(connection, &mut from, &mut to),
+            false => self.pass_frames(connection, &from, &to),
         });
         if passed.is_err() && !is_frozen(connection) {
             let _ = to.shutdown(Shutdown::Write);
@@ -244,15 +252,16 @@ impl Shared {
     fn pass_frames(
         &self,
         connection: &Connection,
-        from: &mut UnixStream,
-        to: &mut UnixStream,
+        from: &UnixStream,
+        to: &UnixStream,
     ) -> io::Result<()> {
         loop {
             let mut frame = vec![0; HEADER];
-            from.read_exact(&mut frame)?;
+            let mut handles = Vec::new();
+            receive(from, &mut frame, &mut handles)?;
             let (kind, length) = header(&frame)?;
             frame.resize(HEADER + length, 0);
-            from.read_exact(&mut frame[HEADER..])?;
+            receive(from, &mut frame[HEADER..], &mut handles)?;
             let due = self.due_at(kind);
             let act = match due {
                 Some((When::Before, act)) => {
@@ -267,7 +276,7 @@ impl Shared {
             if is_frozen(connection) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            let passed = to.write_all(&frame);
+            let passed = send(to, &frame, handles);
             if let Some(act) = act {
                 self.act(act)?;
             }
@@ -315,6 +324,39 @@ impl Shared {
         self.done.notify_all();
         outcome
     }
+}
+
+/// Fills the buffer, and takes the descriptors that come with it.
+fn receive(from: &UnixStream, mut buffer: &mut [u8], handles: &mut Vec<OwnedFd>) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let mut space = [MaybeUninit::uninit(); CONTROL];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let received = recvmsg(from, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                handles.extend(fds);
+            }
+        }
+        if received.bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer = &mut buffer[received.bytes..];
+    }
+    Ok(())
+}
+
+/// Sends a frame, with its descriptors.
+fn send(mut to: &UnixStream, frame: &[u8], handles: Vec<OwnedFd>) -> io::Result<()> {
+    let fds: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); CONTROL];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    }
+    let slices = [IoSlice::new(frame)];
+    let sent = sendmsg(to, &slices, &mut control, SendFlags::NOSIGNAL)?;
+    to.write_all(&frame[sent..])
 }
 
 fn is_frozen(connection: &Connection) -> bool {

@@ -6,6 +6,7 @@
 mod back_ends;
 mod busy;
 mod expected;
+mod handover;
 mod party;
 mod said;
 mod scenario;
@@ -13,6 +14,7 @@ mod table;
 mod wire;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -36,6 +38,15 @@ fn play(row: &Row) -> String {
     }
 }
 
+/// Every row of the table of hand-overs within a host. (`FAULTS=text` as below.)
+#[test]
+fn every_fault_at_every_step_of_a_hand_over() {
+    let only = std::env::var("FAULTS").unwrap_or_default();
+    let rows = handover::rows().into_iter();
+    let rows = rows.filter(|row| row.to_string().contains(&only));
+    play_at_once(rows.collect(), handover::play);
+}
+
 /// Every row of the table. (`FAULTS=text` plays those whose names contain it.)
 #[test]
 fn every_fault_at_every_step() {
@@ -45,7 +56,10 @@ fn every_fault_at_every_step() {
 fn play_all(rows: Vec<Row>) {
     let only = std::env::var("FAULTS").unwrap_or_default();
     let wanted = |row: &Row| row.to_string().contains(&only);
-    let rows: VecDeque<Row> = rows.into_iter().filter(wanted).collect();
+    play_at_once(rows.into_iter().filter(wanted).collect(), play);
+}
+
+fn play_at_once<R: fmt::Display + Send>(rows: VecDeque<R>, play: impl Fn(&R) -> String + Sync) {
     let count = rows.len();
     let queue = Mutex::new(rows);
     let failures = Mutex::new(Vec::new());

@@ -45,6 +45,8 @@ pub struct Route {
     /// Where the receiver listens.
     pub receiver: String,
     pub connections: u32,
+    /// Whether it is a hand-over within a host.
+    pub local: bool,
     /// Where both sides' keys are.
     pub tls: Option<PathBuf>,
 }
@@ -56,6 +58,7 @@ impl Route {
             sender: format!("unix:{}", sender.display()),
             receiver: format!("unix:{}", receiver.display()),
             connections: 1,
+            local: false,
             tls: None,
         }
     }
@@ -243,6 +246,7 @@ impl Party {
                 "destination_url": route.sender,
                 "tls_dir": route.tls,
                 "connections": route.connections,
+                "local": route.local,
                 "preserve_source": true,
             }),
         )

@@ -24,15 +24,15 @@ use crate::wire::Wire;
 /// Longer than anybody waits for an answer.
 const LONG: Duration = Duration::from_secs(6);
 /// How long there is no way through a connection that was cut.
-const DARK: Duration = Duration::from_millis(700);
+pub const DARK: Duration = Duration::from_millis(700);
 /// How long a frame is held until somebody has done what was asked for.
-const HELD: Duration = Duration::from_secs(2);
+pub const HELD: Duration = Duration::from_secs(2);
 /// How long it may take until the row's place comes.
-const REACHED: Duration = Duration::from_secs(60);
+pub const REACHED: Duration = Duration::from_secs(60);
 /// What stays as it is for so long is taken for the end.
-const LASTING: Duration = Duration::from_millis(500);
+pub const LASTING: Duration = Duration::from_millis(500);
 /// More than the longest of the receiver's limits, which is that for the commit: 30 s and a request's.
-const SETTLED: Duration = Duration::from_secs(60);
+pub const SETTLED: Duration = Duration::from_secs(60);
 
 /// Both sides, and what their guest has.
 struct Field {
@@ -464,7 +464,7 @@ fn guest_on(name: &'static str, directory: &TempDir, disk: &dyn BackEnds) -> Par
     Party::with_guest(name, directory.path(), &disk.guest(name), &disk.flags())
 }
 
-fn stop(party: Arc<Party>, quiet_until: &Mutex<Instant>) {
+pub fn stop(party: Arc<Party>, quiet_until: &Mutex<Instant>) {
     party.signal(libc::SIGSTOP);
     *lock(quiet_until) = Instant::now() + LONG;
     std::thread::spawn(move || {
@@ -473,7 +473,7 @@ fn stop(party: Arc<Party>, quiet_until: &Mutex<Instant>) {
     });
 }
 
-fn hang(disk: Arc<dyn BackEnds>, quiet_until: &Mutex<Instant>) {
+pub fn hang(disk: Arc<dyn BackEnds>, quiet_until: &Mutex<Instant>) {
     disk.hang();
     *lock(quiet_until) = Instant::now() + LONG;
     std::thread::spawn(move || {
@@ -483,14 +483,14 @@ fn hang(disk: Arc<dyn BackEnds>, quiet_until: &Mutex<Instant>) {
 }
 
 /// Waits for the first records.
-fn writes(party: &Party) {
+pub fn writes(party: &Party) {
     party.within("record", Duration::from_secs(60), || {
         (party.said().1 > 0).then_some(())
     });
 }
 
 /// Waits until the guest has said something new.
-fn goes_on(party: &Party) {
+pub fn goes_on(party: &Party) {
     let (before, _) = party.said();
     party.within("word of the guest", Duration::from_secs(60), || {
         (party.said().0 > before + 1).then_some(())
