@@ -4,5 +4,8 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod common;
+mod many;
+mod mixed;
+mod moments;
 mod plain;
 mod silence;
