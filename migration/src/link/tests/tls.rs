@@ -196,14 +196,5 @@ fn a_unix_socket_has_no_tls() {
     let place = Place::new();
     let keys = keys();
     assert!(Listener::bind(&place.address(), Some(&keys)).is_err());
-    let patience = Patience::default();
-    let link = Link::connect(
-        &place.address(),
-        Some(&keys),
-        ATTEMPT,
-        Purpose::Ask,
-        patience,
-        &Unwatched,
-    );
-    assert!(link.is_err());
+    assert!(connect(&place.address(), Some(&keys), Purpose::Ask).is_err());
 }
