@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::common::{
     BUSY, BUSY_SIZE, SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
-    moved, receiver, stands_still, stateful, tiny,
+    moved, moved_to, receiver, stands_still, stateful, tiny,
 };
 use crate::proxy::Proxy;
 
@@ -80,11 +80,7 @@ fn the_next_attempt_uses_the_connections_of_the_one_before() {
         because(received.answer(), &[]);
         goes_on(&mut guest, WRITTEN);
     }
-    let url = guest.unix_url();
-    let received = there.listen(&Receive::at(&url).device("disk0", &next));
-    guest.send(&Send::to(&url));
-    received.answer().expect("a guest");
-    guest.departed();
+    let mut there = moved_to(guest, there, &next);
     goes_on(&mut there, WRITTEN);
     assert_eq!(next.connections(), 1);
     for disk in [&disk, &next] {
