@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::config::SerialConfig;
 pub use crate::snapshot::DeviceProgress;
+use crate::snapshot::SnapshotRequest;
 pub use url::WrongMigrationUrl;
 
 /// Where the two sides of a migration meet.
@@ -71,6 +72,23 @@ impl SendRequest {
     pub const TIMEOUT: Duration = Duration::from_secs(3600);
     /// The most connections.
     pub const CONNECTIONS_MOST: u16 = 16;
+
+    /// One that names no more than the receiver.
+    pub fn to(destination: MigrationUrl) -> Self {
+        SendRequest {
+            carrier: Carrier::Contents,
+            destination,
+            downtime: Self::DOWNTIME,
+            timeout: Self::TIMEOUT,
+            timeout_strategy: TimeoutStrategy::default(),
+            connections: 1,
+            tls: None,
+            unlogged: Unlogged::default(),
+            throttle: Throttle::default(),
+            state_most: SnapshotRequest::STATE_MOST,
+            after: AfterSend::Exit,
+        }
+    }
 }
 
 /// What travels when a guest is sent.

@@ -167,7 +167,7 @@ fn errors_are_arrays_of_text_in_ascii() {
         (
             "PUT",
             "/api/v1/vm.send-migration",
-            r#"{"destination_url": "unix:/s", "local": true}"#,
+            r#"{"destination_url": "tcp:localhost:4000", "local": true}"#,
             400,
             "the guest cannot be sent as asked for",
         ),

@@ -134,30 +134,18 @@ impl Qsd {
         &self.image
     }
 
-    /// How many front-ends are connected, as the kernel sees it.
-    pub fn connected(&self) -> usize {
-        let sockets = fs::read_to_string("/proc/net/unix").expect("the list of sockets");
-        let path = self.socket.to_string_lossy();
-        let is_connected = |line: &&str| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            matches!(words[..], [_, _, _, _, _, "03", _, at] if at == path)
-        };
-        sockets.lines().filter(is_connected).count()
-    }
-
     /// The process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// How many sockets it has: one more than at first while a front-end is connected.
-    pub fn sockets(&self) -> usize {
+    /// How many front-ends are connected, one at most: then it has other sockets than the one that it listens on.
+    pub fn connected(&self) -> usize {
         let descriptors = format!("/proc/{}/fd", self.process.id());
         let descriptors = fs::read_dir(descriptors).expect("its descriptors");
         let targets = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-        targets
-            .filter(|target| target.to_string_lossy().starts_with("socket:"))
-            .count()
+        let sockets = targets.filter(|target| target.to_string_lossy().starts_with("socket:"));
+        usize::from(sockets.count() > 1)
     }
 }
 

@@ -1,6 +1,5 @@
 //! `snapshot --while-paused`: a command, while the guest is held.
 
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use ferry_api::snapshot::SnapshotRequest;
 
 use crate::common::{TestServer, wait_until};
 use crate::run;
-use crate::saving::{asked, kill, outcome, start, usual};
+use crate::saving::{asked, gives_up, kill, outcome, start, usual};
 
 #[test]
 fn a_command_runs_while_the_guest_is_held_and_not_before() {
@@ -128,12 +127,8 @@ fn ctrl_c_gives_the_snapshot_up() {
         // As `timeout` does it: to the process, and then to all of its group.
         kill(&child, signal);
         kill(&child, signal);
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.signal(), Some(signal), "{output:?}");
-        assert_eq!(
-            String::from_utf8(output.stderr).unwrap(),
-            "ferryctl: cannot save the guest: interrupted\n  hint: the snapshot was given up, and the guest goes on as before\n"
-        );
+        let report = "ferryctl: cannot save the guest: interrupted\n  hint: the snapshot was given up, and the guest goes on as before\n";
+        gives_up(child, signal, report);
         assert_eq!(asked(&server).last(), Some(&Request::Cancel));
         assert!(!runs(&process));
     }

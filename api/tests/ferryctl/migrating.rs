@@ -1,38 +1,20 @@
 //! `migrate`, against Ferry's own server, whose owner does as the tests say.
 
 use std::collections::BTreeMap;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
 use ferry_api::control::{Refusal, RefusalKind, Request, Response};
 use ferry_api::migration::{
-    AfterSend, Carrier, DeviceProgress, MigrationState, MigrationUrl, Phase, SendRequest, Throttle,
+    AfterSend, DeviceProgress, MigrationState, MigrationUrl, Phase, SendRequest, Throttle,
     TimeoutStrategy, Unlogged,
 };
-use ferry_api::snapshot::SnapshotRequest;
 
 use crate::common::{TestServer, wait_until};
-use crate::saving::{asked, kill, outcome, start};
+use crate::saving::{asked, gives_up, kill, outcome, start};
 use crate::{prints, run};
 
 pub const ROOT: &str = "/";
-
-fn usual(destination: MigrationUrl) -> SendRequest {
-    SendRequest {
-        carrier: Carrier::Contents,
-        destination,
-        downtime: SendRequest::DOWNTIME,
-        timeout: SendRequest::TIMEOUT,
-        timeout_strategy: TimeoutStrategy::Cancel,
-        connections: 1,
-        tls: None,
-        unlogged: Unlogged::Refuse,
-        throttle: Throttle::Off,
-        state_most: SnapshotRequest::STATE_MOST,
-        after: AfterSend::Exit,
-    }
-}
 
 /// Makes a migration of it whose guest has gone.
 fn gone(server: &TestServer) {
@@ -111,7 +93,7 @@ the receiver meanwhile
         "{}",
         outcome.stdout
     );
-    let request = usual(MigrationUrl::Unix(place));
+    let request = SendRequest::to(MigrationUrl::Unix(place));
     assert_eq!(asked(&server), [Request::SendMigration(Box::new(request))]);
 }
 
@@ -165,7 +147,7 @@ fn flags_become_fields() {
         throttle: Throttle::On,
         state_most: 1 << 20,
         after: AfterSend::Stay,
-        ..usual(destination)
+        ..SendRequest::to(destination)
     };
     assert_eq!(asked(&server), [Request::SendMigration(Box::new(request))]);
 }
@@ -270,13 +252,8 @@ fn ctrl_c_gives_it_up() {
     let child = start(&server, Path::new(ROOT), &["migrate", "unix:/s"]);
     server.wait_asked(2);
     kill(&child, libc::SIGINT);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.signal(), Some(libc::SIGINT));
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(
-        stderr,
-        "ferryctl: cannot move the guest: interrupted\n  hint: the migration was given up, and the guest goes on here as before\n"
-    );
+    let report = "ferryctl: cannot move the guest: interrupted\n  hint: the migration was given up, and the guest goes on here as before\n";
+    gives_up(child, libc::SIGINT, report);
     assert_eq!(asked(&server).last(), Some(&Request::CancelMigration));
 }
 

@@ -1,6 +1,5 @@
 //! `receive` and `migration`, against Ferry's own server, whose owner does as the tests say.
 
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use ferry_api::config::SerialConfig;
@@ -10,7 +9,7 @@ use ferry_api::snapshot::SnapshotRequest;
 
 use crate::common::TestServer;
 use crate::migrating::ROOT;
-use crate::saving::{asked, kill, start, wait_held};
+use crate::saving::{asked, gives_up, kill, outcome, start, wait_held};
 use crate::{prints, run};
 
 #[test]
@@ -88,17 +87,13 @@ fn other_hosts_are_let_in_by_a_word_or_a_certificate() {
         let child = start(&server, Path::new(ROOT), &words);
         wait_held(&server);
         server.script.end_migration(Ok(Response::Done));
-        assert_eq!(self::outcome(child).status, 0);
+        assert_eq!(crate::saving::outcome(child).status, 0);
         let [Request::ReceiveMigration(request)] = &asked(&server)[..] else {
             panic!("not one request");
         };
         assert_eq!((request.openness, &request.tls), (openness, &tls));
         assert_eq!(request.state_most, 4096);
     }
-}
-
-fn outcome(child: std::process::Child) -> crate::Outcome {
-    crate::saving::outcome(child)
 }
 
 #[test]
@@ -122,13 +117,8 @@ fn ctrl_c_ends_the_wait() {
     let child = start(&server, Path::new(ROOT), &["receive", "unix:/s"]);
     wait_held(&server);
     kill(&child, libc::SIGTERM);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.signal(), Some(libc::SIGTERM));
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(
-        stderr,
-        "ferryctl: cannot receive a guest: interrupted\n  hint: no guest was received\n"
-    );
+    let report = "ferryctl: cannot receive a guest: interrupted\n  hint: no guest was received\n";
+    gives_up(child, libc::SIGTERM, report);
     assert_eq!(asked(&server).last(), Some(&Request::CancelMigration));
 }
 
@@ -154,7 +144,7 @@ fn who_wants_to_know_asks() {
         prints(&server.path, &["migration", "cancel"]),
         "cancelled\n"
     );
-    assert_eq!(self::outcome(child).status, 1);
+    assert_eq!(crate::saving::outcome(child).status, 1);
     let printed = prints(&server.path, &["migration"]);
     assert!(
         printed.starts_with("not received at unix:/s, ended at listen\n"),

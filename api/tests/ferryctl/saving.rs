@@ -25,6 +25,13 @@ pub fn outcome(child: Child) -> Outcome {
     child.wait_with_output().unwrap().into()
 }
 
+/// Panics unless it ends by a signal that it was sent, with this report.
+pub fn gives_up(child: Child, signal: i32, report: &str) {
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(signal), "{output:?}");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), report);
+}
+
 /// Returns once a snapshot or restore is in the owner's hands.
 pub fn wait_held(server: &TestServer) {
     wait_until(|| !server.script.held.lock().unwrap().is_empty());

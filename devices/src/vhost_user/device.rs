@@ -32,7 +32,7 @@ pub(super) const MAX_QUEUES: u32 = 1024;
 const STACK: usize = 128 << 10;
 
 /// The largest write to the configuration space, in bytes.
-const MAX_WRITE: usize = 256;
+pub(super) const MAX_WRITE: usize = 256;
 
 /// Who is told about a device, from the device's own thread.
 pub trait DeviceObserver: Send + Sync {

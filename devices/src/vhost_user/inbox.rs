@@ -38,7 +38,7 @@ const MAX_FROM_OWNER: usize = 2;
 const MAX_FROM_JOBS: usize = 7;
 
 /// Writes to the configuration space that may wait.
-const MAX_WRITES: usize = 16;
+pub(super) const MAX_WRITES: usize = 16;
 
 /// Something that the worker is to do, and who is told how it ended.
 pub(super) enum Order {

@@ -21,6 +21,9 @@ use vm_memory::GuestAddress;
 use vm_migration::stream::Saved;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::device::MAX_WRITE;
+use super::frontend::MAX_CONFIG;
+use super::inbox::MAX_WRITES;
 use super::negotiated::Negotiated;
 use super::rings;
 use crate::virtio::ActiveQueue;
@@ -216,6 +219,44 @@ impl LiveStateV1 {
     pub fn descriptors(&self) -> usize {
         1 + usize::from(self.has_channel) + 2 * self.rings.len()
     }
+
+    /// Whether it is what Ferry can have said of a device with so many queues, as far as that is not about guest RAM. Else it says what is not.
+    pub(super) fn check(&self, queues: u32) -> Result<(), &'static str> {
+        let negotiated = &self.negotiated;
+        let foreign = |used: u64, offered: u64| used & !offered != 0;
+        if foreign(negotiated.protocol, negotiated.offered_protocol) {
+            return Err("protocol features are in use that are not offered");
+        }
+        if foreign(self.features.unwrap_or(0), negotiated.guest_features) {
+            return Err("the driver has features that are not offered");
+        }
+        let config = self.config.len();
+        let most = MAX_CONFIG as usize;
+        if negotiated.config_size > MAX_CONFIG || config > most || config != negotiated.config.len()
+        {
+            return Err("the configuration space has an impossible size");
+        }
+        let is_possible = |(offset, data): &(u32, Vec<u8>)| {
+            let start = usize::try_from(*offset).ok();
+            let end = start.and_then(|start| start.checked_add(data.len()));
+            (1..=MAX_WRITE).contains(&data.len()) && end.is_some_and(|end| end <= config)
+        };
+        if self.writes.len() > MAX_WRITES || !self.writes.iter().all(is_possible) {
+            return Err("there are impossible writes to the configuration space");
+        }
+        if !ascend(self.rings.iter().map(|ring| ring.parts.index), queues)
+            || !ascend(self.former.iter().map(|parts| parts.index), queues)
+        {
+            return Err("the device has other queues");
+        }
+        Ok(())
+    }
+}
+
+/// Whether each of these is a queue of a device that has so many, and behind the one before.
+fn ascend(indexes: impl Iterator<Item = u16> + Clone, queues: u32) -> bool {
+    indexes.clone().is_sorted_by(|one, next| one < next)
+        && indexes.map(u32::from).all(|index| index < queues)
 }
 
 impl Live {

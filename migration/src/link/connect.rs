@@ -12,6 +12,7 @@ use super::connection::{Introduction, Link};
 use super::error::{Error, Violation};
 use super::order::Side;
 use super::socket::{self, TICK, Transport, Waited, Want};
+use super::tls::{self, Handshake};
 use super::wire::{ANSWER, Answer, Preamble};
 use super::{Address, NEWEST, OLDEST, Patience, Purpose, StreamId, Tls};
 use crate::watch::Watch;
@@ -122,7 +123,13 @@ impl Dial<'_> {
                 Err(error) => last = error,
             }
         }
-        Err(self.io(CONNECTING)(last))
+        Err(match last.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Absent {
+                peer: self.to.clone(),
+                source: last,
+            },
+            _ => self.io(CONNECTING)(last),
+        })
     }
 
     /// The inner error is the address's, the outer one ends it all.
@@ -205,7 +212,8 @@ impl Dial<'_> {
             }
         }
         let mut answer = [0; ANSWER];
-        self.read(transport, &mut answer)?;
+        let heard = self.read(transport, &mut answer);
+        heard.map_err(|error| one_sided(error, transport.handshake(), &answer))?;
         let violated = |violation| Error::Protocol {
             peer: self.to.clone(),
             violation,
@@ -249,5 +257,16 @@ impl Dial<'_> {
             Waited::Ready => Ok(()),
             ended => Err(self.ended(ended, AGREEING)),
         }
+    }
+}
+
+/// Says so if a connection has ended, with this `heard` instead of an answer, because only one of the two sides uses TLS.
+fn one_sided(error: Error, handshake: Handshake, heard: &[u8]) -> Error {
+    match (error, handshake) {
+        (Error::Closed { peer, .. }, Handshake::Begun) => Error::TlsHere { peer },
+        (Error::Closed { peer, .. }, Handshake::Absent) if tls::is_alert(heard) => {
+            Error::TlsThere { peer }
+        }
+        (error, _) => error,
     }
 }

@@ -28,6 +28,27 @@ pub enum Error {
         /// For how long.
         limit: Duration,
     },
+    /// There is no receiver.
+    #[error("{peer}: nobody listens")]
+    Absent {
+        /// Where it was to be.
+        peer: Address,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The receiver uses TLS, and this side does not.
+    #[error("{peer}: the receiver insists on TLS")]
+    TlsThere {
+        /// The receiver.
+        peer: Address,
+    },
+    /// This side uses TLS, and the receiver has ended the connection before it has said anything of that kind: it may not know TLS.
+    #[error("{peer}: the connection ended before TLS was agreed on")]
+    TlsHere {
+        /// The receiver.
+        peer: Address,
+    },
     /// The other side is gone.
     #[error("{peer}: the connection ended while {step}")]
     Closed {
@@ -111,7 +132,11 @@ impl Error {
     pub fn is_lost(&self) -> bool {
         matches!(
             self,
-            Error::Silent { .. } | Error::Closed { .. } | Error::Io { .. }
+            Error::Absent { .. }
+                | Error::TlsHere { .. }
+                | Error::Silent { .. }
+                | Error::Closed { .. }
+                | Error::Io { .. }
         )
     }
 }

@@ -17,6 +17,7 @@ use super::connection::{Introduction, Link};
 use super::error::Error;
 use super::order::Side;
 use super::socket::{self, TICK, Transport, Want};
+use super::tls::{self, Handshake};
 use super::wire::{PREAMBLE, Preamble};
 use super::{Address, Patience, Tls};
 use crate::watch::Watch;
@@ -213,12 +214,26 @@ impl Client {
                 Ok(0) => return Heard::Wrong("it hung up".into()),
                 Ok(read) => self.there += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::NotYet,
-                Err(error) => return Heard::Wrong(error.to_string()),
+                Err(error) => return Heard::Wrong(self.explained(&error)),
             }
         }
         match Preamble::decode(&self.preamble) {
             Ok(preamble) => Heard::Preamble(preamble),
+            Err(_) if tls::is_hello(&self.preamble) => Heard::Wrong(
+                "it uses TLS, and this receiver does not: both need a tls_dir, or neither".into(),
+            ),
             Err(violation) => Heard::Wrong(violation.to_string()),
+        }
+    }
+
+    /// What an error of the first read says, to those who look for the reason.
+    fn explained(&self, error: &io::Error) -> String {
+        let cause = error.get_ref().and_then(|it| it.downcast_ref());
+        let is_other = matches!(cause, Some(rustls::Error::InvalidMessage(_)));
+        match is_other && self.transport.handshake() == Handshake::Begun {
+            true => "it does not use TLS, and this receiver does: both need a tls_dir, or neither"
+                .into(),
+            false => error.to_string(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, Socket};
 
 use super::handles::Handles;
-use super::tls::Session;
+use super::tls::{Handshake, Session};
 use crate::watch::Watch;
 
 /// How often a wait looks whether it was cancelled.
@@ -96,6 +96,14 @@ impl Transport {
             (None, None) => send(&self.socket, slices),
             (None, Some(handles)) => retried(|| handles.send(&self.socket, slices)),
             (Some(session), _) => session.write(&self.socket, slices),
+        }
+    }
+
+    /// How far TLS has come.
+    pub(super) fn handshake(&self) -> Handshake {
+        match &self.tls {
+            None => Handshake::Absent,
+            Some(session) => session.handshake(),
         }
     }
 

@@ -172,6 +172,27 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
+/// How far the TLS of a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handshake {
+    /// It has none.
+    Absent,
+    /// It is still to be agreed on.
+    Begun,
+    /// It is agreed on.
+    Done,
+}
+
+/// Whether bytes that come without TLS begin as its first words do (RFC 8446, 5.1: a record of type handshake, of a version 3.x).
+pub(super) fn is_hello(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[22, 3])
+}
+
+/// The same of its last words, to somebody who does not use it (a record of type alert).
+pub(super) fn is_alert(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[21, 3])
+}
+
 /// One connection's TLS. The handshake happens within the first reads and writes.
 pub(super) struct Session {
     connection: Connection,
@@ -190,6 +211,13 @@ impl Session {
 
     pub(super) fn has_input(&self) -> bool {
         self.there != 0
+    }
+
+    pub(super) fn handshake(&self) -> Handshake {
+        match self.connection.is_handshaking() {
+            true => Handshake::Begun,
+            false => Handshake::Done,
+        }
     }
 
     pub(super) fn has_pending(&self) -> bool {

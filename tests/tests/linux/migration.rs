@@ -146,11 +146,7 @@ pub fn moved(
     guest.wait_until("a qemu-storage-daemon that listens", |_| {
         disk.socket().exists().then_some(())
     });
-    let sockets = disk.sockets();
-    assert!(
-        left_disk.sockets() > sockets,
-        "qemu-storage-daemon is not connected"
-    );
+    assert_eq!([disk.connected(), left_disk.connected()], [0, 1]);
     let receive = receive.clone();
     let receive = receive.device("disk0", &disk).device("fs0", &share);
     let receiving = receiver.listen(&receive);
@@ -172,7 +168,7 @@ pub fn moved(
         guest.transcript()
     );
     guest.wait_until("no connection to qemu-storage-daemon", |_| {
-        (left_disk.sockets() == sockets).then_some(())
+        (left_disk.connected() == 0).then_some(())
     });
     let mut writing = Writing {
         guest: receiver,

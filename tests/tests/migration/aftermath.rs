@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use vm_migration::link::Kind;
 
 use crate::common::{
-    SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, moved, optional_heir, receiver,
-    stateful, tiny,
+    SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, moved, moved_to, optional_heir,
+    receiver, stateful, tiny,
 };
 use crate::proxy::Proxy;
 use crate::way::Way;
@@ -221,10 +221,6 @@ fn no_ram_is_left_where_a_guest_has_not_come() {
         received_nothing(&mut there, &next, &mut guest);
     }
     assert_eq!(next.connections(), 1);
-    let url = guest.unix_url();
-    let received = there.listen(&Receive::at(&url).device("disk0", &next));
-    guest.send(&Send::to(&url));
-    received.answer().expect("a guest");
-    guest.departed();
+    let mut there = moved_to(guest, there, &next);
     goes_on(&mut there, WRITTEN);
 }

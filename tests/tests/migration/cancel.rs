@@ -8,7 +8,7 @@ use vm_migration::link::Kind;
 
 use crate::common::{
     BUSY_SIZE, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
-    receiver, stateful, tiny,
+    moved_to, receiver, stateful, tiny,
 };
 use crate::proxy::Proxy;
 use crate::way::{Way, before};
@@ -56,11 +56,7 @@ fn given_up(held: Held, side: Side) {
     there.wait_for_migration("failed");
     assert!(there.api().get("vm.info").is_err(), "there is a machine");
 
-    let url = guest.unix_url();
-    let received = there.listen(&Receive::at(&url).device("disk0", &next));
-    guest.send(&Send::to(&url));
-    received.answer().expect("a guest");
-    guest.departed();
+    let mut there = moved_to(guest, there, &next);
     goes_on(&mut there, WRITTEN);
     assert_eq!(next.holds_state(), Some(STATE));
     for disk in [&disk, &next] {
@@ -162,11 +158,7 @@ fn while_the_receiver_waits_for_the_commit() {
         guest.wait_for_failure(reasons);
         goes_on(&mut guest, WRITTEN);
         assert_eq!(next.requests(), 0);
-        let url = guest.unix_url();
-        let received = there.listen(&Receive::at(&url).device("disk0", &next));
-        guest.send(&Send::to(&url));
-        received.answer().expect("a guest");
-        guest.departed();
+        let mut there = moved_to(guest, there, &next);
         goes_on(&mut there, WRITTEN);
     }
 }

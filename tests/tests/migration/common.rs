@@ -109,8 +109,13 @@ pub fn stands_still(guest: &Guest, text: &str) {
 
 /// Moves a guest, over a unix socket, to the next Ferry; the receiver names where its disk is.
 pub fn moved(guest: Guest, disk: &Running) -> Guest {
-    let url = guest.unix_url();
     let there = receiver(&guest);
+    moved_to(guest, there, disk)
+}
+
+/// The same, to a Ferry that is there already.
+pub fn moved_to(guest: Guest, there: Guest, disk: &Running) -> Guest {
+    let url = guest.unix_url();
     let receive = Receive::at(&url).device("disk0", disk);
     guest.migrated_to(there, &Send::to(&url), &receive)
 }

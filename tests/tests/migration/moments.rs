@@ -9,7 +9,7 @@ use crate::common::{
     SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging, moved,
     moved_alone, optional_heir, receiver, stands_still, stateful, tiny,
 };
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Way};
 
 fn both_kinds() -> [Backend; 2] {
     [logging("1M"), Backend::blk("1M").with_state(STATE)]
@@ -204,6 +204,41 @@ fn with_requests_that_take_their_time() {
     guest.departed();
     there.end().succeeded().line("blk verified=2000");
     good(&[&disk, &next]);
+}
+
+/// Whoever reboots a paused guest has it run: it is not the one that was to arrive paused.
+#[test]
+fn a_paused_guest_that_is_rebooted_while_it_is_sent() {
+    for (phase, way) in [("connect", Way::ToSender), ("ram", Way::ToReceiver)] {
+        let disk = stateful().start();
+        let mut guest = full(&disk);
+        guest.put("vm.pause");
+        let next = optional_heir(&disk).start();
+        let mut there = receiver(&guest);
+        let url = guest.unix_url();
+        let proxy = Proxy::to(&url).slow(SLOW);
+        // Nothing comes of it as long as it is held.
+        if way == Way::ToSender {
+            proxy.hold(way);
+        }
+        let received = there.listen(&Receive::at(&url).device("disk0", &next));
+        guest.send(&Send::to(proxy.url()));
+        guest.wait_for_phase(phase);
+        guest.put("vm.reboot");
+        guest.wait_for_failure(&["was paused, and was rebooted meanwhile"]);
+        assert_eq!(guest.state(), "Running");
+        guest.wait_for_count("tiny: hello", 2);
+        goes_on(&mut guest, WRITTEN);
+        proxy.set_rate(0);
+        because(received.answer(), &[]);
+        drop(there);
+        // Now as one that runs.
+        let last = optional_heir(&disk).start();
+        let mut guest = moved(guest, &last);
+        assert_eq!(guest.state(), "Running");
+        goes_on(&mut guest, WRITTEN);
+        good(&[&disk, &next, &last]);
+    }
 }
 
 /// A guest that is reset while it is copied is the same guest still: it is moved, and has begun anew.

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use ferry_tests::backend::{Backend, Running, feature};
+use ferry_tests::keys::Authority;
 use ferry_tests::{Guest, Receive, Send, Snapshot, Virtiofsd};
 use tempfile::TempDir;
 
 use crate::common::{
     BUSY, BUSY_SIZE, SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
-    moved, receiver, stands_still, stateful, tiny,
+    moved, moved_to, receiver, stands_still, stateful, tiny,
 };
 use crate::proxy::Proxy;
 
@@ -79,11 +80,7 @@ fn the_next_attempt_uses_the_connections_of_the_one_before() {
         because(received.answer(), &[]);
         goes_on(&mut guest, WRITTEN);
     }
-    let url = guest.unix_url();
-    let received = there.listen(&Receive::at(&url).device("disk0", &next));
-    guest.send(&Send::to(&url));
-    received.answer().expect("a guest");
-    guest.departed();
+    let mut there = moved_to(guest, there, &next);
     goes_on(&mut there, WRITTEN);
     assert_eq!(next.connections(), 1);
     for disk in [&disk, &next] {
@@ -249,8 +246,47 @@ fn nobody_listens() {
     for url in [guest.unix_url(), ferry_tests::loopback_url()] {
         guest.send(&Send::to(&url));
         let address = url.split_once(':').expect("a scheme").1;
-        guest.wait_for_failure(&[address]);
+        let advice =
+            "begin to receive (ferryctl receive, vm.receive-migration) before the guest is sent";
+        guest.wait_for_failure(&[address, advice, "nobody listens"]);
         goes_on(&mut guest, TICK);
+    }
+}
+
+/// Each side says which of them has TLS, as far as it can know.
+#[test]
+fn tls_on_one_side_alone() {
+    let authority = Authority::new();
+    let keys = authority.keys("127.0.0.1");
+    let mut guest = tiny(TICKS).start();
+    goes_on(&mut guest, TICK);
+    for (receive_tls, failure, warning) in [
+        (
+            true,
+            "the receiver uses TLS and this sender does not: name a tls_dir here",
+            "it does not use TLS, and this receiver does",
+        ),
+        (
+            false,
+            "this sender uses TLS and the receiver seems not to: it needs a tls_dir, too",
+            "it uses TLS, and this receiver does not",
+        ),
+    ] {
+        let mut there = receiver(&guest);
+        let url = ferry_tests::loopback_url();
+        let (send, receive) = (Send::to(&url), Receive::at(&url));
+        let (send, receive) = match receive_tls {
+            true => (send, receive.tls_dir(keys.path())),
+            false => (send.tls_dir(keys.path()), receive),
+        };
+        let received = there.listen(&receive);
+        guest.send(&send);
+        guest.wait_for_failure(&[failure, &url["tcp:".len()..]]);
+        there.wait_for_log(warning);
+        goes_on(&mut guest, TICK);
+        assert!(received.is_pending());
+        there.cancel_migration().expect("an end");
+        because(received.answer(), &["cancel"]);
     }
 }
 

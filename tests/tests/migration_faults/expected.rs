@@ -52,16 +52,17 @@ pub fn expected(row: &Row) -> Expected {
     }
     match (row.fault, row.owner) {
         // The proxy passes on what was sent before.
-        (Fault::KillDestination | Fault::TerminateDestination, Owner::Source)
-            if is_at(row, Kind::Ready) =>
-        {
-            match row.fault {
-                Fault::KillDestination => Expected::SourceOrUnconfirmed,
-                _ => Expected::AtMostOne,
-            }
+        (
+            Fault::KillDestination | Fault::StopDestinationForGood | Fault::TerminateDestination,
+            Owner::Source,
+        ) if is_at(row, Kind::Ready) => match row.fault {
+            Fault::TerminateDestination => Expected::AtMostOne,
+            _ => Expected::SourceOrUnconfirmed,
+        },
+        (Fault::KillSource | Fault::StopSourceForGood, owner) => killed_source(owner),
+        (Fault::KillDestination | Fault::StopDestinationForGood, owner) => {
+            killed_destination(owner)
         }
-        (Fault::KillSource, owner) => killed_source(owner),
-        (Fault::KillDestination, owner) => killed_destination(owner),
         (Fault::TerminateDestination | Fault::DeleteDestination, Owner::Source) => Expected::Source,
         (Fault::TerminateDestination | Fault::DeleteDestination, _) => Expected::AtMostOne,
         // They only take time, maybe too much of it.
@@ -72,11 +73,19 @@ pub fn expected(row: &Row) -> Expected {
             | Fault::HangDestinationDisk,
             Owner::Source | Owner::Giving | Owner::Nobody,
         ) => Expected::Either,
-        (Fault::KillSourceDisk, Owner::Source | Owner::Giving | Owner::Nobody) => Expected::Either,
-        (Fault::KillDestinationDisk, Owner::Source) if is_noticed(row) => Expected::Source,
-        (Fault::KillDestinationDisk, Owner::Source | Owner::Giving | Owner::Nobody) => {
-            Expected::Either
+        (
+            Fault::KillSourceDisk | Fault::HangSourceDiskForGood,
+            Owner::Source | Owner::Giving | Owner::Nobody,
+        ) => Expected::Either,
+        (Fault::KillDestinationDisk | Fault::HangDestinationDiskForGood, Owner::Source)
+            if is_noticed(row) =>
+        {
+            Expected::Source
         }
+        (
+            Fault::KillDestinationDisk | Fault::HangDestinationDiskForGood,
+            Owner::Source | Owner::Giving | Owner::Nobody,
+        ) => Expected::Either,
         // Its end may still be noticed before the guest starts.
         (Fault::KillDestinationDisk, Owner::Taking) => Expected::Either,
         (Fault::CancelDestination, Owner::Giving | Owner::Taking) => Expected::Either,

@@ -73,9 +73,9 @@ fn play_at_once<R: fmt::Display + Send>(rows: VecDeque<R>, play: impl Fn(&R) -> 
                     let outcome = catch_unwind(AssertUnwindSafe(|| play(&row)));
                     let seconds = begun.elapsed().as_secs_f32();
                     match outcome {
-                        Ok(what) => println!("{name:<49} {seconds:5.1} s  {what}"),
+                        Ok(what) => println!("{name:<55} {seconds:5.1} s  {what}"),
                         Err(_) => {
-                            println!("{name:<49} {seconds:5.1} s  FAILED");
+                            println!("{name:<55} {seconds:5.1} s  FAILED");
                             lock(&failures).push(name);
                         }
                     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -68,6 +69,8 @@ impl Route {
 pub struct Party {
     pub name: &'static str,
     process: Mutex<Process>,
+    /// It was stopped, and never goes on.
+    is_lost: AtomicBool,
     /// For looking, also at somebody who is stopped.
     api: Client,
     /// For what has to be done, however long it takes.
@@ -124,6 +127,7 @@ impl Party {
         let party = Party {
             name,
             process: Mutex::new(Process::start(command, Some(&log))),
+            is_lost: AtomicBool::new(false),
             orders: Client::new(socket.clone(), limits(60)),
             api: Client::new(socket, limits(3)),
             directory: directory.to_owned(),
@@ -141,13 +145,20 @@ impl Party {
         lock(&self.process)
     }
 
-    /// Whether there is such a process.
+    /// Whether there is such a process, which may go on.
     pub fn is_alive(&self) -> bool {
-        matches!(self.process().child().try_wait(), Ok(None))
+        !self.is_lost.load(Ordering::SeqCst)
+            && matches!(self.process().child().try_wait(), Ok(None))
     }
 
     pub fn kill(&self) {
         self.process().kill();
+    }
+
+    /// From then on it is as good as dead.
+    pub fn stop_for_good(&self) {
+        self.signal(libc::SIGSTOP);
+        self.is_lost.store(true, Ordering::SeqCst);
     }
 
     /// Sends a signal, if there is still somebody to get it.
@@ -160,6 +171,9 @@ impl Party {
 
     /// What it says of its guest.
     pub fn guest(&self) -> Guest {
+        if !self.is_alive() {
+            return Guest::Gone;
+        }
         match self.api.get("vm.info") {
             Ok(reply) => {
                 let info: Value = serde_json::from_slice(&reply.body).unwrap();
@@ -173,6 +187,9 @@ impl Party {
 
     /// How the migration stands; null if there is none.
     pub fn migration(&self) -> Value {
+        if !self.is_alive() {
+            return Value::Null;
+        }
         match self.api.get("vm.migration") {
             Ok(reply) => serde_json::from_slice(&reply.body).unwrap_or(Value::Null),
             Err(_) => Value::Null,

@@ -150,6 +150,7 @@ impl Field {
         let begun = Instant::now();
         let left = self.settle(&received, row.fault);
         let took = begun.elapsed().as_secs_f32();
+        self.end_what_never_goes_on(row.fault);
         drop(link);
         let expected = expected(row);
         assert!(expected.allows(left), "{left:?} instead of {expected:?}");
@@ -241,6 +242,10 @@ impl Field {
             Fault::KillDestinationDisk => pass(Box::new(move || destination_disk.die())),
             Fault::HangSourceDisk => pass(Box::new(move || hang(source_disk, &quiet))),
             Fault::HangDestinationDisk => pass(Box::new(move || hang(destination_disk, &quiet))),
+            Fault::StopSourceForGood => pass(Box::new(move || source.stop_for_good())),
+            Fault::StopDestinationForGood => pass(Box::new(move || destination.stop_for_good())),
+            Fault::HangSourceDiskForGood => pass(Box::new(move || source_disk.hang())),
+            Fault::HangDestinationDiskForGood => pass(Box::new(move || destination_disk.hang())),
             Fault::CancelSource => request(source, "vm.migration-cancel"),
             Fault::CancelDestination => request(destination, "vm.migration-cancel"),
             // The frame waits until all is cleaned up, unless it is the frame that is waited for.
@@ -302,11 +307,7 @@ impl Field {
             }
         });
         let left = settled.unwrap_or_else(|| panic!("no clarity within {SETTLED:?}: {last:?}"));
-        let dead = match left {
-            Left::Source => fault == Fault::KillSourceDisk,
-            Left::Destination => fault == Fault::KillDestinationDisk,
-            Left::Unconfirmed | Left::Nobody => false,
-        };
+        let dead = has_no_disk(left, fault);
         match left {
             // All that can be said of it is that it runs.
             Left::Source | Left::Destination if dead && !self.source_disk.is_missed() => {}
@@ -316,6 +317,17 @@ impl Field {
             Left::Nobody => {}
         }
         left
+    }
+
+    /// As whoever finds it would.
+    fn end_what_never_goes_on(&self, fault: Fault) {
+        match fault {
+            Fault::StopSourceForGood => self.source.kill(),
+            Fault::StopDestinationForGood => self.destination.kill(),
+            Fault::HangSourceDiskForGood => self.source_disk.die(),
+            Fault::HangDestinationDiskForGood => self.destination_disk.die(),
+            _ => {}
+        }
     }
 
     fn reclaim(&self) {
@@ -332,12 +344,7 @@ impl Field {
     fn again(&self, row: &Row, left: Left, was_at: &mut Vec<PathBuf>) -> String {
         let quiet = *lock(&self.quiet_until);
         std::thread::sleep(quiet.saturating_duration_since(Instant::now()));
-        let disk_of_guest_is_dead = match left {
-            Left::Source => row.fault == Fault::KillSourceDisk,
-            Left::Destination => row.fault == Fault::KillDestinationDisk,
-            Left::Unconfirmed | Left::Nobody => false,
-        };
-        if disk_of_guest_is_dead {
+        if has_no_disk(left, row.fault) {
             return "it has lost its disk".to_owned();
         }
         match left {
@@ -346,14 +353,12 @@ impl Field {
                 // One that has not answered in time has not been agreed with, and was left.
                 let was_left = matches!(
                     row.fault,
-                    Fault::DeleteDestination
-                        | Fault::KillDestinationDisk
-                        | Fault::HangDestinationDisk
-                );
+                    Fault::DeleteDestination | Fault::HangDestinationDisk
+                ) || row.fault.ends_destination_disk();
                 let kept = is_old && !was_left;
                 let disk = &self.destination_disk;
                 assert!(!kept || disk.is_usable(), "the back-ends have ended");
-                let is_dead = row.fault == Fault::KillDestinationDisk;
+                let is_dead = row.fault.ends_destination_disk();
                 let disk = match kept {
                     true => Arc::clone(disk),
                     false => after_leaving(disk, is_dead),
@@ -369,7 +374,7 @@ impl Field {
             }
             Left::Destination => {
                 let (to, _) = self.successor(&self.source);
-                let disk = after_leaving(&self.source_disk, row.fault == Fault::KillSourceDisk);
+                let disk = after_leaving(&self.source_disk, row.fault.ends_source_disk());
                 self.move_on(&self.destination, &to, &*disk);
                 was_at.push(to.serial());
                 assert_eq!(self.destination_disk.complaints(), Vec::<String>::new());
@@ -449,6 +454,15 @@ impl Field {
         let written = [&self.source, &self.destination].map(|party| party.said().1);
         let written = written.into_iter().max().unwrap_or(0);
         self.source_disk.check(written);
+    }
+}
+
+/// Whether the guest has lost its disk.
+fn has_no_disk(left: Left, fault: Fault) -> bool {
+    match left {
+        Left::Source => fault.ends_source_disk(),
+        Left::Destination => fault.ends_destination_disk(),
+        Left::Unconfirmed | Left::Nobody => false,
     }
 }
 

@@ -26,9 +26,15 @@ pub enum Fault {
     CancelDestination,
     DeleteDestination,
     TerminateDestination,
+    /// They never go on: what comes of it has come when they are killed.
+    StopSourceForGood,
+    StopDestinationForGood,
+    HangSourceDiskForGood,
+    HangDestinationDiskForGood,
 }
 
 impl Fault {
+    /// Those that happen everywhere.
     pub const ALL: [Fault; 14] = [
         Fault::KillSource,
         Fault::KillDestination,
@@ -45,6 +51,25 @@ impl Fault {
         Fault::DeleteDestination,
         Fault::TerminateDestination,
     ];
+
+    /// Those that take as long as anybody's patience.
+    const FOR_GOOD: [Fault; 4] = [
+        Fault::StopSourceForGood,
+        Fault::StopDestinationForGood,
+        Fault::HangSourceDiskForGood,
+        Fault::HangDestinationDiskForGood,
+    ];
+
+    pub fn ends_source_disk(self) -> bool {
+        matches!(self, Fault::KillSourceDisk | Fault::HangSourceDiskForGood)
+    }
+
+    pub fn ends_destination_disk(self) -> bool {
+        matches!(
+            self,
+            Fault::KillDestinationDisk | Fault::HangDestinationDiskForGood
+        )
+    }
 
     fn is_of_back_end(self) -> bool {
         matches!(
@@ -180,8 +205,9 @@ pub fn rows() -> Vec<Row> {
     let all = [Devices::Scripted, Devices::Share, Devices::Disk];
     let mut rows: Vec<Row> = all.into_iter().flat_map(rows_with).collect();
     rows.extend(rows_over_more());
+    rows.extend(rows_for_good());
     // Those that last longest come first: nothing is left to be waited for in the end.
-    rows.sort_by_key(|row| row.fault != Fault::Freeze);
+    rows.sort_by_key(|row| row.fault != Fault::Freeze && !Fault::FOR_GOOD.contains(&row.fault));
     rows
 }
 
@@ -214,6 +240,35 @@ fn rows_over_more() -> Vec<Row> {
             connections,
             before: None,
             at,
+            owner,
+            fault,
+        })
+    });
+    rows.collect()
+}
+
+/// Somebody is stopped and never goes on, at a place of each phase.
+fn rows_for_good() -> Vec<Row> {
+    use When::{After, Before};
+    let places = [
+        (Before, Kind::Describe, Owner::Source),
+        (Before, Kind::Prepared, Owner::Source),
+        (Before, Kind::Pages, Owner::Source),
+        (Before, Kind::State, Owner::Source),
+        (After, Kind::Chunk, Owner::Source),
+        (Before, Kind::Ready, Owner::Source),
+        (After, Kind::Ready, Owner::Giving),
+        (Before, Kind::Commit, Owner::Nobody),
+        (After, Kind::Commit, Owner::Taking),
+        (Before, Kind::Running, Owner::Destination),
+    ];
+    let rows = places.into_iter().flat_map(|(when, kind, owner)| {
+        let nth = 1;
+        Fault::FOR_GOOD.map(|fault| Row {
+            devices: Devices::Scripted,
+            connections: 1,
+            before: None,
+            at: At::Frame(Place { when, kind, nth }),
             owner,
             fault,
         })

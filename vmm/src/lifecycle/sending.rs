@@ -468,16 +468,25 @@ impl Vmm {
         }
         if let Some(sending) = &mut self.sending {
             let early = matches!(sending.stage, Stage::Preparing | Stage::Pausing);
-            if early && sending.failure.is_none() && after == stop::After::Restart {
-                // It goes on with the next one.
-                sending.stage = Stage::Rebooting;
-                return;
-            }
+            let reason = match (after, sending.before) {
+                (stop::After::Restart, ArrivalV1::Running)
+                    if early && sending.failure.is_none() =>
+                {
+                    // It goes on with the next one.
+                    sending.stage = Stage::Rebooting;
+                    return;
+                }
+                // The next one runs, and the receiver was told of one that does not.
+                (stop::After::Restart, ArrivalV1::Paused) => {
+                    "the guest was paused, and was rebooted meanwhile: it runs here, and can be sent as one that does"
+                }
+                (stop::After::Restart, ArrivalV1::Running) => {
+                    "the guest was rebooted while it was to stand still: it runs here, and can be sent again"
+                }
+                _ => "the guest has ended meanwhile",
+            };
             sending.meter.guest_goes_on();
-            sending.fail(Refusal::new(
-                RefusalKind::Failed,
-                "the guest has ended meanwhile",
-            ));
+            sending.fail(Refusal::new(RefusalKind::Failed, reason));
         }
         self.settle_migration();
     }

@@ -7,10 +7,7 @@ use ferry_api::config::{
     VmConfig,
 };
 use ferry_api::control::Request;
-use ferry_api::migration::{
-    AfterSend, Carrier, MigrationUrl, Openness, ReceiveRequest, SendRequest, Throttle,
-    TimeoutStrategy, Unlogged,
-};
+use ferry_api::migration::{MigrationUrl, Openness, ReceiveRequest, SendRequest};
 use ferry_api::snapshot::{After, MemoryMode, PauseBy, RestoreRequest, SnapshotRequest, Start};
 
 fn backend(id: &str) -> BackendConfig {
@@ -95,19 +92,9 @@ pub fn requests() -> Vec<Request> {
         Request::Progress,
         Request::Cancel,
         Request::ReleaseHold,
-        Request::SendMigration(Box::new(SendRequest {
-            carrier: Carrier::Contents,
-            destination: MigrationUrl::Unix("/nowhere".into()),
-            downtime: SendRequest::DOWNTIME,
-            timeout: SendRequest::TIMEOUT,
-            timeout_strategy: TimeoutStrategy::Cancel,
-            connections: 1,
-            tls: None,
-            unlogged: Unlogged::Refuse,
-            throttle: Throttle::Off,
-            state_most: SnapshotRequest::STATE_MOST,
-            after: AfterSend::Exit,
-        })),
+        Request::SendMigration(Box::new(SendRequest::to(MigrationUrl::Unix(
+            "/nowhere".into(),
+        )))),
         Request::ReceiveMigration(Box::new(ReceiveRequest {
             receiver: MigrationUrl::Unix("/nowhere".into()),
             sockets: Default::default(),

@@ -13,7 +13,20 @@ use crate::{hypervisor, machine, memory, snapshot};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Link(#[from] link::Error),
+    Link(link::Error),
+    #[error(
+        "no Ferry waits for a guest there: begin to receive (ferryctl receive, vm.receive-migration) before the guest is sent"
+    )]
+    Absent(#[source] link::Error),
+    #[error(
+        "the receiver uses TLS and this sender does not: name a tls_dir here (ferryctl migrate --tls-dir), with a certificate of \
+         the authority that the receiver trusts"
+    )]
+    TlsThere(#[source] link::Error),
+    #[error(
+        "this sender uses TLS and the receiver seems not to: it needs a tls_dir, too (ferryctl receive --tls-dir)"
+    )]
+    TlsHere(#[source] link::Error),
     #[error(transparent)]
     Tls(#[from] link::TlsError),
     #[error("the saved state")]
@@ -142,6 +155,17 @@ impl<E: Into<Error>> From<vhost_user::StateError<E>> for Error {
             vhost_user::StateError::BackEnd(error) => Error::BackEnd(error),
             vhost_user::StateError::Sink(error) => error.into(),
             vhost_user::StateError::Cancelled => Error::Cancelled,
+        }
+    }
+}
+
+impl From<link::Error> for Error {
+    fn from(error: link::Error) -> Self {
+        match error {
+            link::Error::Absent { .. } => Error::Absent(error),
+            link::Error::TlsThere { .. } => Error::TlsThere(error),
+            link::Error::TlsHere { .. } => Error::TlsHere(error),
+            error => Error::Link(error),
         }
     }
 }

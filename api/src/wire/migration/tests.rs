@@ -41,6 +41,7 @@ fn a_url_is_enough() {
         state_most: 16 << 30,
         after: AfterSend::Exit,
     };
+    assert_eq!(least, SendRequest::to(MigrationUrl::Unix("/s".into())));
     assert_eq!(
         send(&json!({"destination_url": "unix:/s"})),
         Ok(least.clone())

@@ -13,7 +13,7 @@ use super::storage_daemon::{
 };
 use super::suspend::{outcome, resume, suspend};
 use crate::vhost_user::{
-    BackendSpec, Cause, DeviceState, Error, Limits, Live, LiveStateV1, VhostUserDevice,
+    BackendSpec, Cause, DeviceState, Error, Limits, Live, LiveStateV1, PartsV1, VhostUserDevice,
 };
 use crate::virtio::VirtioDevice;
 
@@ -194,6 +194,10 @@ fn a_death_meanwhile_is_noticed_by_whoever_goes_on() {
     }
 }
 
+fn parts(live: &Live) -> PartsV1 {
+    live.state.rings[0].parts
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let daemon = StorageDaemon::start(1, Speed::Full);
@@ -202,23 +206,59 @@ fn what_does_not_fit_is_refused() {
     let disk = start(spec.clone(), Limits::default(), &ram);
     let ring = Ring::new(&ram, 0, LOW);
     disk.activate(&[&ring]);
-    let damages: [fn(&mut Live); 5] = [
+    type Damage = fn(&mut Live);
+    let connection: [Damage; 3] = [
         |live| drop(live.fds.pop()),
         |live| live.fds.clear(),
         |live| live.state.has_channel = !live.state.has_channel,
+    ];
+    let rings: [Damage; 6] = [
         |live| live.state.rings[0].parts.index = 1,
         |live| live.state.rings[0].parts.used = HIGH - 8,
+        |live| {
+            live.state.former = vec![PartsV1 {
+                index: 1,
+                ..parts(live)
+            }]
+        },
+        |live| live.state.former = vec![parts(live); 2],
+        |live| live.state.former = vec![parts(live); 1 << 16],
+        |live| live.state.features = Some(u64::MAX),
     ];
-    for damage in damages {
+    let writes: [Damage; 5] = [
+        |live| live.state.writes = vec![(0, vec![])],
+        |live| live.state.writes = vec![(0, vec![0; 257])],
+        |live| live.state.writes = vec![(32, vec![0]); 17],
+        |live| live.state.writes = vec![(live.state.config.len() as u32, vec![0])],
+        |live| live.state.writes = vec![(u32::MAX, vec![0])],
+    ];
+    let agreement: [Damage; 5] = [
+        |live| live.state.negotiated.protocol = u64::MAX,
+        |live| live.state.negotiated.config_size = 257,
+        |live| live.state.config.push(0),
+        |live| live.state.config.clear(),
+        |live| {
+            for config in [&mut live.state.config, &mut live.state.negotiated.config] {
+                config.resize(257, 0);
+            }
+        },
+    ];
+    let damages = [&connection[..], &rings, &writes, &agreement].concat();
+    for (number, damage) in damages.into_iter().enumerate() {
         let mut live = lend(&disk.device).unwrap();
         damage(&mut live);
         let (observer, _reports) = Observer::new();
         let ram = Arc::clone(&ram.regions);
         let taken =
             VhostUserDevice::take_over(spec.clone(), Limits::default(), ram, live, observer);
-        assert!(taken.is_err());
+        assert!(taken.is_err(), "{number}");
         outcome(&resume(&disk.device)).unwrap();
     }
+    // As much as there can be.
+    let mut live = lend(&disk.device).unwrap();
+    live.state.writes = vec![(0, live.state.config.clone()); 16];
+    live.state.former = vec![parts(&live)];
+    drop(take_over(spec, &ram, live));
 }
 
 #[test]

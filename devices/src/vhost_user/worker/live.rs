@@ -109,13 +109,10 @@ impl Worker {
         queues: Vec<ActiveQueue>,
     ) -> io::Result<Self> {
         let spec = &shared.spec;
-        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
+        let invalid = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
         let count = spec.profile.rules().queue_count(spec.num_queues);
-        let ascending = queues.is_sorted_by(|one, next| one.index < next.index);
+        state.check(count).map_err(invalid)?;
         let ram = shared.ram();
-        if !ascending || queues.iter().any(|queue| u32::from(queue.index) >= count) {
-            return Err(invalid("the device has other queues"));
-        }
         if queues.iter().any(|queue| !rings::fits(&ram, queue)) {
             return Err(invalid("a queue is outside of guest RAM or misaligned"));
         }

@@ -27,16 +27,8 @@ fn sender_hears(listener: &UnixListener, place: &Place, bytes: &[u8]) -> Result<
             while client.read(&mut waste).is_ok_and(|got| got != 0) {}
         });
         let purpose = Purpose::Migrate { connections: 1 };
-        let patience = patience(TOO_LONG);
-        let sent = Link::connect(
-            &place.address(),
-            None,
-            ATTEMPT,
-            purpose,
-            patience,
-            &Unwatched,
-        )
-        .and_then(|link| send_guest(&mut [link], &filled_ram()).map(drop));
+        let sent = connect(&place.address(), None, purpose)
+            .and_then(|link| send_guest(&mut [link], &filled_ram()).map(drop));
         receiver.join().unwrap();
         sent
     })

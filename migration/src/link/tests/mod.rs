@@ -77,14 +77,16 @@ pub(super) fn tcp() -> Address {
     "tcp:127.0.0.1:0".parse().unwrap()
 }
 
+/// A sender's connection, with the patience of these tests.
+pub(super) fn connect(to: &Address, tls: Option<&Tls>, purpose: Purpose) -> Result<Link, Error> {
+    Link::connect(to, tls, ATTEMPT, purpose, patience(TOO_LONG), &Unwatched)
+}
+
 /// Both ends of a connection over this listener.
 pub(super) fn pair(listener: &mut Listener, tls: Option<&Tls>, purpose: Purpose) -> [Link; 2] {
     let address = listener.address().clone();
     thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let patience = patience(TOO_LONG);
-            Link::connect(&address, tls, ATTEMPT, purpose, patience, &Unwatched)
-        });
+        let sender = scope.spawn(|| connect(&address, tls, purpose));
         let mut receiver = listener.accept(&Unwatched, None).unwrap();
         receiver.set_silence(TOO_LONG);
         receiver.accept_it().unwrap();
@@ -271,16 +273,8 @@ pub(super) fn recorded() -> [Vec<u8>; 2] {
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
             let purpose = Purpose::Migrate { connections: 1 };
-            let patience = patience(TOO_LONG);
-            let link = Link::connect(
-                &place.address(),
-                None,
-                ATTEMPT,
-                purpose,
-                patience,
-                &Unwatched,
-            );
-            send_guest(&mut [link.unwrap()], &filled_ram()).unwrap()
+            let link = connect(&place.address(), None, purpose).unwrap();
+            send_guest(&mut [link], &filled_ram()).unwrap()
         });
         let (client, _) = outer.accept().unwrap();
         let server = UnixStream::connect(inner.path()).unwrap();

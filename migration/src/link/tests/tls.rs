@@ -110,8 +110,10 @@ fn only_certificates_of_the_authority_are_taken() {
 #[test]
 fn who_uses_tls_talks_to_nobody_who_does_not() {
     let good = keys();
-    assert!(meet(None, Some(&good), "127.0.0.1").is_err());
-    assert!(meet(Some(&good), None, "127.0.0.1").is_err());
+    let error = meet(None, Some(&good), "127.0.0.1").unwrap_err();
+    assert!(matches!(error, Error::TlsThere { .. }), "{error}");
+    let error = meet(Some(&good), None, "127.0.0.1").unwrap_err();
+    assert!(matches!(error, Error::TlsHere { .. }), "{error}");
 }
 
 /// A client with the right authority, and nothing to show.
@@ -194,14 +196,5 @@ fn a_unix_socket_has_no_tls() {
     let place = Place::new();
     let keys = keys();
     assert!(Listener::bind(&place.address(), Some(&keys)).is_err());
-    let patience = Patience::default();
-    let link = Link::connect(
-        &place.address(),
-        Some(&keys),
-        ATTEMPT,
-        Purpose::Ask,
-        patience,
-        &Unwatched,
-    );
-    assert!(link.is_err());
+    assert!(connect(&place.address(), Some(&keys), Purpose::Ask).is_err());
 }

@@ -49,7 +49,7 @@ pub fn send(migrate: &Migrate, session: &Session<'_>) -> Result<(), Failure> {
     let confirm = migrate.confirm_limit.unwrap_or(CONFIRM);
     let end = Sending::begin(&to_bytes(&request)?, url, session)?.follow(confirm)?;
     match end {
-        End::Done(progress) => finish(Some(&progress), session.form),
+        End::Done(progress) => output::write_end(Some(&*progress), session.form, describe),
         End::Left(news) => match session.form {
             Form::Json => Ok(()),
             Form::Words => output::write(&news),
@@ -69,20 +69,7 @@ pub fn receive(receive: &Receive, session: &Session<'_>) -> Result<(), Failure> 
         state_most: receive.state_limit,
     };
     let progress = receiving::receive(to_bytes(&request)?, url, session)?;
-    finish(progress.as_ref(), session.form)
-}
-
-fn finish(progress: Option<&wire::Migration>, form: Form) -> Result<(), Failure> {
-    match (form, progress) {
-        (Form::Json, Some(progress)) => {
-            let value = serde_json::to_value(progress)
-                .map_err(|error| Failure::Output(std::io::Error::other(error)))?;
-            output::write_json(&value)
-        }
-        (Form::Json, None) => Ok(()),
-        (Form::Words, Some(progress)) => output::write(&describe(progress)),
-        (Form::Words, None) => output::write("done\n"),
-    }
+    output::write_end(progress.as_ref(), session.form, describe)
 }
 
 /// The URL as Ferry shows it, with a path that Ferry finds too.

@@ -13,10 +13,10 @@ use ferry_api::{url, wire};
 use super::arguments::{Look, Restore, Snapshot};
 use super::commands::Session;
 use super::failure::Failure;
-use super::output::{self, Form};
+use super::output;
 use super::pairs;
 pub use offline::look;
-use operation::{Operation, Outcome};
+use operation::Operation;
 use paused::WhilePaused;
 pub use report::describe;
 
@@ -56,7 +56,8 @@ pub fn save(snapshot: &Snapshot, session: &Session<'_>) -> Result<(), Failure> {
         directory,
         session,
     };
-    finish(operation.run()?, session.form)
+    let outcome = operation.run()?;
+    output::write_end(outcome.progress.as_ref(), session.form, describe)
 }
 
 /// Brings a guest back.
@@ -77,20 +78,8 @@ pub fn restore(restore: &Restore, session: &Session<'_>) -> Result<(), Failure> 
         directory,
         session,
     };
-    finish(operation.run()?, session.form)
-}
-
-fn finish(outcome: Outcome, form: Form) -> Result<(), Failure> {
-    match (form, &outcome.progress) {
-        (Form::Json, Some(progress)) => {
-            let value = serde_json::to_value(progress)
-                .map_err(|error| Failure::Output(std::io::Error::other(error)))?;
-            output::write_json(&value)
-        }
-        (Form::Json, None) => Ok(()),
-        (Form::Words, Some(progress)) => output::write(&describe(progress)),
-        (Form::Words, None) => output::write("done\n"),
-    }
+    let outcome = operation.run()?;
+    output::write_end(outcome.progress.as_ref(), session.form, describe)
 }
 
 /// The path as Ferry finds it too.
