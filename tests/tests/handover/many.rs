@@ -34,7 +34,7 @@ impl Holdings {
 
 #[test]
 fn a_hundred_hand_overs_leave_nothing_behind() {
-    const RECORDS: u32 = 20_000;
+    const RECORDS: u32 = 8_000;
     let disk = Qsd::serving("16M").throttle(1000).start();
     let share = Virtiofsd::options().start();
     let cmdline =
@@ -43,7 +43,7 @@ fn a_hundred_hand_overs_leave_nothing_behind() {
         .with_disk(&disk)
         .with_fs(&share, "home")
         .start();
-    here.wait_for("fuse at=");
+    here.wait_for("blk written=");
     let mut there = heir(&here);
     let mut before = None;
     for number in 0..100 {
@@ -67,7 +67,6 @@ fn a_hundred_hand_overs_leave_nothing_behind() {
         assert!(now.threads <= before.threads, "{before:?}, {now:?}");
     }
     assert_eq!(disk.connected(), 1);
-    there.terminate();
     here.end()
         .succeeded()
         .line(&format!("blk verified={RECORDS}"));

@@ -41,7 +41,7 @@ fn a_snapshot_of_the_new_process_restores_and_that_is_handed_over() {
         goes_on(&mut guest, WRITTEN);
         let directory = place.path().join(mode);
         guest.snapshot(&Snapshot::to(&directory).after("stop"));
-        let left = guest.stopped();
+        let left = guest.kill();
         let later = next(&disk);
         let restore = Restore::from(&directory).mode(mode).device("disk0", &later);
         let mut guest = left.restored(&restore);

@@ -88,7 +88,7 @@ fn a_disk_that_grows_in_the_midst_of_it() {
 #[test]
 fn an_old_virtiofsd_without_any_of_that() {
     let share = Virtiofsd::old().start();
-    let mut guest = tiny("mode=fuse file=open blocks=400 seed=4")
+    let mut guest = tiny("mode=fuse file=open blocks=300 seed=4 report=5 pace=5")
         .with_fs(&share, "home")
         .start();
     guest.wait_for("fuse at=");
@@ -96,5 +96,5 @@ fn an_old_virtiofsd_without_any_of_that() {
         guest = handed_over(guest);
         goes_on(&mut guest, "fuse ");
     }
-    guest.end().succeeded().line("fuse verified=400");
+    guest.end().succeeded().line("fuse verified=300");
 }
