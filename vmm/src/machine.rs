@@ -219,6 +219,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether there are vCPUs.
+    pub fn is_started(&self) -> bool {
+        self.vcpus.is_some()
+    }
+
     /// Makes all vCPUs stand still, and the guest's time with them. They may do so already.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use ferry_api::snapshot::{Start, Step};
 use ferry_devices::vhost_user;
 use vm_migration::Watch;
 
-use super::boot_job::{Built, Content, Job, Outside};
+use super::boot_job::{Built, Content, Job, Outside, ended};
 use super::devices::{self, Device, DeviceKey, Link, Ready};
 use super::pause::Asker;
 use super::stop::After;
@@ -28,7 +28,6 @@ use super::table::Situation;
 use super::vm::{Activity, Live, Phase, Waiters};
 use super::{Error, Vmm, system};
 use crate::backends;
-use crate::events::Event;
 use crate::logging::chain;
 use crate::machine::Begin;
 use crate::memory::GuestRam;
@@ -378,9 +377,14 @@ impl Vmm {
             Cause::Restored(_) | Cause::Received(_) => (Begin::Parked, Activity::Paused),
         };
         let started = outcome.and_then(|mut built| {
-            let ended = move |end| sender.send(Event::GuestEnded { boot, end });
-            let started = built.machine.start(begin, ended).map_err(Error::from);
-            match started.and_then(|()| built.take_guest()) {
+            let started = match built.machine.is_started() {
+                true => Ok(()),
+                false => built.machine.start(begin, ended(boot, &sender)),
+            };
+            match started
+                .map_err(Error::from)
+                .and_then(|()| built.take_guest())
+            {
                 Ok(()) => Ok(built),
                 Err(error) => {
                     unwanted = Some(built);

@@ -13,9 +13,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::devices::Ready;
 use super::{Error, system};
 use crate::console::{Console, Output};
+use crate::cpu::vcpu::GuestEnd;
 use crate::events::{Event, EventSender};
 use crate::hypervisor::Hypervisor;
-use crate::machine::{Machine, Parts};
+use crate::machine::{Begin, Machine, Parts};
 use crate::memory::GuestRam;
 use crate::migration::{self, Adopt, Arrived, Farewell, Incoming};
 use crate::payload::Payload;
@@ -76,6 +77,12 @@ pub(super) struct Job {
     pub cancel: Arc<AtomicBool>,
     pub escape: EventFd,
     pub events: EventSender,
+}
+
+/// What tells the vmm thread that the guest of a boot has ended.
+pub(super) fn ended(boot: u64, events: &EventSender) -> impl Fn(GuestEnd) + Clone + Send + use<> {
+    let events = events.clone();
+    move |end| events.send(Event::GuestEnded { boot, end })
 }
 
 impl Job {
@@ -168,6 +175,7 @@ impl Job {
 
     /// Takes a guest from another Ferry.
     fn receive(self, incoming: Incoming, outside: &Outside) -> Result<Built, Error> {
+        let ended = ended(self.number, &self.events);
         let Arrived {
             machine,
             ram,
@@ -176,6 +184,7 @@ impl Job {
         } = incoming.fill(&migration::Place {
             devices: &self.devices,
             adopt: &*self.adopt,
+            start: &move |machine| machine.start(Begin::Parked, ended.clone()),
             console: outside.console.as_deref(),
             timeouts: &self.timeouts,
         })?;

@@ -51,6 +51,8 @@ pub struct FunctionState {
 /// A virtual machine with vCPUs that know nothing yet: what of a machine can be made before its state is there.
 pub struct Shell {
     host: Host,
+    /// What processors could say of themselves here. To ask KVM for it takes longer than most of the rest.
+    offered: Cpuid,
     vm: Arc<Vm>,
     vcpus: Vec<VcpuFd>,
 }
@@ -62,17 +64,22 @@ impl Shell {
     /// KVM does not make it.
     pub fn new(hypervisor: &Hypervisor, ram: &GuestRam, vcpus: u8) -> Result<Self, Error> {
         let host = Host::ask(hypervisor.kvm())?;
+        let offered = Cpuid::new(hypervisor.kvm(), vcpus)?;
         let vm = Arc::new(hypervisor.create_vm(ram.mapping())?);
         let vcpus = (0..vcpus)
             .map(|index| vm.create_vcpu(index))
             .collect::<Result<_, _>>()?;
-        Ok(Shell { host, vm, vcpus })
+        Ok(Shell {
+            host,
+            offered,
+            vm,
+            vcpus,
+        })
     }
 }
 
 /// What a machine with saved state is built from, and what outlives it.
 pub struct RestoreParts<'a> {
-    pub hypervisor: &'a Hypervisor,
     /// In the order of the bus, with their back-ends at rest.
     pub devices: &'a [Arc<VhostUserDevice>],
     /// Of devices that were handed over with their connections, in the same order: the queues that their back-ends work with. Then
@@ -238,13 +245,14 @@ impl Machine {
     ) -> Result<Machine, Error> {
         let Shell {
             host,
+            offered,
             vm,
             vcpus: vcpu_fds,
         } = shell;
-        let cpuids = check_host(parts.hypervisor.kvm(), state)?;
         if vcpu_fds.len() != state.vcpus.len() {
             return Err(Error::Mismatch("number of vCPUs".into()));
         }
+        let cpuids = check_vcpus(&offered, state)?;
         let clock = StoppedClock::from_state(&state.clock);
         for (index, (fd, state)) in (0..).zip(vcpu_fds.iter().zip(&state.vcpus)) {
             load::load(fd, index, &host, state, clock.host_ticks())?;
@@ -288,7 +296,10 @@ pub fn check_host(kvm: &Kvm, state: &MachineState) -> Result<Vec<CpuId>, Error> 
         Ok(count @ 1..) => count,
         _ => return Err(Error::Mismatch("number of vCPUs".into())),
     };
-    let offered = Cpuid::new(kvm, count)?;
+    check_vcpus(&Cpuid::new(kvm, count)?, state)
+}
+
+fn check_vcpus(offered: &Cpuid, state: &MachineState) -> Result<Vec<CpuId>, Error> {
     (0..)
         .zip(&state.vcpus)
         .map(|(index, vcpu)| {

@@ -134,7 +134,6 @@ impl Bench {
 
     fn restore(&self, state: &MachineState) -> Result<Machine, Error> {
         let parts = RestoreParts {
-            hypervisor: &self.hypervisor,
             devices: &[],
             shared: None,
             console: self.console.as_ref(),

@@ -25,8 +25,8 @@ use super::{Error, Farewell, Meter};
 use crate::console::Console;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::Ready;
-use crate::machine::Machine;
 use crate::machine::saving::{MachineState, RestoreParts, Shell};
+use crate::machine::{self, Machine};
 use crate::memory::GuestRam;
 use crate::progress::LOOK;
 use crate::snapshot::{device_section, differing};
@@ -42,12 +42,17 @@ pub struct Place<'a> {
     pub devices: &'a Receiver<Vec<Ready>>,
     /// Makes a device over the connection that was handed over for the one of this name.
     pub adopt: &'a Adopt,
+    /// Makes a machine's vCPUs, which stand still: while the sender does not wait for that.
+    pub start: &'a Start,
     pub console: Option<&'a Console>,
     pub timeouts: &'a Timeouts,
 }
 
 /// Makes a device, which is still to be told that it is this process's, over a connection that was handed over.
 pub type Adopt = dyn Fn(&str, Arc<[RamRegion]>, Live) -> io::Result<Ready> + Send;
+
+/// Makes the vCPUs of a machine.
+pub type Start = dyn Fn(&mut Machine) -> Result<(), machine::Error>;
 
 /// A guest that is here. Nothing of it runs yet.
 pub struct Arrived {
@@ -122,7 +127,8 @@ impl Incoming {
         let devices = self.wait_for_devices(place)?;
         let machine = self
             .receive_into(&hypervisor, &ram, &devices, place)
-            .and_then(|machine| {
+            .and_then(|mut machine| {
+                (place.start)(&mut machine)?;
                 self.wait_for_commit(place.timeouts)?;
                 Ok(machine)
             });
@@ -184,7 +190,6 @@ impl Incoming {
         let machine = Machine::from_state(
             shell,
             &RestoreParts {
-                hypervisor,
                 devices,
                 shared: None,
                 console: place.console,

@@ -57,16 +57,16 @@ impl Incoming {
             let taken = (place.adopt)(&device.id, ram.shared_regions(), live);
             devices.push(taken.map_err(error)?);
         }
-        let machine = Machine::from_state(
+        let mut machine = Machine::from_state(
             shell,
             &RestoreParts {
-                hypervisor: &hypervisor,
                 devices: &devices,
                 shared: Some(&queues),
                 console: place.console,
             },
             &state,
         )?;
+        (place.start)(&mut machine)?;
         self.wait_for_ownership(parts, place)?;
         Ok(Filled {
             machine,

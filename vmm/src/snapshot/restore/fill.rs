@@ -176,7 +176,6 @@ impl Filled {
         let machine = Machine::from_state(
             Shell::new(place.hypervisor, &ram, vcpus)?,
             &RestoreParts {
-                hypervisor: place.hypervisor,
                 devices: place.devices,
                 shared: None,
                 console: place.console,
