@@ -34,6 +34,8 @@ pub enum Asker {
     Migration,
     /// A restore, for those who wait for it.
     Restore(Waiters),
+    /// The arrival of a guest, for those who wait for it.
+    Arrival(Waiters),
 }
 
 /// What is asked of devices when a guest is to stand still.
@@ -301,7 +303,7 @@ impl Vmm {
 
     fn tell_paused(&mut self, asker: Asker, outcome: Result<(), Refusal>) {
         match asker {
-            Asker::Clients(waiters) | Asker::Restore(waiters) => {
+            Asker::Clients(waiters) | Asker::Restore(waiters) | Asker::Arrival(waiters) => {
                 waiters.answer(&outcome.map(|()| Response::Done));
             }
             Asker::Snapshot => self.on_paused_for_snapshot(outcome),
@@ -309,7 +311,7 @@ impl Vmm {
         }
     }
 
-    /// For a snapshot and a restore the guest's running is what counts: of a late device there is the event `resumed`.
+    /// For a snapshot, a restore and an arrival the guest's running is what counts: of a late device there is the event `resumed`.
     fn tell_resumed(&mut self, asker: Asker, outcome: Result<(), Refusal>) {
         match asker {
             Asker::Clients(waiters) => waiters.answer(&outcome.map(|()| Response::Done)),
@@ -317,6 +319,7 @@ impl Vmm {
                 self.restored();
                 waiters.answer(&Ok(Response::Done));
             }
+            Asker::Arrival(waiters) => waiters.answer(&Ok(Response::Done)),
             Asker::Snapshot => self.settle_snapshot(),
             Asker::Migration => self.settle_migration(),
         }

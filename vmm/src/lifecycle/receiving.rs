@@ -135,9 +135,12 @@ impl Vmm {
         meter.enter(Step::Resume);
         let started = farewell.started();
         match arrival {
-            // The vCPUs run when this returns.
-            ArrivalV1::Running => self.resume(Asker::Clients(Waiters::default())),
-            ArrivalV1::Paused => self.own_devices(&[]),
+            // The vCPUs run when this returns; who waits may ask for the next thing only once the devices do, too.
+            ArrivalV1::Running => self.resume(Asker::Arrival(waiters)),
+            ArrivalV1::Paused => {
+                self.own_devices(&[]);
+                waiters.answer(&Ok(Response::Done));
+            }
         }
         let thread = std::thread::Builder::new()
             .name("farewell".into())
@@ -148,7 +151,6 @@ impl Vmm {
         }
         meter.end(None);
         self.publish("migration", "receive-finished", []);
-        waiters.answer(&Ok(Response::Done));
     }
 
     /// Gives a migration up, if one is being received.

@@ -160,7 +160,9 @@ impl Vmm {
     fn tell_of_end(&mut self, asker: Asker) {
         let ended = Error::Ended;
         match asker {
-            Asker::Clients(waiters) => waiters.answer(&Err(ended.refusal())),
+            Asker::Clients(waiters) | Asker::Arrival(waiters) => {
+                waiters.answer(&Err(ended.refusal()));
+            }
             Asker::Restore(waiters) => {
                 self.restore_failed(&ended);
                 waiters.answer(&Err(ended.refusal()));
