@@ -4,10 +4,9 @@
 //! is a word of memory that both sides map. Whoever changes it first has the guest, and the other one finds out by trying.
 //!
 //! ```text
-//!             start (receiver, before the first instruction)
-//!   open ────────────────────────────────────────────────────▶ started
-//!    │ ▲─────────── give_back (receiver, nothing has run) ──────────┘
-//!    └──── keep (sender, before it lets the guest go on) ────▶ kept
+//!              start (receiver, before the first instruction)
+//!   open ──┬──────────────────────────────────────────────────▶ started
+//!          └── keep (sender, before it lets the guest go on) ──▶ kept
 //! ```
 //!
 //! A process that has died does not change it any more ([`Process::is_dead`]).
@@ -98,12 +97,6 @@ impl Ownership {
         self.change(OPEN, STARTED)
     }
 
-    /// The receiver has started the guest in vain, and nothing of it has run.
-    pub fn give_back(&self) {
-        // If it was not started there is nothing to give back.
-        let _ = self.change(STARTED, OPEN);
-    }
-
     /// The sender is about to let the guest go on. It may be said again.
     ///
     /// # Errors
@@ -191,11 +184,9 @@ mod tests {
         assert_eq!(receiver.start(), Ok(()));
         assert_eq!(sender.keep(), Err(Taken));
         assert_eq!(receiver.start(), Err(Taken));
-        receiver.give_back();
+        let (sender, receiver) = both();
         assert_eq!(sender.keep(), Ok(()));
         assert_eq!(sender.keep(), Ok(()));
-        assert_eq!(receiver.start(), Err(Taken));
-        receiver.give_back();
         assert_eq!(receiver.start(), Err(Taken));
     }
 

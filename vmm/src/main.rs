@@ -116,6 +116,7 @@ fn run(arguments: Arguments) -> u8 {
     terminal::restore();
     match ending {
         Ok(Ending::PowerOff | Ending::Quit | Ending::Migrated) => exit::DONE,
+        Ok(Ending::Lost) => exit::FAILED,
         Ok(Ending::Reset(ResetSource::Acpi)) => exit::ACPI_RESET,
         Ok(Ending::Reset(ResetSource::I8042 | ResetSource::Cf9)) => exit::OTHER_RESET,
         Ok(Ending::TripleFault) => exit::TRIPLE_FAULT,

@@ -63,6 +63,8 @@ pub enum Ending {
     TripleFault,
     /// The guest runs elsewhere now.
     Migrated,
+    /// The guest was handed to another process, which has ended since.
+    Lost,
 }
 
 /// Why a guest could not be started or run on.

@@ -26,7 +26,7 @@ use super::pause::Asker;
 use super::stop;
 use super::table::refusal;
 use super::vm::{Activity, Live, Phase, Waiters};
-use super::{Vmm, system};
+use super::{Ending, Vmm, system};
 use crate::events::Event;
 use crate::migration::send::{Go, Job, Source, Stopped, Word};
 use crate::migration::{ArrivalV1, Error, Lender, Meter};
@@ -441,6 +441,7 @@ impl Vmm {
             Some(reason) => {
                 let text = reason.chain.join(": ");
                 tracing::error!("the guest is lost: {text}");
+                self.leaves_as = Ending::Lost;
                 meter.end(Some(reason.chain));
                 self.publish("migration", "migration-failed", [("reason", text)]);
             }

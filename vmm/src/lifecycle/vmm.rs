@@ -53,6 +53,8 @@ pub struct Vmm {
     log: Option<Arc<EventLog>>,
     /// Until when Ferry stays although its guest has left for good: who follows the migration is to see its end.
     pub(super) leaves_at: Option<Instant>,
+    /// How, then.
+    pub(super) leaves_as: Ending,
     /// How Ferry ends, once it does.
     ended: Option<Result<Ending, Error>>,
     /// How many guests have been started.
@@ -83,6 +85,7 @@ impl Vmm {
             meter: None,
             log: None,
             leaves_at: None,
+            leaves_as: Ending::Migrated,
             ended: None,
             boots: 0,
             keys: 0,
@@ -117,7 +120,7 @@ impl Vmm {
                 return ended;
             }
             if self.leaves_at.is_some_and(|at| at <= Instant::now()) {
-                self.end(Ok(Ending::Migrated));
+                self.end(Ok(self.leaves_as));
                 continue;
             }
             let deadline = match &self.vm {

@@ -79,9 +79,6 @@ impl Farewell {
 impl Drop for Farewell {
     fn drop(&mut self) {
         if let Some(rest) = self.rest.take() {
-            if let Some(ownership) = &self.ownership {
-                ownership.give_back();
-            }
             let Rest { link, listener } = *rest;
             self.attempts.note(link.attempt(), Outcome::NeverStarted);
             // It asks then.

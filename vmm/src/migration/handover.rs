@@ -121,21 +121,22 @@ impl<S: Fn(Word)> Job<S> {
             }
         }
         meter.enter(Phase::Commit);
-        // One that has given up, or is gone, would leave the guest unconfirmed.
-        link.notice()?;
-        // A receiver that has not got it never gets it.
-        link.send(&Message::Commit, meter)?;
-        // Whoever has lent the guest need not be told what has become of it.
-        let limits = if self.lender.is_some() {
-            1
-        } else {
-            STOP_LIMITS
-        };
-        let deadline = Instant::now() + limits * self.timeouts.request;
-        match (wait_for_running(&mut link, meter, deadline), &self.lender) {
-            (Ok(timings), _) => self.arrived(timings),
-            (Err(error), Some(lender)) => lender.decide(error)?,
-            (Err(error), None) => {
+        if let Some(lender) = &self.lender {
+            // Who has lent the guest need not be told what has become of it.
+            let committed = commit(&mut link, meter);
+            let deadline = Instant::now() + self.timeouts.request;
+            match committed.and_then(|()| wait_for_running(&mut link, meter, deadline)) {
+                Ok(timings) => self.arrived(timings),
+                Err(error) => lender.decide(error)?,
+            }
+            meter.enter(Phase::Release);
+            return Ok(());
+        }
+        commit(&mut link, meter)?;
+        let deadline = Instant::now() + STOP_LIMITS * self.timeouts.request;
+        match wait_for_running(&mut link, meter, deadline) {
+            Ok(timings) => self.arrived(timings),
+            Err(error) => {
                 tracing::warn!(
                     "the guest was handed over, and the receiver has not confirmed it: {}",
                     ferry_api::chain(&error).join(": ")
@@ -196,6 +197,13 @@ impl<S: Fn(Word)> Job<S> {
             }
         }
     }
+}
+
+fn commit(link: &mut Link, meter: &Meter) -> Result<(), Error> {
+    // One that has given up, or is gone, would leave the guest unconfirmed.
+    link.notice()?;
+    // A receiver that has not got it never gets it.
+    Ok(link.send(&Message::Commit, meter)?)
 }
 
 /// It is not known whose the guest is until the answer comes.
