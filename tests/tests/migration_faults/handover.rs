@@ -145,13 +145,17 @@ fn expected(row: &Row) -> &'static [Left] {
         // What was sent before may still arrive.
         (Fault::KillSource, Progress::Sending) => &[Nobody, Destination],
         (Fault::KillSource, _) => &[Destination],
-        (Fault::KillDestination, Taking) => &[Source, Nobody],
+        // The commit may come between the frame and that.
+        (Fault::KillDestination, Ready | Taking) => &[Source, Nobody],
         (Fault::KillDestination, Taken | Settled) => &[Nobody],
         // A word that was said before may still arrive.
         (Fault::KillDestination, _) => &[Source],
-        (Fault::TerminateDestination, Taking | Taken | Settled) => &[Source, Nobody],
+        (Fault::TerminateDestination, Ready | Taking) => &[Source, Nobody],
+        (Fault::TerminateDestination, Taken | Settled) => &[Nobody],
         (Fault::TerminateDestination, _) => &[Source],
-        (Fault::Cut | Fault::Freeze | Fault::CancelDestination, Taking) => &[Source, Destination],
+        (Fault::Cut | Fault::Freeze | Fault::CancelDestination, Ready | Taking) => {
+            &[Source, Destination]
+        }
         (Fault::Cut | Fault::Freeze | Fault::CancelDestination, Taken | Settled) => &[Destination],
         (Fault::Cut | Fault::Freeze | Fault::CancelDestination, _) => &[Source],
         (Fault::CancelSource, _) if before_ready => &[Source],
