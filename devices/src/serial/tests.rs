@@ -56,7 +56,7 @@ impl Port {
             interrupt: interrupt.try_clone().unwrap(),
             escape: escape.try_clone().unwrap(),
         };
-        let port = SerialPort::serve(opened, events).unwrap();
+        let port = SerialPort::on(opened, events).unwrap();
         Self {
             port,
             interrupt,

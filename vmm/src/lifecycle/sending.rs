@@ -18,18 +18,18 @@ use std::time::{Duration, Instant};
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
 use ferry_api::migration::{AfterSend, Carrier, Role, SendRequest};
-use ferry_devices::vhost_user;
+use ferry_devices::{serial, vhost_user};
 use vm_migration::ownership::Ownership;
 
 use super::devices::{DeviceKey, Ready};
 use super::pause::Asker;
 use super::stop;
 use super::table::refusal;
-use super::vm::{Activity, Live, Phase, Waiters};
+use super::vm::{Activity, Live, Phase, VirtualMachine, Waiters};
 use super::{Vmm, system};
 use crate::events::Event;
 use crate::migration::send::{Go, Job, Source, Stopped, Word};
-use crate::migration::{ArrivalV1, Error, Lender, Meter};
+use crate::migration::{ArrivalV1, Error, Lender, LentOutside, Meter};
 
 /// How long Ferry stays at most for those who follow a migration, before it ends with it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -52,6 +52,8 @@ pub struct Sending {
     ownership: Option<Arc<Ownership>>,
     /// The connections of its devices then, once it stands still.
     lent: Vec<(DeviceKey, vhost_user::Live)>,
+    /// What is left of its serial port's far end then.
+    serial: serial::Rest,
     /// Who wants the guest back.
     reclaimers: Waiters,
 }
@@ -101,7 +103,12 @@ impl Sending {
     }
 }
 
-type Prepared = (Vec<Ready>, Option<Arc<Ownership>>);
+/// What a job needs.
+struct Prepared {
+    devices: Vec<Ready>,
+    /// For a hand-over.
+    lender: Option<Lender>,
+}
 
 impl Vmm {
     /// Begins to send a guest that runs or is paused. The client is answered at once.
@@ -110,10 +117,11 @@ impl Vmm {
             let reason = "a snapshot or migration before this one is still coming to its end";
             return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
         }
-        let (devices, ownership) = match self.prepare_sending(request.carrier) {
+        let Prepared { devices, lender } = match self.prepare_sending(request.carrier) {
             Ok(prepared) => prepared,
             Err(refusal) => return reply.answer(Err(refusal)),
         };
+        let ownership = lender.as_ref().map(|lender| lender.ownership.clone());
         let events = self.events.sender();
         let Some(vm) = &self.vm else { return };
         let Phase::Live(live) = &vm.phase else { return };
@@ -135,8 +143,9 @@ impl Vmm {
             orders: Some(orders),
             failure: None,
             stage: Stage::Preparing,
-            ownership: ownership.clone(),
+            ownership,
             lent: Vec::new(),
+            serial: serial::Rest::default(),
             reclaimers: Waiters::default(),
         };
         let job = Job {
@@ -149,7 +158,7 @@ impl Vmm {
             },
             arrival: before,
             timeouts: self.timeouts,
-            lender: ownership.map(Lender::new),
+            lender,
             meter: meter.clone(),
             orders: receiver,
             say: move |word| events.send(Event::Sending { number, word }),
@@ -171,12 +180,15 @@ impl Vmm {
         }
     }
 
-    /// The devices, if all of them can go; and what says who has the guest, for a hand-over.
+    /// The devices, if all of them can go.
     fn prepare_sending(&self, carrier: Carrier) -> Result<Prepared, Refusal> {
         match carrier {
             Carrier::Contents => {
                 let devices = self.saveable_devices();
-                Ok((devices.map_err(|error| Refusal::failed(&error))?, None))
+                Ok(Prepared {
+                    devices: devices.map_err(|error| Refusal::failed(&error))?,
+                    lender: None,
+                })
             }
             Carrier::Descriptors => {
                 let devices = self.vm.iter().flat_map(|vm| &vm.devices);
@@ -186,12 +198,19 @@ impl Vmm {
                         device: device.spec.id.clone(),
                     })),
                 });
-                let devices = devices.collect::<Result<_, _>>()?;
-                let ownership = Ownership::new().map_err(Error::Ownership);
-                let ownership = ownership.map_err(|error| Refusal::failed(&error))?;
-                Ok((devices, Some(Arc::new(ownership))))
+                Ok(Prepared {
+                    devices: devices.collect::<Result<_, _>>()?,
+                    lender: Some(self.lender().map_err(|error| Refusal::failed(&error))?),
+                })
             }
         }
+    }
+
+    fn lender(&self) -> Result<Lender, Error> {
+        let ownership = Ownership::new().map_err(Error::Ownership)?;
+        let console = self.vm.as_ref().and_then(VirtualMachine::console);
+        let outside = LentOutside::new(console).map_err(Error::Outside)?;
+        Ok(Lender::new(Arc::new(ownership), outside))
     }
 
     pub(super) fn on_sending(&mut self, number: u64, word: Word) {
@@ -287,6 +306,7 @@ impl Vmm {
                 let stopped = Stopped {
                     machine: state,
                     lent: lent.into_iter().map(|(_, live)| live).collect(),
+                    serial: std::mem::take(&mut sending.serial),
                 };
                 if let Some(orders) = &sending.orders {
                     // A job that has failed has said so.
@@ -303,6 +323,21 @@ impl Vmm {
             return;
         };
         sending.lent.push((key, live));
+    }
+
+    /// The same of what is left of the serial port's far end.
+    pub(super) fn keep_serial_rest(&mut self, rest: serial::Rest) {
+        if let Some(sending) = &mut self.sending {
+            sending.serial = rest;
+        }
+    }
+
+    /// Whether the guest is, or may be, another process's of this host.
+    pub(super) fn is_guest_away(&self) -> bool {
+        let sending = self.sending.as_ref();
+        let ownership = sending.and_then(|sending| sending.ownership.as_ref());
+        let handed_over = sending.is_some_and(Sending::is_handed_over);
+        ownership.is_some_and(|ownership| handed_over || ownership.keep().is_err())
     }
 
     /// The receiver has everything. From here on the guest is not this Ferry's.

@@ -153,6 +153,7 @@ impl Vmm {
             Event::Found { number, outcome } => self.on_found(number, outcome),
             Event::DeviceSuspended { key, outcome } => self.on_device_suspended(key, outcome),
             Event::DeviceLent { key, outcome } => self.on_device_lent(key, outcome),
+            Event::SerialLent { number, outcome } => self.on_serial_lent(number, outcome),
             Event::DeviceResumed { key, outcome } => self.on_device_resumed(key, outcome),
             Event::DeviceQuiet { key, stop } => self.on_device_quiet(key, stop),
             Event::Cleaned { number } => self.on_cleaned(number),
@@ -244,6 +245,7 @@ impl Vmm {
     /// Takes everything apart. Back-ends see their connections closed; who waits for an answer is told that Ferry ends.
     fn close(&mut self) {
         self.wait_for_terminal();
+        self.keep_serial();
         if let Some(VirtualMachine {
             phase: Phase::Live(live),
             ..
