@@ -12,12 +12,14 @@
 //! Whatever fails before the guest is handed over leaves it as it was before. From then on it goes on here only if it is known
 //! not to run elsewhere.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
 use ferry_api::migration::{AfterSend, Carrier, Role, SendRequest};
+use ferry_api::server::Pausing;
 use ferry_devices::{serial, vhost_user};
 use vm_migration::ownership::Ownership;
 
@@ -29,7 +31,7 @@ use super::vm::{Activity, Live, Phase, VirtualMachine, Waiters};
 use super::{Vmm, system};
 use crate::events::Event;
 use crate::migration::send::{Go, Job, Source, Stopped, Word};
-use crate::migration::{ArrivalV1, Error, Lender, LentOutside, Meter};
+use crate::migration::{ArrivalV1, Error, Lender, LentOutside, Meter, Service};
 
 /// How long Ferry stays at most for those who follow a migration, before it ends with it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -54,6 +56,10 @@ pub struct Sending {
     lent: Vec<(DeviceKey, vhost_user::Live)>,
     /// What is left of its serial port's far end then.
     serial: serial::Rest,
+    /// Whether the receiver takes this process's place, too.
+    carrier: Carrier,
+    /// While clients come to wait until it is known which process answers them.
+    pausing: Option<Pausing>,
     /// Who wants the guest back.
     reclaimers: Waiters,
 }
@@ -146,6 +152,8 @@ impl Vmm {
             ownership,
             lent: Vec::new(),
             serial: serial::Rest::default(),
+            carrier: request.carrier,
+            pausing: None,
             reclaimers: Waiters::default(),
         };
         let job = Job {
@@ -190,7 +198,7 @@ impl Vmm {
                     lender: None,
                 })
             }
-            Carrier::Descriptors => {
+            Carrier::Descriptors | Carrier::Process => {
                 let devices = self.vm.iter().flat_map(|vm| &vm.devices);
                 let devices = devices.map(|device| match device.ready() {
                     Some(ready) if ready.error().is_none() => Ok(ready.clone()),
@@ -200,17 +208,38 @@ impl Vmm {
                 });
                 Ok(Prepared {
                     devices: devices.collect::<Result<_, _>>()?,
-                    lender: Some(self.lender().map_err(|error| Refusal::failed(&error))?),
+                    lender: Some(
+                        self.lender(carrier)
+                            .map_err(|error| Refusal::failed(&error))?,
+                    ),
                 })
             }
         }
     }
 
-    fn lender(&self) -> Result<Lender, Error> {
+    fn lender(&self, carrier: Carrier) -> Result<Lender, Error> {
         let ownership = Ownership::new().map_err(Error::Ownership)?;
         let console = self.vm.as_ref().and_then(VirtualMachine::console);
-        let outside = LentOutside::new(console).map_err(Error::Outside)?;
+        let outside = self
+            .service(carrier)
+            .and_then(|service| LentOutside::new(console, service))
+            .map_err(Error::Outside)?;
         Ok(Lender::new(Arc::new(ownership), outside))
+    }
+
+    /// Through what this process is reached, if another one is to take its place.
+    fn service(&self, carrier: Carrier) -> io::Result<Option<Service>> {
+        let (Carrier::Process, Some(reception)) = (carrier, &self.reception) else {
+            return Ok(None);
+        };
+        let monitor = match &self.log {
+            Some(log) => log.lend_monitor()?,
+            None => None,
+        };
+        Ok(Some(Service {
+            socket: reception.lend()?,
+            monitor,
+        }))
     }
 
     pub(super) fn on_sending(&mut self, number: u64, word: Word) {
@@ -300,6 +329,10 @@ impl Vmm {
         match machine.save() {
             Ok(state) => {
                 sending.stage = Stage::Writing;
+                if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
+                    // It has happened by the time that the receiver has everything.
+                    sending.pausing = Some(reception.pause());
+                }
                 let place = |key| vm.devices.iter().position(|device| device.key == key);
                 let mut lent = std::mem::take(&mut sending.lent);
                 lent.sort_by_key(|(key, _)| place(*key));
@@ -332,6 +365,14 @@ impl Vmm {
         }
     }
 
+    /// Whether a guest that runs is on its way to another process of this host.
+    pub(super) fn is_handing_over_what_runs(&self) -> bool {
+        self.sending.as_ref().is_some_and(|sending| {
+            let under_way = matches!(sending.stage, Stage::Writing | Stage::HandedOver);
+            sending.before == ArrivalV1::Running && sending.ownership.is_some() && under_way
+        })
+    }
+
     /// Whether the guest is, or may be, another process's of this host.
     pub(super) fn is_guest_away(&self) -> bool {
         let sending = self.sending.as_ref();
@@ -350,6 +391,9 @@ impl Vmm {
         }
         if let Err(error) = sending.meter.commit() {
             return self.fail_migration(Refusal::failed(&error));
+        }
+        if let Some(pausing) = sending.pausing.take() {
+            pausing.done();
         }
         sending.stage = Stage::HandedOver;
         if let Some(orders) = &sending.orders {
@@ -383,6 +427,9 @@ impl Vmm {
             // Its job is about to find that out, too.
             tracing::error!("the guest runs in the other process: it does not go on here");
             return;
+        }
+        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
+            reception.resume();
         }
         if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
             && live.boot == boot
@@ -445,6 +492,16 @@ impl Vmm {
     /// `loss` is why it has ended where it went.
     fn guest_has_left(&mut self, sending: Sending, loss: Option<Refusal>) {
         sending.meter.arrived();
+        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
+            match loss {
+                None => {
+                    reception.leave();
+                    self.is_succeeded = true;
+                }
+                // So that clients hear of it.
+                Some(_) => reception.resume(),
+            }
+        }
         let gone = "the guest runs elsewhere after all";
         sending
             .reclaimers
@@ -481,7 +538,11 @@ impl Vmm {
             }
         }
         if after == AfterSend::Exit {
-            self.leaves_at = Some(Instant::now() + LINGER);
+            self.leaves_at = Some(match self.is_succeeded {
+                // Nobody can ask any more.
+                true => Instant::now(),
+                false => Instant::now() + LINGER,
+            });
         }
     }
 

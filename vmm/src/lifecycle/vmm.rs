@@ -7,6 +7,7 @@ use ferry_api::config::Timeouts;
 use ferry_api::config::VmConfig;
 use ferry_api::control::{Refusal, VmState};
 use ferry_api::events::EventLog;
+use ferry_api::server::Reception;
 use ferry_devices::power::PowerRequest;
 
 use super::boot::Cause;
@@ -50,7 +51,11 @@ pub struct Vmm {
     /// How the last snapshot or restore stands.
     pub(super) meter: Option<Arc<Meter>>,
     /// Who is told of events; none if nobody could see them.
-    log: Option<Arc<EventLog>>,
+    pub(super) log: Option<Arc<EventLog>>,
+    /// Where clients are taken in; none if there is no API.
+    pub(super) reception: Option<Reception>,
+    /// Whether another process has this one's place.
+    pub(super) is_succeeded: bool,
     /// Until when Ferry stays although its guest has left for good: who follows the migration is to see its end.
     pub(super) leaves_at: Option<Instant>,
     /// How Ferry ends, once it does.
@@ -82,6 +87,8 @@ impl Vmm {
             migration: None,
             meter: None,
             log: None,
+            reception: None,
+            is_succeeded: false,
             leaves_at: None,
             ended: None,
             boots: 0,
@@ -93,6 +100,11 @@ impl Vmm {
     /// Tells `log` of events from now on.
     pub fn watch(&mut self, log: Arc<EventLog>) {
         self.log = Some(log);
+    }
+
+    /// Says from now on whether clients are taken in there.
+    pub fn receive_clients_at(&mut self, reception: Reception) {
+        self.reception = Some(reception);
     }
 
     /// Through which clients reach this owner.

@@ -18,7 +18,7 @@
 //! | `describe` | what is said beforehand, and the descriptors that go with it |
 //! | `lend` | the sender's job |
 //! | `take` | the receiver's |
-//! | `outside` | what goes along beside the devices: where the serial port leads |
+//! | `outside` | what goes along beside the devices: where the serial port leads, and the process's own socket |
 
 mod describe;
 mod lend;
@@ -28,4 +28,4 @@ mod take;
 pub(super) use describe::{HandOverV1, Parts};
 pub use lend::Lender;
 pub(super) use outside::Lead;
-pub use outside::{LentOutside, SerialPort};
+pub use outside::{LentOutside, SerialPort, Service};

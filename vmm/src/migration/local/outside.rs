@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ferry_api::events::LentMonitor;
+use ferry_api::server::{LentSocket, SocketFile};
 use ferry_devices::serial::{FarEndV1, Rest, RestV1};
 use serde::{Deserialize, Serialize};
 use vm_migration::stream::{StreamReader, StreamWriter};
@@ -17,12 +19,34 @@ const SERIAL: &str = "serial-far-end";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsideV1 {
     pub serial: FarEndV1,
+    /// If the receiver takes the sender's place.
+    service: Option<ServiceV1>,
+}
+
+/// Through what a process is reached. Three descriptors: the socket, the monitor, and a pipe that is at its end when the sender has
+/// written all that it had to; without a monitor the first one alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ServiceV1 {
+    /// Where the API's socket is, unless it was given without a path.
+    socket: Option<SocketFile>,
+    /// Whether there is an event monitor.
+    monitor: bool,
+}
+
+/// The same, with the descriptors.
+pub struct Service {
+    pub socket: LentSocket,
+    pub monitor: Option<LentMonitor>,
 }
 
 impl OutsideV1 {
     pub fn descriptors(&self) -> usize {
-        let OutsideV1 { serial } = self;
-        serial.descriptors()
+        let OutsideV1 { serial, service } = self;
+        let service = service.as_ref().map_or(0, |service| match service.monitor {
+            true => 3,
+            false => 1,
+        });
+        serial.descriptors() + service
     }
 
     /// Whether there is more to say of it when the guest stands still.
@@ -38,16 +62,28 @@ pub struct LentOutside {
 }
 
 impl LentOutside {
-    /// Of a guest with this serial port.
-    pub fn new(console: Option<&Console>) -> io::Result<Self> {
+    /// Of a guest with this serial port, and, if its process is to be replaced, of that.
+    pub fn new(console: Option<&Console>, service: Option<Service>) -> io::Result<Self> {
         let (serial, handles) = match console {
             Some(console) => console.port().far_end(),
             None => (FarEndV1::Nowhere, Vec::new()),
         };
         let handles = handles.into_iter().map(|fd| fd.try_clone_to_owned());
+        let mut handles = handles.collect::<io::Result<Vec<_>>>()?;
+        let service = service.map(|Service { socket, monitor }| {
+            let described = ServiceV1 {
+                socket: socket.file,
+                monitor: monitor.is_some(),
+            };
+            handles.push(socket.listener);
+            if let Some(LentMonitor { file, before }) = monitor {
+                handles.extend([file.into(), before]);
+            }
+            described
+        });
         Ok(LentOutside {
-            description: OutsideV1 { serial },
-            handles: handles.collect::<io::Result<_>>()?,
+            description: OutsideV1 { serial, service },
+            handles,
         })
     }
 
@@ -73,6 +109,33 @@ pub struct Brought {
     description: OutsideV1,
     /// Until a console has it.
     serial: Option<SerialPort>,
+    /// Until the guest is this process's.
+    service: Option<Service>,
+}
+
+impl ServiceV1 {
+    fn with(&self, handles: Vec<OwnedFd>) -> Result<Service, Error> {
+        let ServiceV1 { socket, monitor } = self;
+        let mut handles = handles.into_iter();
+        let mut next = || {
+            handles
+                .next()
+                .ok_or(Error::Mismatch("number of descriptors"))
+        };
+        Ok(Service {
+            socket: LentSocket {
+                listener: next()?,
+                file: socket.clone(),
+            },
+            monitor: match monitor {
+                true => Some(LentMonitor {
+                    file: next()?.into(),
+                    before: next()?,
+                }),
+                false => None,
+            },
+        })
+    }
 }
 
 /// What becomes of the far end that the guest has had.
@@ -98,7 +161,12 @@ impl Brought {
     /// # Errors
     /// It cannot go where it did.
     pub fn new(description: &OutsideV1, handles: Vec<OwnedFd>, lead: Lead) -> Result<Self, Error> {
-        let OutsideV1 { serial: what } = description;
+        let OutsideV1 {
+            serial: what,
+            service,
+        } = description;
+        let mut handles = handles;
+        let rest = handles.split_off(what.descriptors().min(handles.len()));
         let lent = LentFarEnd {
             what: what.clone(),
             handles,
@@ -112,7 +180,16 @@ impl Brought {
         Ok(Brought {
             description: description.clone(),
             serial,
+            service: match service {
+                Some(service) => Some(service.with(rest)?),
+                None => None,
+            },
         })
+    }
+
+    /// For the process, if it takes the sender's place.
+    pub fn take_service(&mut self) -> Option<Service> {
+        self.service.take()
     }
 
     /// For the console.

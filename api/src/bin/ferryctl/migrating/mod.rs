@@ -40,6 +40,7 @@ pub fn send(migrate: &Migrate, session: &Session<'_>) -> Result<(), Failure> {
         connections: migrate.connections,
         tls_dir: directory(migrate.tls_dir.as_deref())?,
         local: None,
+        successor: None,
         memory_mode: None,
         preserve_source: Some(migrate.keep_source),
         unlogged: migrate.unlogged.map(Into::into),
