@@ -1,5 +1,7 @@
 //! The serial port as a guest and as the far end see it, with real files, sockets and pipes.
 
+mod lending;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;

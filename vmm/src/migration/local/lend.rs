@@ -13,7 +13,7 @@ use vm_migration::pages::end_main;
 use vm_migration::stream::{self, StreamWriter};
 
 use super::describe::{HandOverV1, Parts};
-use super::outside::LentOutside;
+use super::outside::{self, LentOutside};
 use crate::machine::saving::MachineState;
 use crate::migration::handover::Pieces;
 use crate::migration::send::{Job, Stopped, Way, Word, send_description};
@@ -128,6 +128,7 @@ impl<S: Fn(Word)> Job<S> {
         let attempt = link.attempt();
         let mut values = StreamWriter::new(Pieces::new(link, &*self.meter), attempt)?;
         machine.write(&mut values)?;
+        outside::write_standstill(&self.meter, &mut values)?;
         for (device, live) in self.devices.iter().zip(lent) {
             values.save(&live_section(device.id()), &live.state)?;
         }

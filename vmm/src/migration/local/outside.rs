@@ -2,18 +2,73 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use ferry_api::events::LentMonitor;
 use ferry_api::server::{LentSocket, SocketFile};
 use ferry_devices::serial::{FarEndV1, Rest, RestV1};
 use serde::{Deserialize, Serialize};
-use vm_migration::stream::{StreamReader, StreamWriter};
+use vm_migration::stream::{Saved, StreamReader, StreamWriter};
 
 use crate::console::{Console, LentFarEnd};
-use crate::migration::Error;
+use crate::migration::{Error, Meter};
 
 /// The section of what is left of the serial port's far end once the guest stands still.
 const SERIAL: &str = "serial-far-end";
+
+/// The section of since when the guest stands still.
+const STANDSTILL: &str = "standstill";
+/// The longest standstill that is believed.
+const STANDSTILL_MOST: Duration = Duration::from_secs(3600);
+
+/// Since when a guest stands still that ran before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct StandstillV1 {
+    /// In nanoseconds of the monotonic clock, which both processes have in common.
+    since: Option<u64>,
+}
+
+impl Saved for StandstillV1 {
+    const SCHEMA: &'static str = "standstill";
+    const VERSION: u16 = 1;
+}
+
+/// Says since when the guest stands still.
+pub fn write_standstill<W: io::Write>(
+    meter: &Meter,
+    stream: &mut StreamWriter<W>,
+) -> Result<(), Error> {
+    let since = meter
+        .stopped_at()
+        .map(|at| monotonic().saturating_sub(at.elapsed()));
+    let since = since.and_then(|time| u64::try_from(time.as_nanos()).ok());
+    Ok(stream.save(STANDSTILL, &StandstillV1 { since })?)
+}
+
+/// Counts that as this side's standstill.
+pub fn read_standstill<R: io::Read>(
+    meter: &Meter,
+    stream: &mut StreamReader<R>,
+) -> Result<(), Error> {
+    let StandstillV1 { since } = stream.load(STANDSTILL)?;
+    let elapsed = since.and_then(|since| monotonic().checked_sub(Duration::from_nanos(since)));
+    if let Some(elapsed) = elapsed.filter(|elapsed| *elapsed <= STANDSTILL_MOST)
+        && let Some(at) = Instant::now().checked_sub(elapsed)
+    {
+        meter.guest_has_stopped(at);
+    }
+    Ok(())
+}
+
+fn monotonic() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: it writes to `time` alone.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
 
 /// What goes along, described.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use vm_migration::stream::StreamReader;
 
 use super::describe::Parts;
 use super::lend::live_section;
-use super::outside::Brought;
+use super::outside::{Brought, read_standstill};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
 use crate::machine::saving::{MachineState, RestoreParts, Shell};
@@ -49,7 +49,7 @@ impl Incoming {
             machine: state,
             lives,
             serial,
-        } = read_states(&state, self.link.attempt(), ids, &parts.outside)?;
+        } = read_states(&state, self.link.attempt(), ids, &parts.outside, &meter)?;
         meter.enter(Phase::Devices);
         let (lives, serial) = receive_handles(&mut self.link, lives, serial, &meter)?;
         if let Some(console) = place.console {
@@ -125,12 +125,14 @@ fn read_states<'a>(
     attempt: StreamId,
     ids: impl Iterator<Item = &'a str>,
     outside: &Brought,
+    meter: &Meter,
 ) -> Result<States, Error> {
     let mut stream = StreamReader::new(bytes)?;
     if stream.id() != attempt {
         return Err(Error::Mismatch("attempt"));
     }
     let machine = MachineState::read(&mut stream)?;
+    read_standstill(meter, &mut stream)?;
     let lives = ids
         .map(|id| stream.load(&live_section(id)))
         .collect::<Result<Vec<LiveStateV1>, _>>()?;
