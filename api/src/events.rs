@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use monitor::Writer;
-pub use monitor::{Monitor, WrongMonitor};
+pub use monitor::{LentMonitor, Monitor, WrongMonitor};
 
 /// What an event tells beyond its name.
 pub type Properties = BTreeMap<String, String>;
@@ -46,7 +46,8 @@ pub struct EventLog {
     kept: Mutex<VecDeque<Arc<Event>>>,
     /// The last event's number, for those who wait for the next one.
     last: watch::Sender<u64>,
-    monitor: Option<Writer>,
+    /// Behind `kept`, where both are locked.
+    monitors: Mutex<Vec<Writer>>,
 }
 
 impl EventLog {
@@ -59,8 +60,34 @@ impl EventLog {
             start: Instant::now(),
             kept: Mutex::default(),
             last: watch::Sender::new(0),
-            monitor: monitor.map(|monitor| Writer::start(&monitor)).transpose()?,
+            monitors: Mutex::new(
+                monitor
+                    .map(|monitor| Writer::start(monitor.open()?, None))
+                    .transpose()?
+                    .into_iter()
+                    .collect(),
+            ),
         })
+    }
+
+    /// What another process needs to write to the monitor from now on; none if there is no monitor.
+    ///
+    /// # Errors
+    /// The system has no descriptor left.
+    pub fn lend_monitor(&self) -> io::Result<Option<LentMonitor>> {
+        let monitors = lock(&self.monitors);
+        monitors.first().map(Writer::lend).transpose()
+    }
+
+    /// Writes what happens from now on to a monitor that was another process's, too, once that one has written all that it had to.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn take_monitor(&self, monitor: LentMonitor) -> io::Result<()> {
+        let LentMonitor { file, before } = monitor;
+        let writer = Writer::start(file, Some(before))?;
+        lock(&self.monitors).push(writer);
+        Ok(())
     }
 
     /// Takes an event. Never waits for anyone who reads it.
@@ -79,7 +106,7 @@ impl EventLog {
             }
             kept.push_back(event.clone());
             // Inside of the lock, so that numbers are in order.
-            if let Some(monitor) = &self.monitor {
+            for monitor in lock(&self.monitors).iter() {
                 monitor.hand(event.clone());
             }
             self.last.send_replace(event.seq);
@@ -104,7 +131,11 @@ impl EventLog {
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
-        // Nothing panics while it is held.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

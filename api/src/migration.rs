@@ -99,6 +99,18 @@ pub enum Carrier {
     Contents,
     /// RAM itself and the connections to back-ends, which do not notice: a hand-over within a host.
     Descriptors,
+    /// As [`Carrier::Descriptors`], and the API's socket and the event monitor: the receiver takes this Ferry's place.
+    Process,
+}
+
+impl Carrier {
+    /// Whether the guest stays within this host.
+    pub fn is_local(self) -> bool {
+        match self {
+            Carrier::Contents => false,
+            Carrier::Descriptors | Carrier::Process => true,
+        }
+    }
 }
 
 /// What is done when a guest's RAM has not been sent in time.

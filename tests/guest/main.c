@@ -18,6 +18,7 @@ static const struct {
     {"fuse", mode_fuse},
     {"dirty", mode_dirty},
     {"ticks", mode_ticks},
+    {"echo", mode_echo},
     {"msix", mode_msix},
     {"msix-wait", mode_msix_wait},
     {"reset-cycle", mode_reset_cycle},

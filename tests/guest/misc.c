@@ -24,6 +24,31 @@ void mode_ticks(void)
     timer_every(0);
 }
 
+/* As ticks, with timer=tsc; and says again what is typed at it, line by line. */
+void mode_echo(void)
+{
+    enum { COM1 = 0x3f8, LINE_STATUS = COM1 + 5, READY = 1 };
+    char line[128];
+    u32 length = 0, count = arg("ticks", 10), period = arg("period", 100), begin = now_ms();
+    for (u32 i = 0; i < count; i++) {
+        while (now_ms() - begin < (i + 1) * period) {
+            if (!(inb(LINE_STATUS) & READY)) {
+                cpu_relax();
+                continue;
+            }
+            char c = inb(COM1);
+            if (c != '\n' && length < sizeof(line) - 1) {
+                line[length++] = c;
+                continue;
+            }
+            line[length] = 0;
+            length = 0;
+            say("typed %s", line);
+        }
+        say("tick n=%u", i);
+    }
+}
+
 void mode_smp(void)
 {
     u32 expected = arg("cpus", 1);

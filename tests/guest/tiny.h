@@ -128,6 +128,7 @@ void mode_blk_resize(void);
 void mode_fuse(void);
 void mode_dirty(void);
 void mode_ticks(void);
+void mode_echo(void);
 void mode_msix(void);
 void mode_msix_wait(void);
 void mode_reset_cycle(void);

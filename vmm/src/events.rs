@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ferry_api::control::{Control, Reply, Request};
 use ferry_devices::sys::poll::{self, Interest};
-use ferry_devices::vhost_user;
+use ferry_devices::{serial, vhost_user};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpu::vcpu::GuestEnd;
@@ -69,6 +69,11 @@ pub enum Event {
     DeviceLent {
         key: DeviceKey,
         outcome: Result<Box<vhost_user::Live>, vhost_user::Error>,
+    },
+    /// The serial port has let go of its far end, as it was asked to before a hand-over, or not.
+    SerialLent {
+        number: u64,
+        outcome: io::Result<serial::Rest>,
     },
     /// A device runs again, as it was asked to after a pause, or not.
     DeviceResumed {

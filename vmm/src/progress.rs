@@ -78,6 +78,14 @@ impl Stretch {
         self.begun.get_or_insert_with(Instant::now);
     }
 
+    pub fn begin_at(&mut self, begun: Instant) {
+        self.begun.get_or_insert(begun);
+    }
+
+    pub fn begun(&self) -> Option<Instant> {
+        self.begun
+    }
+
     pub fn end(&mut self) {
         self.ended.get_or_insert_with(Instant::now);
     }

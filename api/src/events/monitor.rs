@@ -9,7 +9,7 @@ mod lines;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -27,6 +27,8 @@ const WAITING: usize = 1024;
 const FLUSH: Duration = Duration::from_millis(500);
 /// How long one look at the reader takes at most, so that the end is noticed.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a process before this one may take to write its last event.
+const PREDECESSOR: Duration = Duration::from_secs(10);
 
 /// Where events are written: `path=P` or `fd=N`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +69,8 @@ impl FromStr for Monitor {
 }
 
 impl Monitor {
-    fn open(&self) -> io::Result<File> {
+    /// Opens it.
+    pub fn open(&self) -> io::Result<File> {
         match self {
             Monitor::Path(path) => open_path(path),
             Monitor::Fd(fd) => take_fd(*fd),
@@ -108,8 +111,20 @@ fn take_fd(fd: RawFd) -> io::Result<File> {
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
+    file: File,
+    /// At its end once the thread has ended, whose the other side is.
+    over: OwnedFd,
     /// Gone once the thread has ended.
     ended: Mutex<Receiver<()>>,
+}
+
+/// An event monitor, for another process of this host.
+#[derive(Debug)]
+pub struct LentMonitor {
+    /// Where the lines go.
+    pub file: File,
+    /// A pipe, at its end once this process writes no more. As long as it is not, a line may be only half there.
+    pub before: OwnedFd,
 }
 
 #[derive(Debug, Default)]
@@ -134,23 +149,38 @@ impl Shared {
 }
 
 impl Writer {
-    /// Opens the monitor and starts its thread.
-    pub fn start(monitor: &Monitor) -> io::Result<Self> {
-        let file = monitor.open()?;
+    /// Starts the thread, which begins when `before` is at its end.
+    pub fn start(file: File, before: Option<OwnedFd>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
+        let (over, writing) = io::pipe()?;
+        let theirs_file = file.try_clone()?;
         let (alive, ended) = mpsc::channel();
         let theirs = shared.clone();
         std::thread::Builder::new()
             .name("event-monitor".into())
             .spawn(move || {
-                if let Err(error) = run(&theirs, file) {
+                if let Some(before) = before {
+                    wait_for_end(&theirs, &before);
+                }
+                if let Err(error) = run(&theirs, theirs_file) {
                     tracing::warn!("the event monitor takes no more events: {error}");
                 }
+                drop(writing);
                 drop(alive);
             })?;
         Ok(Writer {
             shared,
+            file,
+            over: over.into(),
             ended: Mutex::new(ended),
+        })
+    }
+
+    /// For another process, which is to begin when this one has ended.
+    pub fn lend(&self) -> io::Result<LentMonitor> {
+        Ok(LentMonitor {
+            file: self.file.try_clone()?,
+            before: self.over.try_clone()?,
         })
     }
 
@@ -191,6 +221,23 @@ enum Work {
     Events(VecDeque<Arc<Event>>),
     Lost(u64),
     End,
+}
+
+/// Waits until the process before has written all that it had to. One that hangs is not waited for for ever.
+fn wait_for_end(shared: &Shared, before: &OwnedFd) {
+    let deadline = Instant::now() + PREDECESSOR;
+    let ending = || shared.queue().end.is_some_and(|end| end <= Instant::now());
+    while Instant::now() < deadline && !ending() {
+        let mut poll = libc::pollfd {
+            fd: before.as_raw_fd(),
+            events: 0,
+            revents: 0,
+        };
+        // SAFETY: `poll` is one valid pollfd.
+        if unsafe { libc::poll(&raw mut poll, 1, LOOK.as_millis() as libc::c_int) } > 0 {
+            return;
+        }
+    }
 }
 
 fn run(shared: &Shared, file: File) -> io::Result<()> {

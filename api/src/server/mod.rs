@@ -26,6 +26,7 @@ mod answer;
 mod body;
 mod connection;
 mod metrics;
+mod reception;
 mod response;
 pub(crate) mod routes;
 mod socket;
@@ -33,19 +34,19 @@ mod stream;
 mod table;
 
 use std::io;
-use std::os::unix::net::UnixListener as StdListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::LocalSet;
 
 pub use action::{Action, Failure, read_action};
-pub use socket::{ServerSocket, SocketError, SocketPlace, WrongPlace};
+pub use reception::{Pausing, Reception};
+pub use socket::{LentSocket, ServerSocket, SocketError, SocketFile, SocketPlace, WrongPlace};
 
 use crate::control::Control;
 use crate::events::EventLog;
@@ -102,6 +103,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// A server that runs. Dropped, it writes the answers that are known, ends its thread and removes its socket.
 #[derive(Debug)]
 pub struct Server {
+    reception: Reception,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -121,7 +123,7 @@ impl Server {
             .enable_io()
             .enable_time()
             .build()?;
-        let listener = socket.listener()?;
+        let (reception, orders) = reception::new(&socket)?;
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("api".into())
@@ -131,12 +133,18 @@ impl Server {
                     events,
                     limits,
                 };
-                run(&runtime, listener, socket, work, stopped);
+                run(&runtime, socket, orders, work, stopped);
             })?;
         Ok(Server {
+            reception,
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    /// What says whether clients are taken in, and where.
+    pub fn reception(&self) -> Reception {
+        self.reception.clone()
     }
 }
 
@@ -174,21 +182,11 @@ struct Shared {
 
 fn run(
     runtime: &Runtime,
-    listener: StdListener,
     socket: ServerSocket,
+    orders: reception::Orders,
     work: Work,
     stopped: oneshot::Receiver<()>,
 ) {
-    let listener = {
-        let _inside = runtime.enter();
-        match UnixListener::from_std(listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!("the API's socket cannot be waited for: {error}");
-                return;
-            }
-        }
-    };
     let limits = work.limits;
     let shared = Rc::new(Shared {
         control: work.control,
@@ -202,13 +200,14 @@ fn run(
         stop: watch::Sender::new(false),
     });
     LocalSet::new().block_on(runtime, async move {
-        let accepting = tokio::task::spawn_local(accept(listener, shared.clone()));
+        let receiving = tokio::task::spawn_local(reception::run(socket, orders, shared.clone()));
         let sweeping = tokio::task::spawn_local(sweep(shared.clone()));
         // Ends when the server is dropped.
         let _ = stopped.await;
-        accepting.abort();
         sweeping.abort();
-        drop(socket);
+        receiving.abort();
+        // Until its socket is gone.
+        let _ = receiving.await;
         shared.stop.send_replace(true);
         let _ = tokio::time::timeout(FAREWELL, shared.table.emptied()).await;
     });
@@ -236,15 +235,20 @@ impl Complaint {
     }
 }
 
-async fn accept(listener: UnixListener, shared: Rc<Shared>) {
+fn take_in(stream: UnixStream, shared: &Rc<Shared>) {
+    if let Some(entry) = shared.table.admit(shared.limits.connections) {
+        tokio::task::spawn_local(connection::serve(stream, entry, shared.clone()));
+    }
+}
+
+/// Takes clients in. Aborted, it loses none: they wait in the socket.
+async fn accept(listener: Rc<UnixListener>, shared: Rc<Shared>) {
     let mut complaint = Complaint::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 complaint.withdraw();
-                if let Some(entry) = shared.table.admit(shared.limits.connections) {
-                    tokio::task::spawn_local(connection::serve(stream, entry, shared.clone()));
-                }
+                take_in(stream, &shared);
             }
             Err(error) => {
                 complaint.make(&error);

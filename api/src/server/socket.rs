@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::config::text::{self, SyntaxError};
 
@@ -106,11 +108,24 @@ pub struct ServerSocket {
     file: Option<SocketFile>,
 }
 
+/// A socket's place in the file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketFile {
+    /// Where it is; absolute if it is for another process.
+    pub path: PathBuf,
+    /// The number of the file system's device.
+    pub device: u64,
+    /// The file's number.
+    pub inode: u64,
+}
+
+/// A socket that listens, for another process of this host, which goes on with it.
 #[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
+pub struct LentSocket {
+    /// The socket itself.
+    pub listener: OwnedFd,
+    /// Its place, unless this process was given it without one.
+    pub file: Option<SocketFile>,
 }
 
 impl ServerSocket {
@@ -192,6 +207,34 @@ impl ServerSocket {
             listener: UnixListener::from(copy),
             file: None,
         })
+    }
+
+    /// The same socket, for another process.
+    pub(super) fn lend(&self) -> io::Result<LentSocket> {
+        let file = self.file.as_ref().map(|file| {
+            io::Result::Ok(SocketFile {
+                path: std::path::absolute(&file.path)?,
+                ..*file
+            })
+        });
+        Ok(LentSocket {
+            listener: self.listener.as_fd().try_clone_to_owned()?,
+            file: file.transpose()?,
+        })
+    }
+
+    /// One that another process has lent for good.
+    pub(super) fn of_another(lent: LentSocket) -> Self {
+        let LentSocket { listener, file } = lent;
+        ServerSocket {
+            listener: UnixListener::from(listener),
+            file,
+        }
+    }
+
+    /// Leaves the file to another process.
+    pub(super) fn leave(&mut self) {
+        self.file = None;
     }
 
     /// The socket, for the runtime.

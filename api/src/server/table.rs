@@ -27,6 +27,7 @@ pub enum Phase {
 pub struct Entry {
     phase: Cell<Phase>,
     since: Cell<Instant>,
+    used: Cell<bool>,
     close: Notify,
     said_all: Notify,
 }
@@ -42,8 +43,14 @@ impl Entry {
         self.since.get()
     }
 
+    /// Whether it has had a request.
+    pub fn was_used(&self) -> bool {
+        self.used.get()
+    }
+
     /// It does something else from now on.
     pub fn enter(&self, phase: Phase) {
+        self.used.set(self.used.get() || phase == Phase::Answering);
         self.phase.set(phase);
         self.since.set(Instant::now());
     }
@@ -89,6 +96,7 @@ impl Table {
         let entry = Rc::new(Entry {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
+            used: Cell::new(false),
             close: Notify::new(),
             said_all: Notify::new(),
         });
@@ -108,6 +116,15 @@ impl Table {
         self.remove(&victim);
         victim.close.notify_one();
         Some(())
+    }
+
+    /// Has all connections closed that have had a request, and wait for their client's next one.
+    pub fn close_idle(&self) {
+        for entry in self.entries.borrow().iter() {
+            if entry.phase() == Phase::Idle && entry.was_used() {
+                entry.close.notify_one();
+            }
+        }
     }
 
     /// Has all connections closed whose clients take longer than `limit` to send a request or to read an answer.

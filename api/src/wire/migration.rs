@@ -52,6 +52,10 @@ pub struct SendMigration {
     /// false or absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<bool>,
+    /// Whether the receiver takes this Ferry's place, with "local": it serves clients on this socket and writes to this event monitor from
+    /// then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<bool>,
     /// When RAM travels, also in lower case; only Precopy is supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mode: Option<MigrationMode>,
@@ -141,9 +145,15 @@ impl SendMigration {
         let connections = check::narrow("connections", self.connections.unwrap_or(1), 1..=most)?;
         let request = SendRequest {
             destination: place("destination_url", self.destination_url)?,
-            carrier: match self.local {
-                None | Some(false) => Carrier::Contents,
-                Some(true) => Carrier::Descriptors,
+            carrier: match (self.local, self.successor) {
+                (Some(true), Some(true)) => Carrier::Process,
+                (_, Some(true)) => {
+                    let reason =
+                        "goes only with local=true: the socket is handed to a process of this host";
+                    return Err(Fault::value("successor", true, reason));
+                }
+                (Some(true), _) => Carrier::Descriptors,
+                (None | Some(false), _) => Carrier::Contents,
             },
             downtime: self
                 .downtime_ms
@@ -201,7 +211,8 @@ impl From<&SendRequest> for SendMigration {
             }),
             connections: Some((*connections).into()),
             tls_dir: tls.as_ref().map(|it| it.to_string_lossy().into_owned()),
-            local: (*carrier == Carrier::Descriptors).then_some(true),
+            local: carrier.is_local().then_some(true),
+            successor: (*carrier == Carrier::Process).then_some(true),
             memory_mode: None,
             preserve_source: Some(*after == AfterSend::Stay),
             unlogged: Some(match unlogged {

@@ -12,6 +12,7 @@
 //! guest's FIFO stays in the backlog, and what does not fit there is not read from the far end yet.
 
 mod escape;
+mod lending;
 mod loss;
 mod output;
 mod pty;
@@ -31,6 +32,8 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub use lending::{ClientV1, FarEndV1, Rest, RestV1, SocketFileV1};
+use lending::{Duty, Lendable, Pending, Post};
 use output::Output;
 use sink::Opened;
 pub use sink::Sink;
@@ -83,7 +86,12 @@ pub struct SerialEvents {
 pub struct SerialPort {
     shared: Arc<Shared>,
     pty: Option<PathBuf>,
-    _socket: Option<socket::SocketFile>,
+    socket: Option<socket::SocketFile>,
+    lendable: Lendable,
+    /// Of a far end that was another process's, until the rest of it is there.
+    pending: Mutex<Option<Pending>>,
+    /// Output that another process has left, until the guest is this one's.
+    held: Mutex<Vec<u8>>,
 }
 
 /// What vCPU threads and the serial thread have in common.
@@ -91,6 +99,7 @@ pub struct SerialPort {
 struct Shared {
     uart: Mutex<Uart>,
     output: Arc<Output>,
+    duty: Duty,
     stop: AtomicBool,
 }
 
@@ -105,28 +114,46 @@ impl SerialPort {
     ///
     /// The thread inherits the caller's signal mask.
     pub fn new(sink: &Sink, events: SerialEvents) -> Result<Self, SerialError> {
-        Self::serve(sink::open(sink)?, events)
+        Self::on(sink::open(sink)?, events)
     }
 
-    fn serve(opened: Opened, events: SerialEvents) -> Result<Self, SerialError> {
+    fn on(opened: Opened, events: SerialEvents) -> Result<Self, SerialError> {
+        Self::with_post(opened, events, Post::Serving)
+    }
+
+    fn with_post(opened: Opened, events: SerialEvents, post: Post) -> Result<Self, SerialError> {
         let setup = |cause| SerialError::Setup {
             what: "an event descriptor",
             cause,
         };
+        let lendable = Lendable::of(&opened).map_err(setup)?;
         let output = Arc::new(Output::new().map_err(setup)?);
+        let waits = matches!(post, Post::Away);
         let shared = Arc::new(Shared {
             uart: Mutex::new(Uart::new(events.interrupt, Arc::clone(&output))),
             output,
+            duty: Duty::new(match opened.line {
+                Some(_) => post,
+                None => Post::Unmanned,
+            }),
             stop: AtomicBool::new(false),
         });
+        let mut pending = None;
         match opened.line {
             None => shared.output.discard(),
+            Some(line) if waits => {
+                let escape = events.escape;
+                pending = Some(Pending { line, escape });
+            }
             Some(line) => worker::start(line, Arc::clone(&shared), events.escape)?,
         }
         Ok(Self {
             shared,
             pty: opened.pty,
-            _socket: opened.socket,
+            socket: opened.socket,
+            lendable,
+            pending: Mutex::new(pending),
+            held: Mutex::default(),
         })
     }
 
@@ -162,9 +189,12 @@ impl SerialPort {
     }
 
     /// Waits until the far end has taken all output, up to `limit`; not at all if there is
-    /// nobody to take it. Returns the number of bytes that remain.
+    /// nobody to take it. Returns the number of bytes that remain; what another process has taken over does not.
     pub fn flush(&self, limit: Duration) -> usize {
-        self.shared.output.flush(limit)
+        match self.shared.duty.is_away() {
+            true => 0,
+            false => self.shared.output.flush(limit),
+        }
     }
 
     /// Number of bytes of output lost because the far end was too slow, or not there.

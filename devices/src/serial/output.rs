@@ -71,7 +71,7 @@ impl Output {
             return;
         }
         for byte in bytes {
-            if state.bytes.len() == OUTPUT_MOST {
+            if state.bytes.len() >= OUTPUT_MOST {
                 state.bytes.pop_front();
                 state.lost += 1;
                 state.loss.add(1);
@@ -87,6 +87,21 @@ impl Output {
         if asleep || lossy {
             self.wake();
         }
+    }
+
+    /// Puts what was left in another process before all that comes.
+    pub fn refill(&self, bytes: &[u8]) {
+        let mut state = self.state();
+        if state.reader != Reader::Gone {
+            state.bytes.extend(bytes);
+        }
+    }
+
+    /// What is left: `taken` is what the serial thread has not written yet, and it writes no more for now.
+    pub fn rest(&self, taken: &[u8]) -> Vec<u8> {
+        let state = self.state();
+        let (front, back) = state.bytes.as_slices();
+        [taken, front, back].concat()
     }
 
     /// Takes up to `most` bytes into `chunk`, which is empty. If there are none, the caller is about

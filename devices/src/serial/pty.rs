@@ -38,11 +38,25 @@ fn make() -> io::Result<Pty> {
         .open(&path)?;
     set_raw(&client)?;
 
+    let line = line(master, client.into())?;
+    Ok(Pty { line, path })
+}
+
+/// A pseudo-terminal that another process has made, of which there are both sides.
+pub fn of_another(master: File, client: OwnedFd) -> io::Result<Pty> {
+    let path = path_of(&master)?;
+    Ok(Pty {
+        line: line(master, client)?,
+        path,
+    })
+}
+
+fn line(master: File, client: OwnedFd) -> io::Result<Line> {
     let mut line = Line::new(Failure::Ends);
     line.input = Some(duplicate(&master)?);
     line.output = Some(master);
-    line.keep = Some(client.into());
-    Ok(Pty { line, path })
+    line.keep = Some(client);
+    Ok(line)
 }
 
 fn open_master() -> io::Result<OwnedFd> {
@@ -63,6 +77,11 @@ fn unlock(master: &File) -> io::Result<PathBuf> {
     if unsafe { libc::grantpt(fd) } != 0 || unsafe { libc::unlockpt(fd) } != 0 {
         return Err(io::Error::last_os_error());
     }
+    path_of(master)
+}
+
+fn path_of(master: &File) -> io::Result<PathBuf> {
+    let fd = master.as_raw_fd();
     let mut name = [0_u8; 128];
     // SAFETY: `name` has room for as many bytes as the call is told.
     let code = unsafe { libc::ptsname_r(fd, name.as_mut_ptr().cast(), name.len()) };

@@ -4,8 +4,10 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SerialError;
+use super::lending::SocketFileV1;
 use crate::sys::unix;
 
 /// A socket to accept clients from, and its file.
@@ -16,17 +18,48 @@ pub struct Bound {
     pub file: SocketFile,
 }
 
-/// The socket's place in the file system. Dropping this removes it, unless something else stands there by then.
+/// The socket's place in the file system. Dropping this removes it, unless something else stands there by then, or it is another
+/// process's.
 #[derive(Debug)]
 pub struct SocketFile {
-    path: PathBuf,
-    identity: Option<Identity>,
+    pub(super) path: PathBuf,
+    pub(super) identity: Option<Identity>,
+    is_ours: AtomicBool,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+impl SocketFile {
+    /// One that is another process's.
+    pub fn of_another(file: &SocketFileV1) -> Self {
+        let SocketFileV1 {
+            path,
+            device,
+            inode,
+        } = file;
+        SocketFile {
+            path: path.clone(),
+            identity: Some(Identity {
+                device: *device,
+                inode: *inode,
+            }),
+            is_ours: false.into(),
+        }
+    }
+
+    /// It is this process's.
+    pub fn keep(&self) {
+        self.is_ours.store(true, Ordering::Relaxed);
+    }
+
+    /// It is another process's.
+    pub fn leave(&self) {
+        self.is_ours.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Identity {
@@ -41,7 +74,8 @@ impl Identity {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.identity.is_some() && Identity::of(&self.path) == self.identity {
+        let ours = self.is_ours.load(Ordering::Relaxed) && self.identity.is_some();
+        if ours && Identity::of(&self.path) == self.identity {
             // The directory may be gone: then there is nothing to remove.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -73,6 +107,7 @@ pub fn listen(path: &Path) -> Result<Bound, SerialError> {
     let file = SocketFile {
         path: path.to_owned(),
         identity: Identity::of(path),
+        is_ours: true.into(),
     };
     unix::listen(&socket, 1).map_err(open)?;
     Ok(Bound {

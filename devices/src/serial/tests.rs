@@ -1,5 +1,7 @@
 //! The serial port as a guest and as the far end see it, with real files, sockets and pipes.
 
+mod lending;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -56,7 +58,7 @@ impl Port {
             interrupt: interrupt.try_clone().unwrap(),
             escape: escape.try_clone().unwrap(),
         };
-        let port = SerialPort::serve(opened, events).unwrap();
+        let port = SerialPort::on(opened, events).unwrap();
         Self {
             port,
             interrupt,

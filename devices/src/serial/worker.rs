@@ -10,25 +10,32 @@
 //!          └─────────────────────────────────────────┘
 //!             both directions have ended; the rest of the output waits for the next client
 //! ```
+//!
+//! While the far end is another process's ([`lending`](super::lending)) it waits for nothing but a wake-up.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::escape::Typed;
+use super::lending::{ClientV1, Post, Rest, RestV1};
 use super::sink::{Excess, Failure, Line};
 use super::{SerialError, Shared};
 use crate::sys::poll::{self, Interest};
 
 /// Bytes per read or write. A pipe that reports room takes this many at once (`PIPE_BUF`).
-const CHUNK: usize = 4096;
+pub const CHUNK: usize = 4096;
 /// Input that is read although the guest has no room is thrown away beyond this many waiting bytes.
 pub const EXCESS_MOST: usize = 1 << 20;
+
+/// How long accepting pauses when the system has no descriptor left.
+const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Starts the thread, which ends when `shared.stop` is set.
 pub fn start(line: Line, shared: Arc<Shared>, escape: EventFd) -> Result<(), SerialError> {
@@ -77,13 +84,59 @@ struct Told {
 impl Worker {
     fn run(&mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
-            self.fetch();
-            if let Err(error) = self.step() {
+            let stepped = match self.is_away() {
+                true => self.sleep(),
+                false => {
+                    self.fetch();
+                    self.step()
+                }
+            };
+            if let Err(error) = stepped {
                 tracing::error!(device = "serial", "the serial port stops: {error}");
                 self.shared.output.discard();
                 return;
             }
         }
+    }
+
+    /// Whether the far end is another process's. Whoever wants it to be is told what is left of it.
+    fn is_away(&self) -> bool {
+        let mut post = self.shared.duty.post();
+        match &*post {
+            Post::Leaving(_) => {}
+            Post::Away => return true,
+            Post::Serving | Post::Unmanned => return false,
+        }
+        let before = std::mem::replace(&mut *post, Post::Away);
+        // Inside of the lock: if it is to be served again, that is said after this.
+        if let Post::Leaving(take) = before {
+            take(self.rest());
+        }
+        true
+    }
+
+    fn rest(&self) -> io::Result<Rest> {
+        let client = match (&self.line.listener, &self.line.input, &self.line.output) {
+            (None, ..) | (_, None, None) => None,
+            (_, Some(client), Some(_)) => Some((client, ClientV1::Both)),
+            (_, Some(client), None) => Some((client, ClientV1::Sends)),
+            (_, None, Some(client)) => Some((client, ClientV1::Takes)),
+        };
+        let copied = client.map(|(client, _)| client.as_fd().try_clone_to_owned());
+        Ok(Rest {
+            state: RestV1 {
+                output: self.shared.output.rest(&self.chunk[self.written..]),
+                client: client.map(|(_, what)| what).unwrap_or_default(),
+            },
+            client: copied.transpose()?,
+        })
+    }
+
+    fn sleep(&self) -> io::Result<()> {
+        let wake = self.shared.output.wake_event();
+        poll::wait(&mut [poll::entry(Some(wake), Interest::Read)], None)?;
+        let _ = wake.read();
+        Ok(())
     }
 
     /// Takes output from the queue, if the last piece is written and there is somebody to write to.
@@ -282,8 +335,19 @@ impl Worker {
                     );
                 }
                 // Without the pause, a lack of descriptors would make this a busy loop.
-                thread::sleep(std::time::Duration::from_millis(100));
+                let wake = self.shared.output.wake_event();
+                let mut entries = [poll::entry(Some(wake), Interest::Read)];
+                let _ = poll::wait(&mut entries, Some(Instant::now() + EXHAUSTED));
             }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let before = std::mem::replace(&mut *self.shared.duty.post(), Post::Unmanned);
+        if let Post::Leaving(take) = before {
+            take(Ok(Rest::default()));
         }
     }
 }

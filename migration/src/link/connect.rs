@@ -13,8 +13,9 @@ use super::error::{Error, Violation};
 use super::order::Side;
 use super::socket::{self, TICK, Transport, Waited, Want};
 use super::tls::{self, Handshake};
+use super::versions::Versions;
 use super::wire::{ANSWER, Answer, Preamble};
-use super::{Address, NEWEST, OLDEST, Patience, Purpose, StreamId, Tls};
+use super::{Address, Patience, Purpose, StreamId, Tls};
 use crate::watch::Watch;
 
 impl Link {
@@ -37,9 +38,10 @@ impl Link {
             deadline: Instant::now() + patience.connect,
         };
         let mut transport = dial.transport(tls)?;
+        let versions = Versions::known();
         let preamble = Preamble {
-            oldest: OLDEST,
-            newest: NEWEST,
+            oldest: versions.oldest,
+            newest: versions.newest,
             purpose,
             attempt,
         };

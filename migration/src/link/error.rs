@@ -149,8 +149,8 @@ pub enum Violation {
     Preamble,
     /// There is no version that both know.
     #[error(
-        "it knows versions {oldest} to {newest} of the protocol, and this Ferry {}",
-        super::VERSIONS
+        "it speaks versions {oldest} to {newest} of the protocol, and this Ferry {}",
+        super::versions::Versions::known()
     )]
     Version {
         /// The oldest that the other side knows.

@@ -18,6 +18,7 @@ use super::error::Error;
 use super::order::Side;
 use super::socket::{self, TICK, Transport, Want};
 use super::tls::{self, Handshake};
+use super::versions::Versions;
 use super::wire::{PREAMBLE, Preamble};
 use super::{Address, Patience, Tls};
 use crate::watch::Watch;
@@ -252,10 +253,9 @@ impl Client {
             Err(violation) => {
                 let error = link.violated(violation);
                 link.refuse(&format!(
-                    "this Ferry {}, and the sender {} to {}",
-                    super::VERSIONS,
-                    preamble.oldest,
-                    preamble.newest
+                    "it speaks {} of the protocol, and this Ferry {}",
+                    Versions::known(),
+                    preamble.versions()
                 ))?;
                 Err(error)
             }

@@ -53,6 +53,7 @@ mod receiving;
 mod sending;
 mod socket;
 mod tls;
+mod versions;
 mod wire;
 
 pub use address::{Address, NotAnAddress, Patience};
@@ -63,13 +64,10 @@ pub use listener::Listener;
 pub use message::{Message, Outcome, TIMING_NAME_MOST, TIMINGS_MOST, Tally, Timing};
 pub use order::{Kind, Last};
 pub use tls::{Tls, TlsError};
+pub use versions::{NEWEST, OLDEST};
 
 pub use crate::stream::StreamId;
 
-/// The oldest version of the protocol that is spoken.
-pub const OLDEST: u16 = 1;
-/// The newest version of the protocol that is spoken.
-pub const NEWEST: u16 = 1;
 /// The most connections of one migration.
 pub const CONNECTIONS_MOST: u16 = 16;
 /// The most devices whose state travels; their numbers are below.
@@ -85,8 +83,6 @@ pub const FRAME_DATA_MOST: usize = 1 << 20;
 pub(crate) const BLOCK: u64 = crate::ram::BLOCK;
 /// The size of a page, in bytes.
 pub(crate) const PAGE: u64 = 4096;
-
-const VERSIONS: &str = "speaks version 1";
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

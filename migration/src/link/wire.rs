@@ -5,7 +5,8 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64, xxh3_64_with_seed};
 use super::error::Violation;
 use super::message::{self, Tally, be_u16, be_u32, be_u64};
 use super::order::{Kind, Side};
-use super::{CONNECTIONS_MOST, NEWEST, OLDEST, Purpose};
+use super::versions::Versions;
+use super::{CONNECTIONS_MOST, Purpose};
 use crate::stream::StreamId;
 
 const MAGIC: [u8; 8] = *b"\x89FLINK\r\n";
@@ -70,13 +71,19 @@ impl Preamble {
 
     /// The newest version that both know.
     pub(super) fn version(&self) -> Result<u16, Violation> {
-        let version = self.newest.min(NEWEST);
-        match version >= self.oldest.max(OLDEST) {
-            true => Ok(version),
-            false => Err(Violation::Version {
-                oldest: self.oldest,
-                newest: self.newest,
-            }),
+        let theirs = self.versions();
+        let common = Versions::known().common(theirs);
+        common.ok_or(Violation::Version {
+            oldest: self.oldest,
+            newest: self.newest,
+        })
+    }
+
+    /// Those that the sender knows.
+    pub(super) fn versions(&self) -> Versions {
+        Versions {
+            oldest: self.oldest,
+            newest: self.newest,
         }
     }
 }
@@ -105,7 +112,7 @@ impl Answer {
             reason: be_u16(&bytes[10..]),
             attempt,
         };
-        let known = (OLDEST..=NEWEST).contains(&answer.version);
+        let known = Versions::known().contains(answer.version);
         match (answer.version, answer.reason) {
             _ if bytes[12..16] != [0; 4] => Err(Violation::Preamble),
             _ if bytes[16..32] != attempt.0 => Err(Violation::Attempt),

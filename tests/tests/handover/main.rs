@@ -3,9 +3,12 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod command;
 mod common;
 mod many;
 mod mixed;
 mod moments;
+mod outside;
+mod place;
 mod plain;
 mod silence;

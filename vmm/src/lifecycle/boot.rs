@@ -403,7 +403,7 @@ impl Vmm {
                     device.connected(ready);
                 }
                 vm.phase = Phase::Live(Live {
-                    machine,
+                    machine: Box::new(machine),
                     ram,
                     boot,
                     activity,

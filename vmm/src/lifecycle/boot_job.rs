@@ -18,7 +18,7 @@ use crate::events::{Event, EventSender};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Begin, Machine, Parts};
 use crate::memory::GuestRam;
-use crate::migration::{self, Adopt, Arrived, Farewell, Incoming};
+use crate::migration::{self, Adopt, Arrived, Farewell, Incoming, SerialPort};
 use crate::payload::Payload;
 use crate::snapshot::restore::{self, Place};
 
@@ -28,6 +28,13 @@ pub struct Outside {
     /// Not of a guest that came out of a snapshot: what it was booted from may be gone, and is looked for when it is reset.
     pub payload: Option<Arc<Payload>>,
     pub console: Option<Arc<Console>>,
+}
+
+impl Outside {
+    /// The serial port, if there is one.
+    pub fn console(&self) -> Option<&Console> {
+        self.console.as_deref()
+    }
 }
 
 /// What a machine is filled with, instead of being booted.
@@ -129,19 +136,32 @@ impl Job {
         };
         let console = match self.console.take() {
             Some(console) => console,
-            None => {
-                let escape = self
-                    .escape
-                    .try_clone()
-                    .map_err(system("pass the escape key on"))?;
-                let output = match self.content {
-                    Some(_) => Output::GoesOn,
-                    None => Output::Begins,
-                };
-                Console::open(&self.config.serial, output, escape)?.map(Arc::new)
-            }
+            None => self.open_console()?.map(Arc::new),
         };
         Ok(Outside { payload, console })
+    }
+
+    fn open_console(&mut self) -> Result<Option<Console>, Error> {
+        let escape = self
+            .escape
+            .try_clone()
+            .map_err(system("pass the escape key on"))?;
+        let brought = match &mut self.content {
+            Some(Content::Migration(incoming)) => incoming.take_serial(),
+            _ => None,
+        };
+        if let Some(SerialPort::Kept(far_end)) = brought {
+            return Ok(Some(Console::on_lent(far_end, escape)?));
+        }
+        let output = match self.content {
+            Some(_) => Output::GoesOn,
+            None => Output::Begins,
+        };
+        let console = Console::open(&self.config.serial, output, escape)?;
+        if let (Some(console), Some(SerialPort::Replaced(far_end))) = (&console, brought) {
+            console.replace(far_end)?;
+        }
+        Ok(console)
     }
 
     fn build(mut self, outside: &Outside) -> Result<Built, Error> {

@@ -1,6 +1,8 @@
 //! What clients are told of the virtual machine.
 
-use ferry_api::control::{Answer, DeviceInfo, DeviceState, Refusal, RefusalKind, Response, VmInfo};
+use ferry_api::control::{
+    Answer, DeviceInfo, DeviceState, Refusal, RefusalKind, Response, VmInfo, VmState,
+};
 use ferry_devices::vhost_user;
 use ferry_devices::virtio::VirtioDevice;
 
@@ -23,7 +25,11 @@ impl Vmm {
         let devices = vm.devices.iter().enumerate();
         Ok(Response::Info(Box::new(VmInfo {
             config: vm.config.clone(),
-            state: vm.state(),
+            state: match self.is_handing_over_what_runs() {
+                // Whoever asks is not to see the few milliseconds of standstill.
+                true => VmState::Running,
+                false => vm.state(),
+            },
             transition: transition(self.situation()),
             memory_actual_size: vm.config.memory.size,
             devices: devices

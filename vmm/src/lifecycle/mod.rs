@@ -179,6 +179,9 @@ pub fn run(plan: Plan) -> Result<Ending, Error> {
                 .map_err(system("start the API's thread"))?
         }
     };
+    if let Some(server) = &server {
+        vmm.receive_clients_at(server.reception());
+    }
     let ending = vmm.run(plan.first);
     // Writes the answers that are still to be written.
     drop(server);

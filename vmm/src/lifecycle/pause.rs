@@ -9,18 +9,21 @@
 //! answered what they owe, and the guest goes on at once.
 //!
 //! For a hand-over to another process devices lend their connections instead ([`Rest::Lent`]): rings go on, and interrupts wait in
-//! the eventfds. That is asked of a guest that was paused before, too.
+//! the eventfds. That is asked of a guest that was paused before, too. The serial port lets go of its far end then.
 
+use std::io;
 use std::time::Instant;
 
 use ferry_api::control::{Refusal, RefusalKind, Response};
+use ferry_devices::serial;
 use ferry_devices::vhost_user::{self, Live as LiveDevice};
 
-use super::Vmm;
+use super::boot_job::Outside;
 use super::devices::{Device, DeviceKey};
-use super::vm::{Activity, Live, Phase, Waiters};
+use super::vm::{Activity, Live, Phase, VirtualMachine, Waiters};
+use super::{Vmm, system};
 use crate::cpu::gate::NotParked;
-use crate::events::EventSender;
+use crate::events::{Event, EventSender};
 use crate::logging::chain;
 use crate::machine;
 use crate::migration::ArrivalV1;
@@ -65,13 +68,15 @@ pub struct Attempt {
     waiting: Vec<DeviceKey>,
     /// Devices that still owe an answer to an attempt before, and have not been asked yet.
     queued: Vec<DeviceKey>,
+    /// The number of the question to the serial port, until it has answered.
+    serial: Option<u64>,
     /// What has become of devices that could not be resumed.
     failures: Vec<String>,
 }
 
 impl Attempt {
     fn is_done(&self) -> bool {
-        self.waiting.is_empty() && self.queued.is_empty()
+        self.waiting.is_empty() && self.queued.is_empty() && self.serial.is_none()
     }
 }
 
@@ -89,6 +94,8 @@ impl Vmm {
     fn bring_to_rest(&mut self, asker: Asker, rest: Rest) {
         let deadline = Instant::now() + self.timeouts.request;
         let events = self.events.sender();
+        self.numbers += 1;
+        let number = self.numbers;
         let Some(vm) = &mut self.vm else { return };
         let Phase::Live(live) = &mut vm.phase else {
             return;
@@ -111,8 +118,16 @@ impl Vmm {
             rest,
             waiting: Vec::new(),
             queued: Vec::new(),
+            serial: None,
             failures: Vec::new(),
         };
+        if let (Rest::Lent(_), Some(console)) =
+            (rest, vm.outside.as_ref().and_then(Outside::console))
+        {
+            attempt.serial = Some(number);
+            let events = events.clone();
+            console.lend(move |outcome| events.send(Event::SerialLent { number, outcome }));
+        }
         for device in vm
             .devices
             .iter_mut()
@@ -149,6 +164,7 @@ impl Vmm {
                 rest: Rest::Suspended,
                 waiting,
                 queued: Vec::new(),
+                serial: None,
                 failures: Vec::new(),
             });
         }
@@ -176,6 +192,9 @@ impl Vmm {
                 device.key
             })
             .collect();
+        if let Some(console) = vm.outside.as_ref().and_then(Outside::console) {
+            console.serve();
+        }
         live.machine.release();
         told
     }
@@ -186,6 +205,9 @@ impl Vmm {
         let Some(vm) = &mut self.vm else { return };
         if let Phase::Live(live) = &mut vm.phase {
             live.activity = Activity::Paused;
+        }
+        if let Some(console) = vm.console() {
+            console.serve();
         }
         let devices = vm.devices.iter_mut();
         devices
@@ -211,6 +233,35 @@ impl Vmm {
         if self.device_answered(key) {
             let outcome = outcome.map(|live| self.keep_lent(key, *live));
             self.on_device_at_rest(key, outcome);
+        }
+    }
+
+    pub(super) fn on_serial_lent(&mut self, number: u64, outcome: io::Result<serial::Rest>) {
+        let Some(Activity::Pausing(attempt)) = self.activity() else {
+            return;
+        };
+        if attempt.serial.take_if(|it| *it == number).is_none() {
+            return;
+        }
+        match outcome {
+            Ok(rest) => {
+                self.keep_serial_rest(rest);
+                self.end_attempt_if_done();
+            }
+            Err(error) => {
+                let error = system("hand the serial port over")(error);
+                self.give_pause_up(error.refusal());
+            }
+        }
+    }
+
+    /// The serial port's far end stays here, or comes back, unless the guest may be another process's.
+    pub(super) fn keep_serial(&self) {
+        if self.is_guest_away() {
+            return;
+        }
+        if let Some(console) = self.vm.as_ref().and_then(VirtualMachine::console) {
+            console.serve();
         }
     }
 
@@ -335,8 +386,10 @@ impl Vmm {
         let late = |attempt: &Attempt| -> String {
             let keys = attempt.waiting.iter().chain(&attempt.queued);
             let late = keys.filter_map(|key| vm.devices.iter().find(|device| device.key == *key));
+            let serial = attempt.serial.map(|_| "the serial port");
             let ids: Vec<&str> = late
                 .map(|device: &Device| device.spec.id.as_str())
+                .chain(serial)
                 .collect();
             ids.join(", ")
         };

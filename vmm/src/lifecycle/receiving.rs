@@ -17,7 +17,7 @@ use super::vm::Waiters;
 use super::{Error, Vmm, system};
 use crate::events::Event;
 use crate::logging::chain;
-use crate::migration::{self, ArrivalV1, Farewell, Incoming, Meter, listen};
+use crate::migration::{self, ArrivalV1, Farewell, Incoming, Meter, Service, listen};
 
 /// A sender that is waited for.
 pub struct Receiving {
@@ -131,8 +131,10 @@ impl Vmm {
 
     /// The guest is here, and stands still.
     pub(super) fn received(&mut self, arrival: ArrivalV1, farewell: Farewell, waiters: Waiters) {
+        let mut farewell = farewell;
         let meter = farewell.meter().clone();
         meter.enter(Step::Resume);
+        let service = farewell.take_service();
         let started = farewell.started();
         match arrival {
             // The vCPUs run when this returns; who waits may ask for the next thing only once the devices do, too.
@@ -149,8 +151,24 @@ impl Vmm {
         if let Err(error) = thread {
             tracing::warn!("the sender is not told that its guest runs here: {error}");
         }
+        if let Some(service) = service {
+            self.take_place(service);
+        }
         meter.end(None);
         self.publish("migration", "receive-finished", []);
+    }
+
+    /// Is reached from now on as the process was that the guest comes from.
+    fn take_place(&mut self, service: Service) {
+        let Service { socket, monitor } = service;
+        if let Some(reception) = &self.reception {
+            reception.move_to(socket);
+        }
+        if let (Some(log), Some(monitor)) = (&self.log, monitor)
+            && let Err(error) = log.take_monitor(monitor)
+        {
+            tracing::warn!("the event monitor takes no events of this process: {error}");
+        }
     }
 
     /// Gives a migration up, if one is being received.

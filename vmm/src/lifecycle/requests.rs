@@ -12,6 +12,11 @@ use super::vm::{Phase, VirtualMachine, Waiters};
 
 impl Vmm {
     pub(super) fn on_request(&mut self, request: Request, reply: Reply) {
+        if self.is_succeeded && !matches!(request, Request::Migration | Request::ShutdownVmm) {
+            // From a client that was there before.
+            let reason = "another process has taken this one's place, and answers at the same address: ask again";
+            return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
+        }
         let situation = self.situation();
         match table::verdict(situation, &request) {
             Verdict::Allowed => self.carry_out(request, reply),

@@ -12,24 +12,26 @@
 //! Whatever fails before the guest is handed over leaves it as it was before. From then on it goes on here only if it is known
 //! not to run elsewhere.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
 use ferry_api::migration::{AfterSend, Carrier, Role, SendRequest};
-use ferry_devices::vhost_user;
+use ferry_api::server::Pausing;
+use ferry_devices::{serial, vhost_user};
 use vm_migration::ownership::Ownership;
 
 use super::devices::{DeviceKey, Ready};
 use super::pause::Asker;
 use super::stop;
 use super::table::refusal;
-use super::vm::{Activity, Live, Phase, Waiters};
+use super::vm::{Activity, Live, Phase, VirtualMachine, Waiters};
 use super::{Ending, Vmm, system};
 use crate::events::Event;
 use crate::migration::send::{Go, Job, Source, Stopped, Word};
-use crate::migration::{ArrivalV1, Error, Lender, Meter};
+use crate::migration::{ArrivalV1, Error, Lender, LentOutside, Meter, Service};
 
 /// How long Ferry stays at most for those who follow a migration, before it ends with it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -52,6 +54,12 @@ pub struct Sending {
     ownership: Option<Arc<Ownership>>,
     /// The connections of its devices then, once it stands still.
     lent: Vec<(DeviceKey, vhost_user::Live)>,
+    /// What is left of its serial port's far end then.
+    serial: serial::Rest,
+    /// Whether the receiver takes this process's place, too.
+    carrier: Carrier,
+    /// While clients come to wait until it is known which process answers them.
+    pausing: Option<Pausing>,
     /// Who wants the guest back.
     reclaimers: Waiters,
 }
@@ -101,7 +109,12 @@ impl Sending {
     }
 }
 
-type Prepared = (Vec<Ready>, Option<Arc<Ownership>>);
+/// What a job needs.
+struct Prepared {
+    devices: Vec<Ready>,
+    /// For a hand-over.
+    lender: Option<Lender>,
+}
 
 impl Vmm {
     /// Begins to send a guest that runs or is paused. The client is answered at once.
@@ -110,10 +123,11 @@ impl Vmm {
             let reason = "a snapshot or migration before this one is still coming to its end";
             return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
         }
-        let (devices, ownership) = match self.prepare_sending(request.carrier) {
+        let Prepared { devices, lender } = match self.prepare_sending(request.carrier) {
             Ok(prepared) => prepared,
             Err(refusal) => return reply.answer(Err(refusal)),
         };
+        let ownership = lender.as_ref().map(|lender| lender.ownership.clone());
         let events = self.events.sender();
         let Some(vm) = &self.vm else { return };
         let Phase::Live(live) = &vm.phase else { return };
@@ -135,8 +149,11 @@ impl Vmm {
             orders: Some(orders),
             failure: None,
             stage: Stage::Preparing,
-            ownership: ownership.clone(),
+            ownership,
             lent: Vec::new(),
+            serial: serial::Rest::default(),
+            carrier: request.carrier,
+            pausing: None,
             reclaimers: Waiters::default(),
         };
         let job = Job {
@@ -149,7 +166,7 @@ impl Vmm {
             },
             arrival: before,
             timeouts: self.timeouts,
-            lender: ownership.map(Lender::new),
+            lender,
             meter: meter.clone(),
             orders: receiver,
             say: move |word| events.send(Event::Sending { number, word }),
@@ -171,14 +188,17 @@ impl Vmm {
         }
     }
 
-    /// The devices, if all of them can go; and what says who has the guest, for a hand-over.
+    /// The devices, if all of them can go.
     fn prepare_sending(&self, carrier: Carrier) -> Result<Prepared, Refusal> {
         match carrier {
             Carrier::Contents => {
                 let devices = self.saveable_devices();
-                Ok((devices.map_err(|error| Refusal::failed(&error))?, None))
+                Ok(Prepared {
+                    devices: devices.map_err(|error| Refusal::failed(&error))?,
+                    lender: None,
+                })
             }
-            Carrier::Descriptors => {
+            Carrier::Descriptors | Carrier::Process => {
                 let devices = self.vm.iter().flat_map(|vm| &vm.devices);
                 let devices = devices.map(|device| match device.ready() {
                     Some(ready) if ready.error().is_none() => Ok(ready.clone()),
@@ -186,12 +206,40 @@ impl Vmm {
                         device: device.spec.id.clone(),
                     })),
                 });
-                let devices = devices.collect::<Result<_, _>>()?;
-                let ownership = Ownership::new().map_err(Error::Ownership);
-                let ownership = ownership.map_err(|error| Refusal::failed(&error))?;
-                Ok((devices, Some(Arc::new(ownership))))
+                Ok(Prepared {
+                    devices: devices.collect::<Result<_, _>>()?,
+                    lender: Some(
+                        self.lender(carrier)
+                            .map_err(|error| Refusal::failed(&error))?,
+                    ),
+                })
             }
         }
+    }
+
+    fn lender(&self, carrier: Carrier) -> Result<Lender, Error> {
+        let ownership = Ownership::new().map_err(Error::Ownership)?;
+        let console = self.vm.as_ref().and_then(VirtualMachine::console);
+        let outside = self
+            .service(carrier)
+            .and_then(|service| LentOutside::new(console, service))
+            .map_err(Error::Outside)?;
+        Ok(Lender::new(Arc::new(ownership), outside))
+    }
+
+    /// Through what this process is reached, if another one is to take its place.
+    fn service(&self, carrier: Carrier) -> io::Result<Option<Service>> {
+        let (Carrier::Process, Some(reception)) = (carrier, &self.reception) else {
+            return Ok(None);
+        };
+        let monitor = match &self.log {
+            Some(log) => log.lend_monitor()?,
+            None => None,
+        };
+        Ok(Some(Service {
+            socket: reception.lend()?,
+            monitor,
+        }))
     }
 
     pub(super) fn on_sending(&mut self, number: u64, word: Word) {
@@ -281,12 +329,17 @@ impl Vmm {
         match machine.save() {
             Ok(state) => {
                 sending.stage = Stage::Writing;
+                if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
+                    // It has happened by the time that the receiver has everything.
+                    sending.pausing = Some(reception.pause());
+                }
                 let place = |key| vm.devices.iter().position(|device| device.key == key);
                 let mut lent = std::mem::take(&mut sending.lent);
                 lent.sort_by_key(|(key, _)| place(*key));
                 let stopped = Stopped {
                     machine: state,
                     lent: lent.into_iter().map(|(_, live)| live).collect(),
+                    serial: std::mem::take(&mut sending.serial),
                 };
                 if let Some(orders) = &sending.orders {
                     // A job that has failed has said so.
@@ -305,6 +358,29 @@ impl Vmm {
         sending.lent.push((key, live));
     }
 
+    /// The same of what is left of the serial port's far end.
+    pub(super) fn keep_serial_rest(&mut self, rest: serial::Rest) {
+        if let Some(sending) = &mut self.sending {
+            sending.serial = rest;
+        }
+    }
+
+    /// Whether a guest that runs is on its way to another process of this host.
+    pub(super) fn is_handing_over_what_runs(&self) -> bool {
+        self.sending.as_ref().is_some_and(|sending| {
+            let under_way = matches!(sending.stage, Stage::Writing | Stage::HandedOver);
+            sending.before == ArrivalV1::Running && sending.ownership.is_some() && under_way
+        })
+    }
+
+    /// Whether the guest is, or may be, another process's of this host.
+    pub(super) fn is_guest_away(&self) -> bool {
+        let sending = self.sending.as_ref();
+        let ownership = sending.and_then(|sending| sending.ownership.as_ref());
+        let handed_over = sending.is_some_and(Sending::is_handed_over);
+        ownership.is_some_and(|ownership| handed_over || ownership.keep().is_err())
+    }
+
     /// The receiver has everything. From here on the guest is not this Ferry's.
     fn give_guest_up(&mut self) {
         let Some(sending) = &mut self.sending else {
@@ -315,6 +391,9 @@ impl Vmm {
         }
         if let Err(error) = sending.meter.commit() {
             return self.fail_migration(Refusal::failed(&error));
+        }
+        if let Some(pausing) = sending.pausing.take() {
+            pausing.done();
         }
         sending.stage = Stage::HandedOver;
         if let Some(orders) = &sending.orders {
@@ -348,6 +427,9 @@ impl Vmm {
             // Its job is about to find that out, too.
             tracing::error!("the guest runs in the other process: it does not go on here");
             return;
+        }
+        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
+            reception.resume();
         }
         if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
             && live.boot == boot
@@ -410,6 +492,16 @@ impl Vmm {
     /// `loss` is why it has ended where it went.
     fn guest_has_left(&mut self, sending: Sending, loss: Option<Refusal>) {
         sending.meter.arrived();
+        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
+            match loss {
+                None => {
+                    reception.leave();
+                    self.is_succeeded = true;
+                }
+                // So that clients hear of it.
+                Some(_) => reception.resume(),
+            }
+        }
         let gone = "the guest runs elsewhere after all";
         sending
             .reclaimers
@@ -447,7 +539,11 @@ impl Vmm {
             }
         }
         if after == AfterSend::Exit {
-            self.leaves_at = Some(Instant::now() + LINGER);
+            self.leaves_at = Some(match self.is_succeeded {
+                // Nobody can ask any more.
+                true => Instant::now(),
+                false => Instant::now() + LINGER,
+            });
         }
     }
 

@@ -88,6 +88,7 @@ impl Vmm {
         };
         live.machine.stop();
         let ram = Some(live.ram);
+        self.keep_serial();
         if let Some(asker) = asker {
             self.tell_of_end(asker);
         }

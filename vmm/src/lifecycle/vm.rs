@@ -12,6 +12,7 @@ use super::pause::Attempt;
 use super::stop::Stopping;
 use super::table::Situation;
 use crate::backends;
+use crate::console::Console;
 use crate::machine::Machine;
 use crate::memory::GuestRam;
 
@@ -42,7 +43,7 @@ pub enum Phase {
 /// A machine with a guest in it.
 pub struct Live {
     /// Before the RAM, which it uses.
-    pub machine: Machine,
+    pub machine: Box<Machine>,
     pub ram: GuestRam,
     /// Which boot this is. Word of an earlier one must not end it.
     pub boot: u64,
@@ -148,6 +149,11 @@ impl VirtualMachine {
     /// The device of this key, unless it has been removed since.
     pub fn device(&mut self, key: DeviceKey) -> Option<&mut Device> {
         self.devices.iter_mut().find(|device| device.key == key)
+    }
+
+    /// Its serial port, once there has been a boot.
+    pub fn console(&self) -> Option<&Console> {
+        self.outside.as_ref()?.console()
     }
 
     pub fn situation(&self) -> Situation {

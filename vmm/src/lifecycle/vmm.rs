@@ -7,6 +7,7 @@ use ferry_api::config::Timeouts;
 use ferry_api::config::VmConfig;
 use ferry_api::control::{Refusal, VmState};
 use ferry_api::events::EventLog;
+use ferry_api::server::Reception;
 use ferry_devices::power::PowerRequest;
 
 use super::boot::Cause;
@@ -50,7 +51,11 @@ pub struct Vmm {
     /// How the last snapshot or restore stands.
     pub(super) meter: Option<Arc<Meter>>,
     /// Who is told of events; none if nobody could see them.
-    log: Option<Arc<EventLog>>,
+    pub(super) log: Option<Arc<EventLog>>,
+    /// Where clients are taken in; none if there is no API.
+    pub(super) reception: Option<Reception>,
+    /// Whether another process has this one's place.
+    pub(super) is_succeeded: bool,
     /// Until when Ferry stays although its guest has left for good: who follows the migration is to see its end.
     pub(super) leaves_at: Option<Instant>,
     /// How, then.
@@ -84,6 +89,8 @@ impl Vmm {
             migration: None,
             meter: None,
             log: None,
+            reception: None,
+            is_succeeded: false,
             leaves_at: None,
             leaves_as: Ending::Migrated,
             ended: None,
@@ -96,6 +103,11 @@ impl Vmm {
     /// Tells `log` of events from now on.
     pub fn watch(&mut self, log: Arc<EventLog>) {
         self.log = Some(log);
+    }
+
+    /// Says from now on whether clients are taken in there.
+    pub fn receive_clients_at(&mut self, reception: Reception) {
+        self.reception = Some(reception);
     }
 
     /// Through which clients reach this owner.
@@ -156,6 +168,7 @@ impl Vmm {
             Event::Found { number, outcome } => self.on_found(number, outcome),
             Event::DeviceSuspended { key, outcome } => self.on_device_suspended(key, outcome),
             Event::DeviceLent { key, outcome } => self.on_device_lent(key, outcome),
+            Event::SerialLent { number, outcome } => self.on_serial_lent(number, outcome),
             Event::DeviceResumed { key, outcome } => self.on_device_resumed(key, outcome),
             Event::DeviceQuiet { key, stop } => self.on_device_quiet(key, stop),
             Event::Cleaned { number } => self.on_cleaned(number),
@@ -247,6 +260,7 @@ impl Vmm {
     /// Takes everything apart. Back-ends see their connections closed; who waits for an answer is told that Ferry ends.
     fn close(&mut self) {
         self.wait_for_terminal();
+        self.keep_serial();
         if let Some(VirtualMachine {
             phase: Phase::Live(live),
             ..

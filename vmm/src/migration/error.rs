@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use ferry_devices::serial::SerialError;
 use ferry_devices::vhost_user;
 use vm_migration::manifest::Difference;
 use vm_migration::{link, stream};
@@ -103,12 +104,21 @@ pub enum Error {
     Unconnected { device: String },
     #[error("cannot share what says whose the guest is")]
     Ownership(#[source] io::Error),
+    #[error("cannot share what the guest is connected to")]
+    Outside(#[source] io::Error),
     #[error("{device}: cannot go on with the connection that was handed over")]
     Connection { device: String, source: io::Error },
     #[error(
         "a guest that is handed over within a host keeps the connections of its devices: name no sockets for them"
     )]
     Sockets,
+    #[error(
+        "the guest's serial port is on the terminal of the process it runs in, which stays there: name another place for it as \
+         \"serial\" in the request to receive it"
+    )]
+    Terminal,
+    #[error("cannot go on with the serial port that was handed over")]
+    FarEnd(#[source] SerialError),
     #[error("the guest was reset just then: hand it over again")]
     Rebooted,
     #[error("the receiver has not taken the guest")]

@@ -7,7 +7,7 @@ use ferry_api::migration::Phase;
 use vm_migration::link::{Link, Listener, Message, Outcome, Timing};
 use vm_migration::ownership::Ownership;
 
-use super::{Attempts, Error, Meter};
+use super::{Attempts, Error, Meter, Service};
 use crate::memory::GuestRam;
 
 /// How long a sender has to say that it has heard.
@@ -20,6 +20,8 @@ pub struct Farewell {
     meter: Arc<Meter>,
     /// Of a guest that was handed over within this host.
     ownership: Option<Ownership>,
+    /// If this process takes the sender's place.
+    service: Option<Service>,
     /// Until it is said.
     rest: Option<Box<Rest>>,
 }
@@ -41,8 +43,20 @@ impl Farewell {
             attempts: attempts.clone(),
             meter: meter.clone(),
             ownership,
+            service: None,
             rest: Some(Box::new(Rest { link, listener })),
         }
+    }
+
+    pub(super) fn with_service(self, service: Option<Service>) -> Self {
+        let mut farewell = self;
+        farewell.service = service;
+        farewell
+    }
+
+    /// Through what the sender was reached, and this process is from now on, if it takes that one's place.
+    pub fn take_service(&mut self) -> Option<Service> {
+        self.service.take()
     }
 
     /// Makes the guest, which has the commit, this process's. To be said before anything of it runs.

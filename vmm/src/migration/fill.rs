@@ -96,12 +96,19 @@ impl Incoming {
                     meter,
                     ..
                 } = self;
-                let ownership = parts.map(|parts| parts.ownership);
+                let (ownership, service) = match parts {
+                    Some(mut parts) => {
+                        let service = parts.outside.take_service();
+                        (Some(parts.ownership), service)
+                    }
+                    None => (None, None),
+                };
                 Ok(Arrived {
                     machine,
                     ram,
                     adopted,
-                    farewell: Farewell::new(&attempts, &meter, link, listener, ownership),
+                    farewell: Farewell::new(&attempts, &meter, link, listener, ownership)
+                        .with_service(service),
                 })
             }
             Err(error) => {

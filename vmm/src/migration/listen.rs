@@ -10,7 +10,7 @@ use vm_migration::link::{
 use vm_migration::stream::Saved;
 
 use super::describe::{ArrivalV1, GuestV1};
-use super::local::{HandOverV1, Parts};
+use super::local::{HandOverV1, Lead, Parts, SerialPort};
 use super::{Attempts, Error, Meter, address};
 use crate::hypervisor::Hypervisor;
 use crate::machine;
@@ -142,7 +142,11 @@ fn receive_description(
     let (guest, parts) = match link.purpose() {
         Purpose::HandOver => {
             let description = HandOverV1::read(HandOverV1::VERSION, &bytes)?;
-            let parts = Parts::new(&description, handles)?;
+            let lead = match request.serial {
+                Some(_) => Lead::Other,
+                None => Lead::Same,
+            };
+            let parts = Parts::new(&description, handles, lead)?;
             if !request.sockets.is_empty() {
                 return Err(Error::Sockets);
             }
@@ -210,6 +214,11 @@ impl Incoming {
     /// Whether the guest brings its devices' connections along.
     pub fn brings_devices(&self) -> bool {
         self.parts.is_some()
+    }
+
+    /// The far end that a serial port brings along.
+    pub fn take_serial(&mut self) -> Option<SerialPort> {
+        self.parts.as_mut()?.outside.take_serial()
     }
 
     /// Tells the sender that its guest is not wanted any more. Nobody waits until it has heard it.

@@ -221,6 +221,16 @@ impl Meter {
         self.table().paused.begin();
     }
 
+    /// The guest stood still before it came here.
+    pub fn guest_has_stopped(&self, at: Instant) {
+        self.table().paused.begin_at(at);
+    }
+
+    /// Since when it stands still, if it does not stand still anyway.
+    pub fn stopped_at(&self) -> Option<Instant> {
+        self.table().paused.begun()
+    }
+
     /// The guest runs again, here or there.
     pub fn guest_goes_on(&self) {
         self.table().paused.end();

@@ -45,7 +45,7 @@ pub use error::Error;
 pub use farewell::Farewell;
 pub use fill::{Adopt, Arrived, Place};
 pub use listen::{Incoming, listen};
-pub use local::Lender;
+pub use local::{Lender, LentOutside, SerialPort, Service};
 pub use meter::Meter;
 
 fn address(url: &MigrationUrl) -> Address {

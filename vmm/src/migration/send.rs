@@ -15,6 +15,7 @@ use std::time::Instant;
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
 use ferry_api::migration::{Phase, SendRequest, TimeoutStrategy, Unlogged};
+use ferry_devices::serial::Rest;
 use ferry_devices::vhost_user::{self, Live};
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::CpuId;
@@ -52,6 +53,8 @@ pub struct Stopped {
     pub machine: MachineState,
     /// The connections of its devices, in the order of the bus, if they are to be handed over.
     pub lent: Vec<Live>,
+    /// What is left of its serial port's far end then.
+    pub serial: Rest,
 }
 
 /// Where a guest is found, from one reset to the next.

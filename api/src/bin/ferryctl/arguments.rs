@@ -1,5 +1,6 @@
 //! The command line, from which the man page and the shells' completions are generated as well (`generated.rs`).
 
+mod handing;
 mod migrating;
 mod saving;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use ferry_api::config::text;
 
+pub use handing::Handover;
 pub use migrating::{About, Migrate, Migration, Receive};
 pub use saving::{Look, Restore, Snapshot};
 
@@ -109,6 +111,8 @@ pub enum Command {
     Cancel,
     /// Send the guest to another Ferry while it runs
     Migrate(Box<Migrate>),
+    /// Put a new process in the place of a running Ferry, with its guest
+    Handover(Handover),
     /// Receive a guest from another Ferry
     Receive(Receive),
     /// Show how a migration stands, or how the last one has ended

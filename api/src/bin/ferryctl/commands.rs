@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::output::{self, Form};
 use super::table::{Side, Table};
 use super::text::printable;
-use super::{create, events, info, migrating, saving};
+use super::{create, events, handing, info, migrating, saving};
 
 /// How long a change of the VM's state may take. By default, Ferry may wait for a back-end for 130 s in all: a guest that
 /// ends while it is being paused leaves twice `--dead-timeout` to its devices, and `--request-timeout` to the rest.
@@ -49,6 +49,7 @@ pub fn goal(command: &Command) -> &'static str {
         Command::Progress => "show the progress",
         Command::Cancel => "cancel",
         Command::Migrate(_) => "move the guest",
+        Command::Handover(_) => "hand the guest over",
         Command::Receive(_) => "receive a guest",
         Command::Migration(migration) => migrating::goal(migration.what),
         Command::VmmShutdown => "end Ferry",
@@ -103,6 +104,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Command::Cancel => question()?.act("vm.cancel", b"", "cancelled"),
         Command::Migrate(migrate) => migrating::send(migrate, &Session::new(global, SAVE, form)?),
+        Command::Handover(handover) => {
+            handing::hand_over(handover, &Session::new(global, SAVE, form)?)
+        }
         Command::Receive(receive) => {
             migrating::receive(receive, &Session::new(global, SAVE, form)?)
         }
@@ -136,6 +140,15 @@ impl<'a> Session<'a> {
             total: global.timeout.unwrap_or(usual),
             form,
         })
+    }
+
+    /// The same with another Ferry.
+    pub fn at<'b>(&self, socket: &'b Path) -> Session<'b> {
+        Session {
+            socket,
+            total: self.total,
+            form: self.form,
+        }
     }
 
     /// The socket on which Ferry listens.

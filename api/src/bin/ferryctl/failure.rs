@@ -2,13 +2,15 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
 
 use ferry_api::chain;
 use ferry_api::client::ClientError;
 use ferry_api::wire::Operation;
 use vm_migration::directory;
 
+use super::signals::Signals;
 use super::text::printable;
 
 /// Why a command has led to nothing.
@@ -73,6 +75,45 @@ pub enum Failure {
         /// The phase in which it was seen last.
         phase: String,
     },
+    /// A place for files that is of no use.
+    #[error("cannot use {}", path.display())]
+    Directory {
+        /// The place.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// A program that is none.
+    #[error("cannot start {}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// A new process that does not live.
+    #[error("{} has ended too early: {status}", program.display())]
+    Ended {
+        /// The program.
+        program: PathBuf,
+        /// How.
+        status: ExitStatus,
+        /// What it has said last.
+        lines: Vec<String>,
+    },
+    /// A new process that says nothing.
+    #[error("{} has not answered on the --api-socket that it was given, within {limit:?}", program.display())]
+    Mute {
+        /// The program.
+        program: PathBuf,
+        /// The time it had.
+        limit: Duration,
+    },
+    /// A guest that has not been handed over.
+    #[error(transparent)]
+    Stays(Box<Failure>),
     /// A guest of which nobody says that it runs.
     #[error("it was handed over to {url}, and nobody has said that it runs there")]
     Unconfirmed {
@@ -91,6 +132,9 @@ impl Failure {
             Failure::Client(ClientError::Refused(_))
             | Failure::Snapshot(_)
             | Failure::Damaged { .. } => 1,
+            Failure::Ended { .. } | Failure::Mute { .. } => 1,
+            Failure::Stays(cause) => return cause.status(),
+            Failure::Directory { .. } | Failure::Start { .. } => 2,
             Failure::Usage(_) | Failure::Read { .. } | Failure::Json { .. } => 2,
             Failure::Client(ClientError::Connect { .. } | ClientError::Closed { .. })
             | Failure::Vanished { .. } => 3,
@@ -101,6 +145,31 @@ impl Failure {
             // As a shell would have it, if the signal itself does not end ferryctl.
             Failure::Interrupted { signal, .. } => u8::try_from(128 + signal).unwrap_or(1),
         })
+    }
+
+    /// Nothing has become of a hand-over.
+    pub fn stays(self) -> Self {
+        match self {
+            Failure::Interrupted { .. } => self,
+            other => Failure::Stays(Box::new(other)),
+        }
+    }
+
+    /// A hand-over that was given up.
+    pub fn interrupted(signals: &Signals) -> Self {
+        Failure::Interrupted {
+            signal: signals.noted().unwrap_or(libc::SIGINT),
+            kind: Undertaking::HandOver,
+        }
+    }
+
+    /// What a new process has said last.
+    fn last_words(&self) -> &[String] {
+        match self {
+            Failure::Stays(cause) => cause.last_words(),
+            Failure::Ended { lines, .. } => lines,
+            _ => &[],
+        }
     }
 
     /// Whether who reads standard output has closed it, as `head` does.
@@ -121,6 +190,9 @@ impl Failure {
         for reason in chain {
             text += &format!("  because {}\n", printable(&reason));
         }
+        for line in self.last_words() {
+            text += &format!("  it says: {}\n", printable(line));
+        }
         if let Some(hint) = self.hint() {
             text += &format!("  hint: {}\n", printable(&hint));
         }
@@ -140,6 +212,7 @@ impl Failure {
                 End::GivenUp => "the snapshot was given up, and the guest goes on as before".into(),
                 End::Finished => "the snapshot was finished all the same".into(),
             }),
+            Failure::Stays(_) => Some("the guest goes on in the old process".into()),
             Failure::Interrupted { kind, .. } => Some(kind.given_up().into()),
             Failure::Vanished { .. } => Some(
                 "ask the receiver: ferryctl info there tells whether the guest has arrived".into(),
@@ -174,6 +247,8 @@ pub enum Undertaking {
     Send,
     /// It is received from another Ferry.
     Receive,
+    /// It is handed to a new process.
+    HandOver,
 }
 
 impl Undertaking {
@@ -183,6 +258,9 @@ impl Undertaking {
             Undertaking::Restore => "the restore was given up",
             Undertaking::Send => "the migration was given up, and the guest goes on here as before",
             Undertaking::Receive => "no guest was received",
+            Undertaking::HandOver => {
+                "the hand-over was given up, and the guest goes on in the old process"
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod events;
 mod failure;
 #[cfg(test)]
 mod generated;
+mod handing;
 mod info;
 mod migrating;
 mod output;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::saved::check_sockets;
 use super::{Fault, check_path, check_socket_path, within};
-use crate::migration::{Carrier, MigrationUrl, Openness, ReceiveRequest, SendRequest};
+use crate::migration::{AfterSend, Carrier, MigrationUrl, Openness, ReceiveRequest, SendRequest};
 
 impl SendRequest {
     /// How long a guest may be meant to stand still: up to an hour.
@@ -32,16 +32,21 @@ impl SendRequest {
 
     fn check_local(&self) -> Result<(), Fault> {
         match (self.carrier, &self.destination) {
-            (Carrier::Descriptors, MigrationUrl::Tcp { .. }) => Err(Fault::value(
+            (carrier, MigrationUrl::Tcp { .. }) if carrier.is_local() => Err(Fault::value(
                 "destination_url",
                 &self.destination,
                 "does not go with local=true: RAM and connections to back-ends can only be handed to a process of this host, \
                  over unix:",
             )),
-            (Carrier::Descriptors, _) if self.connections > 1 => Err(Fault::value(
+            (carrier, _) if carrier.is_local() && self.connections > 1 => Err(Fault::value(
                 "connections",
                 self.connections,
                 "does not go with local=true: no RAM is copied",
+            )),
+            (Carrier::Process, _) if self.after == AfterSend::Stay => Err(Fault::value(
+                "preserve_source",
+                true,
+                "does not go with successor=true: one process takes the other one's place",
             )),
             _ => Ok(()),
         }

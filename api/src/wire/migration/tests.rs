@@ -47,7 +47,7 @@ fn a_url_is_enough() {
         Ok(least.clone())
     );
     let nulls = json!({"destination_url": "unix:/s", "downtime_ms": null, "timeout_s": null,
-                       "timeout_strategy": null, "connections": null, "tls_dir": null, "local": null,
+                       "timeout_strategy": null, "connections": null, "tls_dir": null, "local": null, "successor": null,
                        "memory_mode": null, "preserve_source": null, "unlogged": null, "throttle": null,
                        "state_most": null, "unknown": 1});
     assert_eq!(send(&nulls), Ok(least.clone()));
@@ -121,6 +121,24 @@ fn a_hand_over_is_within_a_host() {
     assert_eq!(request.carrier, Carrier::Descriptors);
     let wire = serde_json::to_value(SendMigration::from(&request)).unwrap();
     assert_eq!(wire["local"], true);
+    let process = json!({"destination_url": "unix:/s", "local": true, "successor": true});
+    let request = send(&process).unwrap();
+    assert_eq!(request.carrier, Carrier::Process);
+    let wire = serde_json::to_value(SendMigration::from(&request)).unwrap();
+    assert_eq!(
+        (&wire["local"], &wire["successor"]),
+        (&json!(true), &json!(true))
+    );
+    let alone = json!({"destination_url": "unix:/s", "successor": true});
+    assert_eq!(
+        send(&alone).unwrap_err(),
+        "successor=true goes only with local=true: the socket is handed to a process of this host"
+    );
+    let stays = json!({"destination_url": "unix:/s", "local": true, "successor": true, "preserve_source": true});
+    assert_eq!(
+        send(&stays).unwrap_err(),
+        "preserve_source=true does not go with successor=true: one process takes the other one's place"
+    );
     let far = json!({"destination_url": "tcp:localhost:4000", "local": true});
     assert_eq!(
         send(&far).unwrap_err(),
@@ -377,6 +395,7 @@ fn request() -> impl Strategy<Value = Value> {
         "connections",
         "tls_dir",
         "local",
+        "successor",
         "memory_mode",
         "preserve_source",
         "unlogged",

@@ -192,7 +192,7 @@ fn a_sender_of_another_version_is_told() {
     client.read_to_end(&mut answer).unwrap();
     let text = String::from_utf8_lossy(&answer);
     assert!(
-        text.ends_with("this Ferry speaks version 1, and the sender 7 to 9"),
+        text.ends_with("it speaks version 1 of the protocol, and this Ferry versions 7 to 9"),
         "{text}"
     );
 }

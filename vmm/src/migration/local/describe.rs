@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use vm_migration::ownership::{Ownership, Process};
 use vm_migration::stream::Saved;
 
+use super::outside::{Brought, Lead, LentOutside, OutsideV1};
 use crate::memory::GuestRam;
 use crate::migration::Error;
 use crate::migration::describe::GuestV1;
@@ -17,6 +18,8 @@ pub struct HandOverV1 {
     pub guest: GuestV1,
     /// How many files its RAM is.
     pub ram_files: u8,
+    /// What goes along.
+    pub outside: OutsideV1,
 }
 
 impl Saved for HandOverV1 {
@@ -32,16 +35,20 @@ pub struct Parts {
     pub ownership: Ownership,
     /// By ascending address.
     pub ram: Vec<File>,
+    /// What comes along.
+    pub outside: Brought,
 }
 
 impl Parts {
     /// Those that `description` announces.
-    pub fn new(description: &HandOverV1, handles: Vec<OwnedFd>) -> Result<Self, Error> {
+    pub fn new(description: &HandOverV1, handles: Vec<OwnedFd>, lead: Lead) -> Result<Self, Error> {
         let HandOverV1 {
             guest: _,
             ram_files,
+            outside,
         } = description;
-        let expected = 2 + usize::from(*ram_files);
+        let ram_files = usize::from(*ram_files);
+        let expected = 2 + ram_files + outside.descriptors();
         if handles.len() != expected {
             return Err(Error::Mismatch("number of descriptors"));
         }
@@ -54,7 +61,8 @@ impl Parts {
         Ok(Parts {
             process: Process::new(next()?),
             ownership: Ownership::from_file(next()?.into()).map_err(Error::Ownership)?,
-            ram: handles.map(File::from).collect(),
+            ram: handles.by_ref().take(ram_files).map(File::from).collect(),
+            outside: Brought::new(outside, handles.collect(), lead)?,
         })
     }
 
@@ -63,11 +71,13 @@ impl Parts {
         process: &'a Process,
         ownership: &'a Ownership,
         ram: &'a GuestRam,
+        outside: &'a LentOutside,
     ) -> Vec<BorrowedFd<'a>> {
         let files = ram.parts().into_iter().map(|part| part.ram.file.as_fd());
         [process.handle(), ownership.handle()]
             .into_iter()
             .chain(files)
+            .chain(outside.handles())
             .collect()
     }
 }

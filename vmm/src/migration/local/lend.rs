@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_api::migration::Phase;
+use ferry_devices::serial::Rest;
 use ferry_devices::vhost_user::Live;
 use ferry_devices::virtio::VirtioDevice;
 use vm_migration::link::{HANDLES_MOST, Link, Message, Purpose};
@@ -12,6 +13,7 @@ use vm_migration::pages::end_main;
 use vm_migration::stream::{self, StreamWriter};
 
 use super::describe::{HandOverV1, Parts};
+use super::outside::{self, LentOutside};
 use crate::machine::saving::MachineState;
 use crate::migration::handover::Pieces;
 use crate::migration::send::{Job, Stopped, Way, Word, send_description};
@@ -24,14 +26,17 @@ const DEATH: Duration = Duration::from_secs(2);
 pub struct Lender {
     /// Who has the guest.
     pub ownership: Arc<Ownership>,
+    /// What goes along.
+    outside: LentOutside,
     /// The receiver, once it has said who it is.
     receiver: Option<Process>,
 }
 
 impl Lender {
-    pub fn new(ownership: Arc<Ownership>) -> Self {
+    pub fn new(ownership: Arc<Ownership>, outside: LentOutside) -> Self {
         Lender {
             ownership,
+            outside,
             receiver: None,
         }
     }
@@ -56,17 +61,22 @@ impl<S: Fn(Word)> Job<S> {
         links: &mut Vec<Link>,
     ) -> Result<(), Error> {
         let meter = self.meter.clone();
+        let Some(lender) = &self.lender else {
+            return Err(Error::Cancelled);
+        };
         let process = Process::this().map_err(Error::Ownership)?;
         let description = stream::encode(&HandOverV1 {
             guest: self.describe()?,
             ram_files: self.source.ram.parts().len() as u8,
+            outside: lender.outside.description.clone(),
         })?;
         links.push(self.connect(way, Purpose::HandOver)?);
         let link = &mut links[0];
-        if let Some(lender) = &self.lender {
-            let handles = Parts::handles(&process, &lender.ownership, &self.source.ram);
-            link.send_handles(&handles, &*meter)?;
-        }
+        let Lender {
+            ownership, outside, ..
+        } = lender;
+        let handles = Parts::handles(&process, ownership, &self.source.ram, outside);
+        link.send_handles(&handles, &*meter)?;
         send_description(link, &description, &meter)?;
         meter.enter(Phase::Prepare);
         let receiver = wait_for_receiver(link, &meter)?;
@@ -87,12 +97,17 @@ impl<S: Fn(Word)> Job<S> {
 
     fn send_machine(&self, link: &mut Link, stopped: Stopped) -> Result<(), Error> {
         let meter = &*self.meter;
-        let Stopped { machine, lent } = stopped;
+        let Stopped {
+            machine,
+            lent,
+            serial,
+        } = stopped;
         meter.bound(self.timeouts.request);
         meter.enter(Phase::Machine);
-        self.send_states(link, &machine, &lent)?;
+        self.send_states(link, &machine, &lent, &serial)?;
         meter.enter(Phase::Devices);
-        let handles: Vec<_> = lent.into_iter().flat_map(|live| live.fds).collect();
+        let handles = lent.into_iter().flat_map(|live| live.fds);
+        let handles: Vec<_> = handles.chain(serial.client).collect();
         for some in handles.chunks(HANDLES_MOST) {
             let some: Vec<_> = some.iter().map(std::os::fd::AsFd::as_fd).collect();
             link.send_handles(&some, meter)?;
@@ -105,6 +120,7 @@ impl<S: Fn(Word)> Job<S> {
         link: &mut Link,
         machine: &MachineState,
         lent: &[Live],
+        serial: &Rest,
     ) -> Result<(), Error> {
         if lent.len() != self.devices.len() {
             return Err(Error::Cancelled);
@@ -112,8 +128,12 @@ impl<S: Fn(Word)> Job<S> {
         let attempt = link.attempt();
         let mut values = StreamWriter::new(Pieces::new(link, &*self.meter), attempt)?;
         machine.write(&mut values)?;
+        outside::write_standstill(&self.meter, &mut values)?;
         for (device, live) in self.devices.iter().zip(lent) {
             values.save(&live_section(device.id()), &live.state)?;
+        }
+        if let Some(lender) = &self.lender {
+            lender.outside.write_rest(serial, &mut values)?;
         }
         values.finish()?.0.end()
     }

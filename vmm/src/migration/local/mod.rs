@@ -18,10 +18,14 @@
 //! | `describe` | what is said beforehand, and the descriptors that go with it |
 //! | `lend` | the sender's job |
 //! | `take` | the receiver's |
+//! | `outside` | what goes along beside the devices: where the serial port leads, and the process's own socket |
 
 mod describe;
 mod lend;
+mod outside;
 mod take;
 
 pub(super) use describe::{HandOverV1, Parts};
 pub use lend::Lender;
+pub(super) use outside::Lead;
+pub use outside::{LentOutside, SerialPort, Service};

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ferry_api::migration::Phase;
+use ferry_devices::serial::{ClientV1, Rest, RestV1};
 use ferry_devices::vhost_user::{Live, LiveStateV1};
 use vm_migration::link::{Last, Link, Message, Outcome, StreamId};
 use vm_migration::ownership::Process;
@@ -12,6 +13,7 @@ use vm_migration::stream::StreamReader;
 
 use super::describe::Parts;
 use super::lend::live_section;
+use super::outside::{Brought, read_standstill};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
 use crate::machine::saving::{MachineState, RestoreParts, Shell};
@@ -43,9 +45,16 @@ impl Incoming {
         meter.enter(Phase::Machine);
         let state = receive_state(&mut self.link, &meter)?;
         let ids = self.guest.devices.iter().map(|device| device.id.as_str());
-        let (state, lives) = read_states(&state, self.link.attempt(), ids)?;
+        let States {
+            machine: state,
+            lives,
+            serial,
+        } = read_states(&state, self.link.attempt(), ids, &parts.outside, &meter)?;
         meter.enter(Phase::Devices);
-        let lives = receive_handles(&mut self.link, lives, &meter)?;
+        let (lives, serial) = receive_handles(&mut self.link, lives, serial, &meter)?;
+        if let Some(console) = place.console {
+            console.port().take_rest(serial).map_err(Error::FarEnd)?;
+        }
         let mut devices = Vec::with_capacity(lives.len());
         let mut queues = Vec::with_capacity(lives.len());
         for (device, live) in self.guest.devices.iter().zip(lives) {
@@ -103,34 +112,52 @@ fn receive_state(link: &mut Link, meter: &Meter) -> Result<Vec<u8>, Error> {
     }
 }
 
+/// What is said of a guest that stands still.
+struct States {
+    machine: MachineState,
+    /// By device.
+    lives: Vec<LiveStateV1>,
+    serial: RestV1,
+}
+
 fn read_states<'a>(
     bytes: &[u8],
     attempt: StreamId,
     ids: impl Iterator<Item = &'a str>,
-) -> Result<(MachineState, Vec<LiveStateV1>), Error> {
+    outside: &Brought,
+    meter: &Meter,
+) -> Result<States, Error> {
     let mut stream = StreamReader::new(bytes)?;
     if stream.id() != attempt {
         return Err(Error::Mismatch("attempt"));
     }
-    let state = MachineState::read(&mut stream)?;
+    let machine = MachineState::read(&mut stream)?;
+    read_standstill(meter, &mut stream)?;
     let lives = ids
         .map(|id| stream.load(&live_section(id)))
         .collect::<Result<Vec<LiveStateV1>, _>>()?;
+    let serial = outside.read_rest(&mut stream)?;
     stream.finish()?;
-    Ok((state, lives))
+    Ok(States {
+        machine,
+        lives,
+        serial,
+    })
 }
 
 /// Receives the descriptors of all connections, up to the end of the stream.
 fn receive_handles(
     link: &mut Link,
     states: Vec<LiveStateV1>,
+    serial: RestV1,
     meter: &Meter,
-) -> Result<Vec<Live>, Error> {
+) -> Result<(Vec<Live>, Rest), Error> {
     let counts: Vec<usize> = states.iter().map(LiveStateV1::descriptors).collect();
     if counts.iter().any(|count| *count > DEVICE_HANDLES_MOST) {
         return Err(Error::Mismatch("number of descriptors"));
     }
-    let expected: usize = counts.iter().sum();
+    let clients = usize::from(serial.client != ClientV1::None);
+    let expected: usize = counts.iter().sum::<usize>() + clients;
     let mut handles: Vec<OwnedFd> = Vec::new();
     let received = loop {
         let received = link.received();
@@ -154,5 +181,10 @@ fn receive_handles(
         state,
         fds: handles.by_ref().take(count).collect(),
     });
-    Ok(lives.collect())
+    let lives = lives.collect();
+    let serial = Rest {
+        state: serial,
+        client: handles.next(),
+    };
+    Ok((lives, serial))
 }

@@ -19,6 +19,7 @@ use super::pairs;
 use sending::{CONFIRM, End, Sending};
 
 pub use report::describe;
+pub use watch::Watch;
 
 /// What cannot be done if `migration` fails, as a clause after "cannot".
 pub fn goal(about: Option<About>) -> &'static str {
@@ -40,6 +41,7 @@ pub fn send(migrate: &Migrate, session: &Session<'_>) -> Result<(), Failure> {
         connections: migrate.connections,
         tls_dir: directory(migrate.tls_dir.as_deref())?,
         local: None,
+        successor: None,
         memory_mode: None,
         preserve_source: Some(migrate.keep_source),
         unlogged: migrate.unlogged.map(Into::into),
@@ -48,13 +50,7 @@ pub fn send(migrate: &Migrate, session: &Session<'_>) -> Result<(), Failure> {
     };
     let confirm = migrate.confirm_limit.unwrap_or(CONFIRM);
     let end = Sending::begin(&to_bytes(&request)?, url, session)?.follow(confirm)?;
-    match end {
-        End::Done(progress) => output::write_end(Some(&*progress), session.form, describe),
-        End::Left(news) => match session.form {
-            Form::Json => Ok(()),
-            Form::Words => output::write(&news),
-        },
-    }
+    conclude(end, session)
 }
 
 /// Receives a guest.
@@ -70,6 +66,33 @@ pub fn receive(receive: &Receive, session: &Session<'_>) -> Result<(), Failure> 
     };
     let progress = receiving::receive(to_bytes(&request)?, url, session)?;
     output::write_end(progress.as_ref(), session.form, describe)
+}
+
+/// Hands the guest, and the place of its process, to a Ferry that waits for them.
+pub fn hand_to(url: &str, session: &Session<'_>) -> Result<(), Failure> {
+    let url = place(url)?;
+    let end = Sending::begin(&local_request(&url)?, url, session)?.follow(CONFIRM)?;
+    conclude(end, session)
+}
+
+/// What is asked for then.
+pub fn local_request(url: &str) -> Result<Vec<u8>, Failure> {
+    to_bytes(&wire::SendMigration {
+        destination_url: Some(url.to_owned()),
+        local: Some(true),
+        successor: Some(true),
+        ..wire::SendMigration::default()
+    })
+}
+
+fn conclude(end: End, session: &Session<'_>) -> Result<(), Failure> {
+    match end {
+        End::Done(progress) => output::write_end(Some(&*progress), session.form, describe),
+        End::Left(news) => match session.form {
+            Form::Json => Ok(()),
+            Form::Words => output::write(&news),
+        },
+    }
 }
 
 /// The URL as Ferry shows it, with a path that Ferry finds too.
@@ -89,6 +112,7 @@ fn directory(path: Option<&Path>) -> Result<Option<String>, Failure> {
     whole.map_err(|reason| Failure::Usage(format!("--tls-dir: it {reason}")))
 }
 
-fn to_bytes(request: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
+/// As JSON.
+pub fn to_bytes(request: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(request).map_err(|error| Failure::Usage(error.to_string()))
 }

@@ -1,0 +1,263 @@
+//! `handover`: the guest, and the place of its process, to a new process.
+//!
+//! ```text
+//!  ferryctl      start ─▶ ping ─▶ vm.receive-migration ─▶ vm.send-migration ─▶ follow both ─▶ the socket answers as the new one
+//!  new process     └──────┴────────── waits ────────────────── takes it ─────────────────────────┘
+//!  old process                                                  gives it ── ends
+//! ```
+//!
+//! The new process is ended only if the guest has not gone there for certain: it has not been sent, or the old process says that it has
+//! failed. What says that it has arrived is the new process.
+
+mod process;
+
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use ferry_api::client::{ClientError, Refused, Reply};
+use ferry_api::wire::{self, EventReport, Migration, MigrationRole, MigrationState, Ping};
+
+use super::arguments::Handover;
+use super::commands::Session;
+use super::failure::Failure;
+use super::migrating::{self, Watch};
+use super::output::{self, Form};
+use super::pairs;
+use super::signals::Signals;
+use process::{Directory, Successor};
+
+/// How long the new process may take to listen for the guest, and to answer in place of the old one.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How often it is looked whether it does.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long the old process may take to say why it has failed.
+const REASON: Duration = Duration::from_secs(5);
+
+/// Hands the guest over.
+pub fn hand_over(handover: &Handover, session: &Session<'_>) -> Result<(), Failure> {
+    match (&handover.exec, &handover.to) {
+        (Some(program), _) => to_new(handover, program, session),
+        (None, Some(url)) => migrating::hand_to(url, session),
+        // The command line says so.
+        (None, None) => Err(Failure::Usage("--exec or --to is missing".into())),
+    }
+}
+
+fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<(), Failure> {
+    let signals = Signals::note();
+    // One that cannot be reached needs no successor.
+    session.questions().get("vm.info")?;
+    let directory = Directory::make()?;
+    let url = format!("unix:{}", directory.file("guest").display());
+    let begun = begin(handover, program, &directory, session, &signals);
+    let (successor, mut sent) = begun.map_err(Failure::stays)?;
+    match sent.follow() {
+        Ok(()) => {}
+        Err(Open::Failed(failure)) => return Err(failure),
+        Err(Open::Unknown(failure)) => {
+            // It may have the guest.
+            successor.let_go();
+            return Err(failure);
+        }
+    }
+    let pid = successor.pid();
+    successor.let_go();
+    let progress = sent.arrived(&url, pid)?;
+    output::write_end(progress.as_ref(), session.form, migrating::describe)?;
+    match (session.form, progress) {
+        (Form::Words, Some(_)) => output::write(&format!("the guest runs in process {pid}\n")),
+        _ => Ok(()),
+    }
+}
+
+/// Starts the new process, and has the guest be sent.
+fn begin<'a>(
+    handover: &Handover,
+    program: &Path,
+    directory: &Directory,
+    session: &'a Session<'a>,
+    signals: &'a Signals,
+) -> Result<(Successor, Sent<'a>), Failure> {
+    let socket = directory.file("api");
+    let mut successor = Successor::start(handover, program, socket.clone())?;
+    successor.wait_until_it_answers(signals)?;
+    let there = session.at(&socket);
+    let url = format!("unix:{}", directory.file("guest").display());
+    let arrival = receive(handover, &url, &there)?;
+    wait_until_it_listens(&there, &mut successor, &arrival)?;
+    if signals.noted().is_some() {
+        return Err(Failure::interrupted(signals));
+    }
+    let sent = Sent {
+        session,
+        signals,
+        watch: Watch::new(MigrationRole::Send, url.clone(), session),
+        arrival,
+        begun: Instant::now(),
+    };
+    let request = migrating::local_request(&url)?;
+    session.questions().put("vm.send-migration", &request)?;
+    Ok((successor, sent))
+}
+
+/// Has the new process wait for the guest; what it says in the end comes through the channel.
+fn receive(handover: &Handover, url: &str, there: &Session<'_>) -> Result<Arrival, Failure> {
+    let serial = handover.serial.as_deref().map(pairs::console).transpose()?;
+    let body = migrating::to_bytes(&wire::ReceiveMigration {
+        receiver_url: Some(url.to_owned()),
+        serial,
+        ..wire::ReceiveMigration::default()
+    })?;
+    let (sender, arrival) = mpsc::channel();
+    let client = there.client(Duration::ZERO);
+    std::thread::spawn(move || {
+        // Who does not wait any more needs no answer.
+        let _ = sender.send(client.put("vm.receive-migration", &body));
+    });
+    Ok(arrival)
+}
+
+type Arrival = Receiver<Result<Reply, ClientError>>;
+
+fn wait_until_it_listens(
+    there: &Session<'_>,
+    successor: &mut Successor,
+    arrival: &Arrival,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        if let Ok(Err(refused)) = arrival.try_recv() {
+            return Err(refused.into());
+        }
+        successor.check()?;
+        let reply = there.questions().get("vm.events")?;
+        let events: Vec<EventReport> = there.parse(&reply)?;
+        if events.iter().any(|event| event.event == "receive-ready") {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::Client(ClientError::TimedOut {
+                socket: there.socket().to_owned(),
+                step: "begun to wait for the guest",
+                limit: SETTLE,
+            }));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// A guest that is on its way.
+struct Sent<'a> {
+    session: &'a Session<'a>,
+    signals: &'a Signals,
+    watch: Watch<'a>,
+    arrival: Arrival,
+    begun: Instant,
+}
+
+/// Why the guest has not arrived, as far as it is known.
+enum Open {
+    /// It goes on in the old process, or nowhere: that one says so.
+    Failed(Failure),
+    /// Nobody has said so.
+    Unknown(Failure),
+}
+
+impl Sent<'_> {
+    /// Until it is there, or is not going there any more.
+    fn follow(&mut self) -> Result<(), Open> {
+        let ended = loop {
+            match self.arrival.recv_timeout(self.watch.interval()) {
+                Ok(ended) => break ended,
+                Err(RecvTimeoutError::Timeout) => {}
+                // The thread cannot end without an answer.
+                Err(RecvTimeoutError::Disconnected) => break Err(self.closed()),
+            }
+            // Once the new process answers, that is no failure: it knows of no such migration.
+            let state = self.watch.ask().ok().flatten().map(|it| it.state);
+            match state {
+                Some(MigrationState::Failed) => return Err(Open::Failed(self.failed())),
+                Some(_) if self.signals.noted().is_some() => self.watch.cancel(),
+                Some(_) => drop(self.watch.show()),
+                None => {}
+            }
+            if self.begun.elapsed() > self.session.total() {
+                return Err(Open::Unknown(self.timed_out()));
+            }
+        };
+        self.watch.clear();
+        match ended {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.reason(error)),
+        }
+    }
+
+    /// The new process has not got it: the old one knows why, and whether it goes on there.
+    fn reason(&mut self, error: ClientError) -> Open {
+        let deadline = Instant::now() + REASON;
+        while Instant::now() < deadline {
+            if let Ok(Some(progress)) = self.watch.ask()
+                && progress.state == MigrationState::Failed
+            {
+                return Open::Failed(self.failed());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Open::Unknown(error.into())
+    }
+
+    /// The old process says that it has failed.
+    fn failed(&mut self) -> Failure {
+        self.watch.clear();
+        if self.signals.noted().is_some() {
+            return Failure::interrupted(self.signals);
+        }
+        let reasons = self.watch.last().map(|last| last.error.clone());
+        let refused = Refused::because(500, reasons.unwrap_or_default());
+        let failure = Failure::Client(ClientError::Refused(refused));
+        match self.session.questions().get("vm.info") {
+            Ok(_) => failure.stays(),
+            Err(_) => failure,
+        }
+    }
+
+    /// How it has gone, once the new process answers in the old one's place.
+    fn arrived(self, url: &str, pid: u32) -> Result<Option<Migration>, Failure> {
+        let deadline = Instant::now() + SETTLE;
+        let questions = self.session.questions();
+        loop {
+            let ping = questions.get("vmm.ping").map_err(Failure::from);
+            let ping = ping.and_then(|reply| self.session.parse::<Ping>(&reply));
+            match ping {
+                Ok(ping) if pid == ping.pid => break,
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Ok(_) if Instant::now() >= deadline => return Err(self.timed_out()),
+                Ok(_) | Err(_) => std::thread::sleep(LOOK),
+            }
+        }
+        let Ok(reply) = questions.get("vm.migration") else {
+            return Ok(None);
+        };
+        let progress: Migration = self.session.parse(&reply)?;
+        if progress.url != url {
+            return Ok(None);
+        }
+        Ok(Some(progress))
+    }
+
+    fn closed(&self) -> ClientError {
+        ClientError::Closed {
+            socket: self.session.socket().to_owned(),
+            cause: None,
+        }
+    }
+
+    fn timed_out(&self) -> Failure {
+        Failure::Client(ClientError::TimedOut {
+            socket: self.session.socket().to_owned(),
+            step: "finished the hand-over",
+            limit: self.session.total(),
+        })
+    }
+}
