@@ -29,6 +29,9 @@ const KEPT: u32 = 2;
 /// Bytes of the memory that is shared: a page.
 const BYTES: usize = 4096;
 
+/// How long a process that has closed its connections may take to be gone.
+pub const DEATH: Duration = Duration::from_secs(2);
+
 /// The word of one attempt.
 #[derive(Debug)]
 pub struct Ownership {

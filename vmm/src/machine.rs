@@ -256,7 +256,8 @@ impl Machine {
         })
     }
 
-    /// Lets parked vCPUs go on.
+    /// Lets parked vCPUs go on. Interrupts that were taken away are wired again: no other machine has them by then, because the process of
+    /// that one has not started the guest, and wires them no sooner.
     pub fn release(&mut self) {
         for function in &self.functions {
             if let Err(error) = function.set_wiring(Wiring::Wired) {

@@ -73,7 +73,7 @@ pub struct GuestRam {
 /// What all handles to the same RAM have in common.
 struct Common {
     /// Whether another process's guest lives in it.
-    lent: AtomicBool,
+    is_anothers: AtomicBool,
     _watched: Watched,
 }
 
@@ -136,24 +136,24 @@ impl GuestRam {
         };
         let regions = map_files(config, files)?;
         let ram = GuestRam::arrange(regions, origin)?;
-        ram.leave();
+        ram.disown();
         Ok(ram)
     }
 
     /// It is this process's.
     pub fn own(&self) {
-        self.common.lent.store(false, Ordering::SeqCst);
+        self.common.is_anothers.store(false, Ordering::SeqCst);
     }
 
     /// It is another process's: nothing of it is given back here.
-    pub fn leave(&self) {
-        self.common.lent.store(true, Ordering::SeqCst);
+    pub fn disown(&self) {
+        self.common.is_anothers.store(true, Ordering::SeqCst);
     }
 
     fn arrange(regions: Vec<GuestRegionMmap>, origin: Origin) -> Result<Self, Error> {
         let mapping = GuestMemoryMmap::from_regions(regions).map_err(Error::Arrange)?;
         let common = Arc::new(Common {
-            lent: AtomicBool::new(false),
+            is_anothers: AtomicBool::new(false),
             _watched: Watched::new(&mapping),
         });
         Ok(GuestRam {
@@ -243,7 +243,7 @@ impl GuestRam {
     /// # Errors
     /// Memfds keep their pages.
     pub fn discard(&self) -> io::Result<()> {
-        if self.common.lent.load(Ordering::SeqCst) {
+        if self.common.is_anothers.load(Ordering::SeqCst) {
             return Ok(());
         }
         match (self.punch(), self.origin) {

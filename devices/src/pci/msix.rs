@@ -240,7 +240,12 @@ impl MsiX {
     /// The interrupt controller refuses; `EBUSY` says that another machine has one of the eventfds. It may be tried again.
     pub fn set_wiring(&mut self, wiring: Wiring) -> io::Result<()> {
         self.wiring = wiring;
-        (0..self.sources.len()).try_for_each(|index| self.settle_source(index))
+        // One that is refused does not take the others along.
+        let mut outcome = Ok(());
+        for index in 0..self.sources.len() {
+            outcome = outcome.and(self.settle_source(index));
+        }
+        outcome
     }
 
     /// The body of the capability of a function with that many vectors, at least one: message control, table at `table`

@@ -119,8 +119,8 @@ impl Order {
         }
     }
 
-    /// Answers an order of a job that is not carried out.
-    pub fn refuse_job(self, error: &Error) {
+    /// Answers an order, other than those of the transport, that is not carried out.
+    pub fn refuse(self, error: &Error) {
         match self {
             Order::Prepare(done)
             | Order::Unprepare(done)

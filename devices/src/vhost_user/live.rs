@@ -12,7 +12,7 @@
 //! back-end does not notice.
 
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -263,7 +263,7 @@ impl Live {
     /// The queues that the driver has started, with the eventfds that the back-end has.
     ///
     /// # Errors
-    /// The descriptors are not as many as they are to be, or cannot be copied.
+    /// The descriptors are not as many as they are to be, are of another kind, or cannot be copied.
     pub fn queues(&self) -> io::Result<Vec<ActiveQueue>> {
         if self.fds.len() != self.state.descriptors() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -272,7 +272,7 @@ impl Live {
         let pairs = self.state.rings.iter().zip(events.chunks_exact(2));
         pairs
             .map(|(ring, pair)| {
-                let event = |fd: &OwnedFd| fd.try_clone().map(event).map(Arc::new);
+                let event = |fd: &OwnedFd| fd.try_clone().and_then(event).map(Arc::new);
                 let parts = ring.parts;
                 Ok(ActiveQueue {
                     index: parts.index,
@@ -288,10 +288,24 @@ impl Live {
     }
 }
 
-/// An eventfd that came as a mere descriptor. One that is something else makes reading and writing fail, and nothing worse.
-fn event(fd: OwnedFd) -> EventFd {
+/// An eventfd that came as a mere descriptor. Whoever reads it never waits.
+fn event(fd: OwnedFd) -> io::Result<EventFd> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    // Where that cannot be found out, it is told by KVM's refusal.
+    if link.is_ok_and(|link| link.as_os_str() != "anon_inode:[eventfd]") {
+        let reason = "a descriptor is to be an eventfd, and is something else";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    // SAFETY: fcntl with these commands takes any open descriptor and touches no memory.
+    let result = unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
     // SAFETY: the descriptor is open, and belongs to nobody else from now on.
-    unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
+    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
 }
 
 /// Another descriptor of an eventfd, for another process.

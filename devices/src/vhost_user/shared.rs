@@ -181,7 +181,7 @@ impl Shared {
             Ok(moot) => {
                 signal(&self.wake);
                 let given_up = self.error_from(Cause::GivenUp);
-                return moot.into_iter().for_each(|it| it.refuse_job(&given_up));
+                return moot.into_iter().for_each(|it| it.refuse(&given_up));
             }
             Err(Refused::Closed(order)) => order,
             Err(Refused::Full(order)) => {

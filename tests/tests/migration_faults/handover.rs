@@ -2,6 +2,7 @@
 //! without anybody's being asked, unless it has died with its owner; and its back-end has not heard a word.
 
 use std::fmt;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,10 +33,13 @@ enum Fault {
     CancelSource,
     CancelDestination,
     TerminateDestination,
+    TerminateSource,
+    DeleteSource,
+    RebootSource,
 }
 
 impl Fault {
-    const ALL: [Fault; 11] = [
+    const ALL: [Fault; 14] = [
         Fault::Freeze,
         Fault::KillSource,
         Fault::KillDestination,
@@ -47,6 +51,9 @@ impl Fault {
         Fault::CancelSource,
         Fault::CancelDestination,
         Fault::TerminateDestination,
+        Fault::TerminateSource,
+        Fault::DeleteSource,
+        Fault::RebootSource,
     ];
 }
 
@@ -161,6 +168,16 @@ fn expected(row: &Row) -> &'static [Left] {
         (Fault::CancelSource, _) if before_ready => &[Source],
         (Fault::CancelSource, Ready) => &[Source, Destination],
         (Fault::CancelSource, _) => &[Destination],
+        // Who ends the guest ends it, unless it runs there already.
+        (Fault::TerminateSource | Fault::DeleteSource, Ready | Given | Taking) => {
+            &[Nobody, Destination]
+        }
+        (Fault::TerminateSource | Fault::DeleteSource, Taken | Settled) => &[Destination],
+        (Fault::TerminateSource | Fault::DeleteSource, _) => &[Nobody],
+        // A boot of its own cannot be taken over.
+        (Fault::RebootSource, Ready | Given | Taking) => &[Source, Destination],
+        (Fault::RebootSource, Taken | Settled) => &[Destination],
+        (Fault::RebootSource, _) => &[Source],
         // They only take time, maybe too much of it.
         (Fault::StopSource | Fault::StopDestination, Taken | Settled) => &[Destination],
         (Fault::StopSource | Fault::StopDestination, _) => &[Source, Destination],
@@ -244,7 +261,11 @@ impl Field {
         }
         let mut was_at = vec![here];
         was_at.extend((left != Left::Source).then_some(there));
-        goes_straight_on(&was_at);
+        // One that has begun anew counts anew.
+        let counts_on = row.fault != Fault::RebootSource || left == Left::Destination;
+        if counts_on {
+            goes_straight_on(&was_at);
+        }
         let is_dead = row.fault == Fault::KillDisk;
         assert_eq!(self.disk.complaints(), Vec::<String>::new());
         if left == Left::Nobody || is_dead {
@@ -252,7 +273,9 @@ impl Field {
         }
         assert_eq!(self.disk.connections(), Some(1));
         self.again(left, &mut was_at);
-        goes_straight_on(&was_at);
+        if counts_on {
+            goes_straight_on(&was_at);
+        }
         assert_eq!(self.disk.connections(), Some(1));
         format!("{left:?} after {took:.1} s, and on")
     }
@@ -271,6 +294,23 @@ impl Field {
                 let _ = party.put("vm.migration-cancel", &Value::Null);
             }))
         };
+        let terminate = |party: Arc<Party>| {
+            pass(Box::new(move || {
+                party.signal(libc::SIGTERM);
+                within(HELD, || (!party.is_alive()).then_some(()));
+            }))
+        };
+        // The frame waits for the answer, unless it is the frame that is waited for.
+        let ask = |party: Arc<Party>, route: &'static str| {
+            pass(Box::new(move || {
+                let (sender, answered) = channel();
+                std::thread::spawn(move || {
+                    let _ = party.put(route, &Value::Null);
+                    let _ = sender.send(());
+                });
+                let _ = answered.recv_timeout(HELD);
+            }))
+        };
         match fault {
             Fault::KillSource => pass(Box::new(move || source.kill())),
             Fault::KillDestination => pass(Box::new(move || destination.kill())),
@@ -282,10 +322,10 @@ impl Field {
             Fault::HangDisk => pass(Box::new(move || hang(disk, &quiet))),
             Fault::CancelSource => cancel(source),
             Fault::CancelDestination => cancel(destination),
-            Fault::TerminateDestination => pass(Box::new(move || {
-                destination.signal(libc::SIGTERM);
-                within(HELD, || (!destination.is_alive()).then_some(()));
-            })),
+            Fault::TerminateDestination => terminate(destination),
+            Fault::TerminateSource => terminate(source),
+            Fault::DeleteSource => ask(source, "vm.delete"),
+            Fault::RebootSource => ask(source, "vm.reboot"),
         }
     }
 

@@ -59,6 +59,14 @@ impl Rest {
     }
 }
 
+/// What devices and the serial port have given out.
+#[derive(Default)]
+pub struct Lent {
+    pub connections: Vec<(DeviceKey, LiveDevice)>,
+    /// What is left of the serial port's far end.
+    pub serial: serial::Rest,
+}
+
 /// A pause or a resume under way.
 pub struct Attempt {
     pub asker: Asker,
@@ -70,6 +78,7 @@ pub struct Attempt {
     queued: Vec<DeviceKey>,
     /// The number of the question to the serial port, until it has answered.
     serial: Option<u64>,
+    lent: Lent,
     /// What has become of devices that could not be resumed.
     failures: Vec<String>,
 }
@@ -119,6 +128,7 @@ impl Vmm {
             waiting: Vec::new(),
             queued: Vec::new(),
             serial: None,
+            lent: Lent::default(),
             failures: Vec::new(),
         };
         if let (Rest::Lent(_), Some(console)) =
@@ -165,6 +175,7 @@ impl Vmm {
                 waiting,
                 queued: Vec::new(),
                 serial: None,
+                lent: Lent::default(),
                 failures: Vec::new(),
             });
         }
@@ -230,10 +241,18 @@ impl Vmm {
         key: DeviceKey,
         outcome: Result<Box<LiveDevice>, vhost_user::Error>,
     ) {
-        if self.device_answered(key) {
-            let outcome = outcome.map(|live| self.keep_lent(key, *live));
-            self.on_device_at_rest(key, outcome);
+        if !self.device_answered(key) {
+            return;
         }
+        let outcome = match (outcome, self.activity()) {
+            // The answer to an attempt before this one is of no use to it.
+            (Ok(live), Some(Activity::Pausing(attempt))) if attempt.waiting.contains(&key) => {
+                attempt.lent.connections.push((key, *live));
+                Ok(())
+            }
+            (outcome, _) => outcome.map(drop),
+        };
+        self.on_device_at_rest(key, outcome);
     }
 
     pub(super) fn on_serial_lent(&mut self, number: u64, outcome: io::Result<serial::Rest>) {
@@ -245,7 +264,7 @@ impl Vmm {
         }
         match outcome {
             Ok(rest) => {
-                self.keep_serial_rest(rest);
+                attempt.lent.serial = rest;
                 self.end_attempt_if_done();
             }
             Err(error) => {
@@ -255,11 +274,8 @@ impl Vmm {
         }
     }
 
-    /// The serial port's far end stays here, or comes back, unless the guest may be another process's.
+    /// The serial port's far end stays here, or comes back.
     pub(super) fn keep_serial(&self) {
-        if self.is_guest_away() {
-            return;
-        }
         if let Some(console) = self.vm.as_ref().and_then(VirtualMachine::console) {
             console.serve();
         }
@@ -346,18 +362,18 @@ impl Vmm {
             self.publish("vm", event, []);
         }
         match before {
-            Activity::Pausing(attempt) => self.tell_paused(attempt.asker, Ok(())),
+            Activity::Pausing(attempt) => self.tell_paused(attempt.asker, Ok(attempt.lent)),
             Activity::Resuming(attempt) => self.tell_resumed(attempt.asker, Ok(())),
             Activity::Running | Activity::Paused => {}
         }
     }
 
-    fn tell_paused(&mut self, asker: Asker, outcome: Result<(), Refusal>) {
+    fn tell_paused(&mut self, asker: Asker, outcome: Result<Lent, Refusal>) {
         match asker {
             Asker::Clients(waiters) | Asker::Restore(waiters) | Asker::Arrival(waiters) => {
-                waiters.answer(&outcome.map(|()| Response::Done));
+                waiters.answer(&outcome.map(|_| Response::Done));
             }
-            Asker::Snapshot => self.on_paused_for_snapshot(outcome),
+            Asker::Snapshot => self.on_paused_for_snapshot(outcome.map(drop)),
             Asker::Migration => self.on_paused_for_migration(outcome),
         }
     }

@@ -20,11 +20,10 @@ use std::time::{Duration, Instant};
 use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
 use ferry_api::migration::{AfterSend, Carrier, Role, SendRequest};
 use ferry_api::server::Pausing;
-use ferry_devices::{serial, vhost_user};
 use vm_migration::ownership::Ownership;
 
-use super::devices::{DeviceKey, Ready};
-use super::pause::Asker;
+use super::devices::Ready;
+use super::pause::{Asker, Lent};
 use super::stop;
 use super::table::refusal;
 use super::vm::{Activity, Live, Phase, VirtualMachine, Waiters};
@@ -52,10 +51,6 @@ pub struct Sending {
     stage: Stage,
     /// Who has the guest, if it is to be handed over within this host.
     ownership: Option<Arc<Ownership>>,
-    /// The connections of its devices then, once it stands still.
-    lent: Vec<(DeviceKey, vhost_user::Live)>,
-    /// What is left of its serial port's far end then.
-    serial: serial::Rest,
     /// Whether the receiver takes this process's place, too.
     carrier: Carrier,
     /// While clients come to wait until it is known which process answers them.
@@ -150,8 +145,6 @@ impl Vmm {
             failure: None,
             stage: Stage::Preparing,
             ownership,
-            lent: Vec::new(),
-            serial: serial::Rest::default(),
             carrier: request.carrier,
             pausing: None,
             reclaimers: Waiters::default(),
@@ -271,7 +264,7 @@ impl Vmm {
                 match sending.before {
                     // The job is told when it has begun anew.
                     _ if sending.stage == Stage::Rebooting => {}
-                    ArrivalV1::Paused if !is_local => self.hand_state_over(),
+                    ArrivalV1::Paused if !is_local => self.hand_state_over(Lent::default()),
                     before => {
                         if before == ArrivalV1::Running {
                             sending.meter.guest_stops();
@@ -293,7 +286,7 @@ impl Vmm {
             Word::Ended(Err(error)) if error.is_loss() => {
                 let loss = Refusal::failed(&error);
                 if let Some(sending) = self.sending.take() {
-                    self.guest_has_left(sending, Some(loss));
+                    self.guest_has_left(sending, Some(loss), Waiters::default());
                 }
             }
             Word::Ended(outcome) => {
@@ -304,9 +297,9 @@ impl Vmm {
     }
 
     /// The pause that a migration has asked for has ended.
-    pub(super) fn on_paused_for_migration(&mut self, outcome: Result<(), Refusal>) {
+    pub(super) fn on_paused_for_migration(&mut self, outcome: Result<Lent, Refusal>) {
         match outcome {
-            Ok(()) => self.hand_state_over(),
+            Ok(lent) => self.hand_state_over(lent),
             Err(reason) => {
                 if let Some(sending) = &mut self.sending {
                     sending.meter.guest_goes_on();
@@ -318,7 +311,7 @@ impl Vmm {
     }
 
     /// Hands the job the state of the guest, which stands still.
-    fn hand_state_over(&mut self) {
+    fn hand_state_over(&mut self, lent: Lent) {
         let Some(vm) = &self.vm else { return };
         let Phase::Live(Live { machine, .. }) = &vm.phase else {
             return;
@@ -326,20 +319,23 @@ impl Vmm {
         let Some(sending) = self.sending.as_mut().filter(|it| it.failure.is_none()) else {
             return;
         };
+        sending.stage = Stage::Writing;
         match machine.save() {
             Ok(state) => {
-                sending.stage = Stage::Writing;
                 if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
                     // It has happened by the time that the receiver has everything.
                     sending.pausing = Some(reception.pause());
                 }
                 let place = |key| vm.devices.iter().position(|device| device.key == key);
-                let mut lent = std::mem::take(&mut sending.lent);
-                lent.sort_by_key(|(key, _)| place(*key));
+                let Lent {
+                    mut connections,
+                    serial,
+                } = lent;
+                connections.sort_by_key(|(key, _)| place(*key));
                 let stopped = Stopped {
                     machine: state,
-                    lent: lent.into_iter().map(|(_, live)| live).collect(),
-                    serial: std::mem::take(&mut sending.serial),
+                    lent: connections.into_iter().map(|(_, live)| live).collect(),
+                    serial,
                 };
                 if let Some(orders) = &sending.orders {
                     // A job that has failed has said so.
@@ -347,21 +343,6 @@ impl Vmm {
                 }
             }
             Err(error) => self.fail_migration(Refusal::failed(&error)),
-        }
-    }
-
-    /// Keeps what a device has lent, until all have.
-    pub(super) fn keep_lent(&mut self, key: DeviceKey, live: vhost_user::Live) {
-        let Some(sending) = &mut self.sending else {
-            return;
-        };
-        sending.lent.push((key, live));
-    }
-
-    /// The same of what is left of the serial port's far end.
-    pub(super) fn keep_serial_rest(&mut self, rest: serial::Rest) {
-        if let Some(sending) = &mut self.sending {
-            sending.serial = rest;
         }
     }
 
@@ -373,12 +354,11 @@ impl Vmm {
         })
     }
 
-    /// Whether the guest is, or may be, another process's of this host.
-    pub(super) fn is_guest_away(&self) -> bool {
+    /// Makes sure that no other process of this host can start the guest any more. False if one has.
+    pub(super) fn claim_guest(&self) -> bool {
         let sending = self.sending.as_ref();
         let ownership = sending.and_then(|sending| sending.ownership.as_ref());
-        let handed_over = sending.is_some_and(Sending::is_handed_over);
-        ownership.is_some_and(|ownership| handed_over || ownership.keep().is_err())
+        ownership.is_none_or(|ownership| ownership.keep().is_ok())
     }
 
     /// The receiver has everything. From here on the guest is not this Ferry's.
@@ -412,22 +392,28 @@ impl Vmm {
         match stage {
             Stage::Pausing => self.give_pause_up(reason),
             Stage::Writing => self.let_guest_stay(),
-            _ => {}
+            Stage::Preparing
+            | Stage::Rebooting
+            | Stage::HandedOver
+            | Stage::Unconfirmed
+            | Stage::Settling => {}
         }
     }
 
-    /// Resumes a guest that was to leave, if it ran before.
+    /// Resumes a guest that was to leave, if it ran before; unless another process has it.
     fn let_guest_stay(&mut self) {
-        let Some(sending) = &self.sending else { return };
-        let (meter, boot, before) = (sending.meter.clone(), sending.boot, sending.before);
-        let is_local = sending.ownership.is_some();
-        if let Some(ownership) = &sending.ownership
-            && ownership.keep().is_err()
-        {
-            // Its job is about to find that out, too.
-            tracing::error!("the guest runs in the other process: it does not go on here");
+        let is_ours = self.claim_guest();
+        let Some(sending) = &mut self.sending else {
+            return;
+        };
+        if !is_ours {
+            // The end of the job says what has become of it.
+            sending.stage = Stage::HandedOver;
             return;
         }
+        sending.stage = Stage::Preparing;
+        let (meter, boot, before) = (sending.meter.clone(), sending.boot, sending.before);
+        let is_local = sending.ownership.is_some();
         if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
             reception.resume();
         }
@@ -449,19 +435,29 @@ impl Vmm {
         let Some(sending) = &mut self.sending else {
             return;
         };
-        let was_given_up = sending.is_handed_over();
-        sending.stage = Stage::Settling;
+        let stage = sending.stage;
         sending.orders = None;
         if let Some(Phase::Live(live)) = self.vm.as_mut().map(|vm| &mut vm.phase) {
             live.machine.throttle(0);
         }
         if let Err(reason) = outcome {
             // Of two reasons the first one is the cause.
-            sending.failure.get_or_insert(reason);
-            if was_given_up {
+            let reason = sending.failure.get_or_insert(reason).clone();
+            if sending.is_handed_over() && self.claim_guest() {
                 tracing::warn!("the guest that was handed over goes on here");
             }
-            self.let_guest_stay();
+            if matches!(
+                stage,
+                Stage::Writing | Stage::HandedOver | Stage::Unconfirmed
+            ) {
+                self.let_guest_stay();
+            }
+            if let Some(sending) = self.sending.take_if(|it| it.is_handed_over()) {
+                return self.guest_has_left(sending, Some(reason), Waiters::default());
+            }
+        }
+        if let Some(sending) = &mut self.sending {
+            sending.stage = Stage::Settling;
         }
         self.settle_migration();
     }
@@ -478,7 +474,7 @@ impl Vmm {
             return;
         };
         match sending.failure {
-            None => self.guest_has_left(sending, None),
+            None => self.guest_has_left(sending, None, Waiters::default()),
             Some(reason) => {
                 let text = reason.chain.join(": ");
                 tracing::warn!("the migration has failed: {text}");
@@ -489,8 +485,16 @@ impl Vmm {
         }
     }
 
-    /// `loss` is why it has ended where it went.
-    fn guest_has_left(&mut self, sending: Sending, loss: Option<Refusal>) {
+    /// Another process has started the guest that was about to be ended here.
+    pub(super) fn guest_is_away(&mut self, waiters: Waiters) {
+        match self.sending.take() {
+            Some(sending) => self.guest_has_left(sending, None, waiters),
+            None => waiters.answer(&Ok(Response::Done)),
+        }
+    }
+
+    /// `loss` is why it has ended where it went; `waiters` are told when nothing of it is left here.
+    fn guest_has_left(&mut self, sending: Sending, loss: Option<Refusal>, waiters: Waiters) {
         sending.meter.arrived();
         if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
             match loss {
@@ -512,8 +516,8 @@ impl Vmm {
             loss,
         });
         match sending.ownership {
-            Some(_) => self.leave_guest(),
-            None => self.stop_guest(stop::After::Delete, Waiters::default()),
+            Some(_) => self.leave_guest(waiters),
+            None => self.stop_guest(stop::After::Delete, waiters),
         }
     }
 

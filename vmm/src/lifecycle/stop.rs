@@ -74,7 +74,12 @@ impl Stopping {
 
 impl Vmm {
     /// Takes the machine apart, and stops its devices.
+    ///
+    /// One that another process of this host has started is not this Ferry's to end: it is only forgotten here.
     pub(super) fn stop_guest(&mut self, after: After, waiters: Waiters) {
+        if !self.claim_guest() {
+            return self.guest_is_away(waiters);
+        }
         let Some(vm) = &mut self.vm else { return };
         let left = vm.state();
         let phase = std::mem::replace(&mut vm.phase, Phase::Shutdown);
@@ -104,7 +109,7 @@ impl Vmm {
     }
 
     /// Forgets a guest that another process has with all it had: its devices are not told anything, and its RAM is left alone.
-    pub(super) fn leave_guest(&mut self) {
+    pub(super) fn leave_guest(&mut self, waiters: Waiters) {
         let Some(vm) = &mut self.vm else { return };
         let left = vm.state();
         let phase = std::mem::replace(&mut vm.phase, Phase::Shutdown);
@@ -112,11 +117,11 @@ impl Vmm {
             vm.phase = phase;
             return;
         };
-        live.ram.leave();
+        live.ram.disown();
         live.machine.stop();
         // The other process has descriptors of its own.
         vm.devices.clear();
-        self.clean_up(left, After::Delete, Some(live.ram), Waiters::default());
+        self.clean_up(left, After::Delete, Some(live.ram), waiters);
     }
 
     /// Stops all devices, and goes on when they are at rest. `ram` is that of the guest that is no more.

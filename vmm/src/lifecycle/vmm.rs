@@ -260,7 +260,10 @@ impl Vmm {
     /// Takes everything apart. Back-ends see their connections closed; who waits for an answer is told that Ferry ends.
     fn close(&mut self) {
         self.wait_for_terminal();
-        self.keep_serial();
+        // From now on no other process starts it.
+        if self.claim_guest() {
+            self.keep_serial();
+        }
         if let Some(VirtualMachine {
             phase: Phase::Live(live),
             ..

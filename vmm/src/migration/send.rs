@@ -155,7 +155,8 @@ impl<S: Fn(Word)> Job<S> {
             attempt,
         };
         if self.lender.is_some() {
-            self.lend(&way, links)?;
+            let lent = self.lend(&way, links);
+            lent.map_err(|error| self.explained(error))?;
             return self.hand_over(&way, std::mem::take(links));
         }
         // It may take its time: KVM is asked by making a virtual machine. A receiver would wait meanwhile.
@@ -164,12 +165,17 @@ impl<S: Fn(Word)> Job<S> {
         self.bound_copying();
         links.push(self.connect(&way, Purpose::Migrate { connections })?);
         let sent = self.send_over(&way, &description, links, logs);
-        sent.map_err(|error| match error.is_cancelled() {
+        sent.map_err(|error| self.explained(error))?;
+        self.hand_over(&way, std::mem::take(links))
+    }
+
+    /// Who has given it up may be a limit.
+    fn explained(&self, error: Error) -> Error {
+        match error.is_cancelled() {
             true if self.meter.is_too_slow() => Error::TooSlow(Box::new(error)),
             true if self.meter.copies_too_long() => Error::Timeout(self.request.timeout),
             _ => error,
-        })?;
-        self.hand_over(&way, std::mem::take(links))
+        }
     }
 
     /// From now on the guest is to stand still in time, unless it is to leave however long that takes.

@@ -104,6 +104,23 @@ fn a_device_that_nobody_takes_goes_on() {
 }
 
 #[test]
+fn one_that_is_reset_while_it_is_lent_is_as_any_other() {
+    let daemon = StorageDaemon::start(1, Speed::Full);
+    let ram = TestRam::new();
+    let disk = start(spec(&daemon.socket(), 1), Limits::default(), &ram);
+    let ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    drop(lend(&disk.device).unwrap());
+    disk.reset();
+    let mut ring = Ring::new(&ram, 0, LOW);
+    disk.activate(&[&ring]);
+    write_sector(&mut ring, &ram, 0, 7);
+    drop(lend(&disk.device).unwrap());
+    outcome(&resume(&disk.device)).unwrap();
+    write_sector(&mut ring, &ram, 1, 8);
+}
+
+#[test]
 fn one_that_is_suspended_or_idle_stays_so() {
     let daemon = StorageDaemon::start(1, Speed::Full);
     let ram = TestRam::new();

@@ -154,6 +154,8 @@ impl Worker {
     /// Stops the rings and puts the back-end's device into its initial state. A back-end
     /// that cannot be stopped would go on writing to guest memory, so here a late answer is the device's end.
     fn reset(&mut self) -> Result<(), Cause> {
+        // Whoever resets a device has made sure that no other process has it.
+        self.lent = false;
         if let Some(mut session) = self.session.take() {
             let result = self
                 .settle_load()
@@ -186,10 +188,10 @@ pub(super) fn serve_failed(shared: &Shared) {
                 Order::Suspend(done) | Order::Resume(done) | Order::Own(done) => {
                     done.tell(Ok(()));
                 }
-                of_a_job => {
+                other => {
                     let error = shared.error();
                     let error = error.unwrap_or_else(|| shared.error_from(Cause::Poisoned));
-                    of_a_job.refuse_job(&error);
+                    other.refuse(&error);
                 }
             }
         }

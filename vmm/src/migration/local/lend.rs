@@ -1,14 +1,13 @@
 //! The sender's part of a hand-over: from the description to READY, and what becomes of the guest if the link is lost afterwards.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ferry_api::migration::Phase;
 use ferry_devices::serial::Rest;
 use ferry_devices::vhost_user::Live;
 use ferry_devices::virtio::VirtioDevice;
 use vm_migration::link::{HANDLES_MOST, Link, Message, Purpose};
-use vm_migration::ownership::{Ownership, Process, Taken};
+use vm_migration::ownership::{DEATH, Ownership, Process, Taken};
 use vm_migration::pages::end_main;
 use vm_migration::stream::{self, StreamWriter};
 
@@ -18,9 +17,6 @@ use crate::machine::saving::MachineState;
 use crate::migration::handover::Pieces;
 use crate::migration::send::{Job, Stopped, Way, Word, send_description};
 use crate::migration::{Error, Meter};
-
-/// How long a process that has closed its connection may take to be gone.
-const DEATH: Duration = Duration::from_secs(2);
 
 /// What a sender has for a hand-over.
 pub struct Lender {

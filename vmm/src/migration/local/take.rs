@@ -2,18 +2,18 @@
 //! the guest is this one's.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use ferry_api::migration::Phase;
 use ferry_devices::serial::{ClientV1, Rest, RestV1};
 use ferry_devices::vhost_user::{Live, LiveStateV1};
 use vm_migration::link::{Last, Link, Message, Outcome, StreamId};
-use vm_migration::ownership::Process;
+use vm_migration::ownership::{DEATH, Process};
 use vm_migration::stream::StreamReader;
 
 use super::describe::Parts;
 use super::lend::live_section;
 use super::outside::{Brought, read_standstill};
+use crate::backends;
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
 use crate::machine::saving::{MachineState, RestoreParts, Shell};
@@ -21,8 +21,6 @@ use crate::memory::GuestRam;
 use crate::migration::fill::{Filled, gather};
 use crate::migration::{Error, Incoming, Meter, Place};
 
-/// How long a sender that has closed its connection may take to be gone.
-const DEATH: Duration = Duration::from_secs(2);
 /// The most descriptors of one device: a connection, a channel, and two for each of its queues.
 const DEVICE_HANDLES_MOST: usize = 2 + 2 * 1024;
 
@@ -35,6 +33,11 @@ impl Incoming {
     ) -> Result<Filled, Error> {
         let meter = self.meter.clone();
         meter.enter(Phase::Prepare);
+        let ids = self.guest.devices.iter().map(|device| device.id.clone());
+        let specs = backends::specs(&self.config);
+        if !ids.eq(specs.iter().map(|spec| spec.id.clone())) {
+            return Err(Error::Mismatch("list of devices"));
+        }
         let hypervisor = Hypervisor::open()?;
         let files = std::mem::take(&mut parts.ram);
         let ram = GuestRam::of_another_process(&self.config.memory, files)?;
@@ -87,8 +90,9 @@ impl Incoming {
     /// Says that everything is here, and waits until the sender has given the guest up, or has died.
     fn wait_for_ownership(&mut self, parts: &Parts, place: &Place<'_>) -> Result<(), Error> {
         match self.wait_for_commit(place.timeouts) {
-            // Where nobody else is left, the guest is whole only here. Whether it ran on there in between is said by the word.
-            Err(Error::Link(error)) if !error.is_cancelled() && parts.process.is_dead(DEATH) => {
+            // Where nobody else is left, the guest is whole only here. Whether it ran on there in between, or was ended, is said by
+            // the word.
+            Err(Error::Link(error)) if error.is_lost() && parts.process.is_dead(DEATH) => {
                 tracing::warn!(
                     "the sender has died before it could say so: its guest goes on here"
                 );
