@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ fn what_it_says_in_the_end() {
 fn to_a_process_that_waits() {
     let place = Place::start(ECHO, FILE, &[]);
     let url = format!("unix:{}", place.path("meeting").display());
-    let mut command = std::process::Command::new(ferry_binary());
+    let mut command = Command::new(ferry_binary());
     command.arg("--api-socket").arg(place.path("next"));
     let mut next = ferry_tests::Process::start(command, Some(&place.path("next.log")));
     let client = ferry_api::client::Client::new(place.path("next"), Default::default());
@@ -109,7 +109,10 @@ fn to_a_process_that_waits() {
     place.wait_until("its socket", || {
         place.path("meeting").exists().then_some(())
     });
-    let output = place.run(&["--to", &url]);
+    let mut ferryctl = Command::new(ferry_binary().with_file_name("ferryctl"));
+    ferryctl.arg("--api-socket").arg(place.path("api"));
+    let output = ferryctl.args(["handover", "--to", &url]).output();
+    let output = output.expect("ferryctl runs");
     assert!(output.status.success(), "{}", said(&output));
     receiver.join().expect("a receiver").expect("a guest");
     assert_eq!(place.pid(), u64::from(next.id()));
@@ -121,8 +124,7 @@ fn to_a_process_that_waits() {
 #[test]
 fn a_program_that_is_no_ferry_leaves_the_guest_alone() {
     let place = Place::start(ECHO, FILE, &[]);
-    let log = place.path("new.log");
-    let log = log.to_str().expect("UTF-8");
+    let ferry = ferry_binary();
     let talker = script(&place, "echo one; echo cannot go on >&2; exit 7");
     let talker = talker.to_str().expect("UTF-8");
     let cases: [(&[&str], i32, &[&str]); 4] = [
@@ -137,14 +139,14 @@ fn a_program_that_is_no_ferry_leaves_the_guest_alone() {
             &["/bin/false has ended too early: exit status: 1"],
         ),
         (
-            &["--exec", talker, "--log", log],
+            &["--exec", talker],
             1,
             &["exit status: 7", "it says: one", "it says: cannot go on"],
         ),
         (
             &[
                 "--exec",
-                ferry_binary().to_str().expect("UTF-8"),
+                ferry.to_str().expect("UTF-8"),
                 "--",
                 "--no-such-flag",
             ],

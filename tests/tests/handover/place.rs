@@ -125,6 +125,9 @@ impl Place {
             .arg("--api-socket")
             .arg(self.path("api"))
             .arg("handover")
+            // What the new process inherits would keep whoever reads ferryctl's output waiting.
+            .arg("--log")
+            .arg(self.path("new.log"))
             .args(words)
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .stdin(Stdio::null());
