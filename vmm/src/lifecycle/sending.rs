@@ -349,8 +349,8 @@ impl Vmm {
     /// Whether a guest that runs is on its way to another process of this host.
     pub(super) fn is_handing_over_what_runs(&self) -> bool {
         self.sending.as_ref().is_some_and(|sending| {
-            let under_way = matches!(sending.stage, Stage::Writing | Stage::HandedOver);
-            sending.before == ArrivalV1::Running && sending.ownership.is_some() && under_way
+            let is_to_go_on = sending.before == ArrivalV1::Running && sending.ownership.is_some();
+            is_to_go_on && sending.stage == Stage::Writing
         })
     }
 
