@@ -68,7 +68,7 @@ impl Receiver {
             offset: 0,
             bytes: RAM,
         };
-        let ram = RamTarget::new(&[Region { gpa: 1 << 20, part }], 2).expect("it is RAM");
+        let ram = RamTarget::new(&[Region::new(1 << 20, part)], 2).expect("it is RAM");
         Receiver {
             listener,
             ram,

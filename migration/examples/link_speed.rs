@@ -156,7 +156,7 @@ fn region(file: &File, mib: u64) -> Region<'_> {
         offset: 0,
         bytes: mib * BLOCK,
     };
-    Region { gpa: 0, part }
+    Region::new(0, part)
 }
 
 fn memfd(mib: u64) -> io::Result<File> {

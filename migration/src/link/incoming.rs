@@ -3,10 +3,12 @@
 use std::io;
 
 use super::error::Violation;
+use super::message::{self, HEAD};
 use super::order::{Kind, Side};
 use super::socket::Transport;
 use super::wire::{Direction, FRAME_HEADER, FrameHeader};
 use super::{Purpose, StreamId, Tally};
+use crate::pages::Piece;
 
 pub(super) struct Incoming {
     header: [u8; FRAME_HEADER],
@@ -112,8 +114,36 @@ impl Incoming {
 
     fn check(&mut self, frame: FrameHeader) -> Result<Advance, Wrong> {
         let body = &self.body[..frame.length];
-        self.direction.check(&self.header, frame, body)?;
+        let (head, data) = body.split_at(message::head_bytes(frame.kind).min(body.len()));
+        self.direction.check(&self.header, frame, head, data)?;
         Ok(Advance::Whole(frame.kind))
+    }
+
+    /// Whether a frame of pages has begun of which no page was read; the length of the pages.
+    pub(super) fn begun_pages(&self) -> Option<usize> {
+        let frame = self.frame.filter(|frame| frame.kind == Kind::Pages)?;
+        (self.body_there <= HEAD).then_some(frame.length - HEAD)
+    }
+
+    /// Reads on up to the first page; what comes before it, once it is there.
+    pub(super) fn advance_to_pages(&mut self, transport: &mut Transport) -> Result<Advance, Wrong> {
+        let read = transport.read(&mut self.body[self.body_there..HEAD]);
+        arrived(read, &mut self.body_there)
+    }
+
+    /// What comes before the first page, if it is there.
+    pub(super) fn pages_head(&self) -> Option<[u8; HEAD]> {
+        self.body[..self.body_there].first_chunk().copied()
+    }
+
+    /// The pages were read elsewhere. Makes room for the next frame, if they are right.
+    pub(super) fn check_elsewhere(&mut self, piece: &Piece<'_>) -> Result<(), Violation> {
+        if let Some(frame) = self.frame {
+            let (direction, header, head) = (&mut self.direction, &self.header, &self.body[..HEAD]);
+            piece.summed(|data| direction.check(header, frame, head, data))?;
+        }
+        self.take();
+        Ok(())
     }
 
     /// Makes room for the next frame, and hands out the body of this one.
@@ -125,7 +155,7 @@ impl Incoming {
     }
 }
 
-fn arrived(read: io::Result<usize>, there: &mut usize) -> Result<Advance, Wrong> {
+pub(super) fn arrived(read: io::Result<usize>, there: &mut usize) -> Result<Advance, Wrong> {
     match read {
         Ok(0) => Ok(Advance::End),
         Ok(bytes) => {

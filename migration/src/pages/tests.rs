@@ -28,13 +28,13 @@ impl Ram {
     }
 
     fn regions(&self) -> [Region<'_>; 2] {
-        let region = |gpa, offset, bytes| Region {
-            gpa,
-            part: RamPart {
+        let region = |gpa, offset, bytes| {
+            let part = RamPart {
                 file: &self.0,
                 offset,
                 bytes,
-            },
+            };
+            Region::new(gpa, part)
         };
         [region(0, HIGH, LOW), region(HIGH_GPA, 0, HIGH)]
     }

@@ -146,7 +146,7 @@ pub(super) fn region(file: &File) -> Region<'_> {
         offset: 0,
         bytes: BYTES,
     };
-    Region { gpa: 0, part }
+    Region::new(0, part)
 }
 
 pub(super) fn timings() -> Vec<Timing> {
