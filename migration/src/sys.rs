@@ -211,6 +211,12 @@ impl Mapping {
         }
     }
 
+    /// Where it begins.
+    #[cfg(test)]
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        NonNull::new(self.address).unwrap()
+    }
+
     /// Copies `data` to `at`, or refuses what is not inside.
     pub(crate) fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let inside = usize::try_from(at).ok().filter(|at| {

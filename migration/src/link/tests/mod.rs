@@ -5,6 +5,7 @@ mod handles;
 mod hostile;
 mod meeting;
 mod order;
+mod placement;
 mod tls;
 mod waiting;
 
