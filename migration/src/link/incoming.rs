@@ -16,6 +16,8 @@ pub(super) struct Incoming {
     frame: Option<FrameHeader>,
     body: Vec<u8>,
     body_there: usize,
+    /// How long the body is that was taken last.
+    taken: usize,
     direction: Direction,
 }
 
@@ -51,6 +53,7 @@ impl Incoming {
             frame: None,
             body: Vec::new(),
             body_there: 0,
+            taken: 0,
             direction: Direction::new(attempt, purpose.index(), from),
         }
     }
@@ -151,7 +154,20 @@ impl Incoming {
         let length = self.frame.take().map_or(0, |frame| frame.length);
         self.header_there = 0;
         self.body_there = 0;
+        self.taken = length;
         &self.body[..length]
+    }
+
+    /// Hands out the body that was taken last, in exchange for another buffer; returns its length.
+    pub(super) fn swap_taken(&mut self, buffer: &mut Vec<u8>) -> usize {
+        // What is being read is not to be given away.
+        match self.frame {
+            Some(_) => 0,
+            None => {
+                std::mem::swap(&mut self.body, buffer);
+                std::mem::take(&mut self.taken)
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::Purpose;
 use super::connection::{Condition, Link};
 use super::error::{Error, Violation};
 use super::incoming::{Advance, Wrong, arrived};
-use super::message::{self, Message, Tally, be_u64};
+use super::message::{self, HEAD, Message, Tally, be_u64};
 use super::order::{Event, Kind, Last};
 use super::socket::{Waited, Want};
 use crate::pages::Piece;
@@ -71,6 +71,13 @@ impl Link {
     pub fn receive(&mut self, watch: &dyn Watch) -> Result<Message<'_>, Error> {
         let kind = self.next_kind(watch)?;
         self.take_message(kind)
+    }
+
+    /// The data of the [`Message::Chunk`] that came last, so that it can be looked at while the connection is used. It is not copied:
+    /// the buffer that it is in changes places with `spare`. Empty if there is none, or something came behind it.
+    pub fn take_chunk<'b>(&mut self, spare: &'b mut Vec<u8>) -> &'b [u8] {
+        let length = self.incoming.swap_taken(spare);
+        spare.get(HEAD..length).unwrap_or_default()
     }
 
     /// Waits for the next message, which is to be taken then.
