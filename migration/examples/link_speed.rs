@@ -141,12 +141,7 @@ fn over_link(from: &Mapped<'_>, target: Target, to: &File, mib: u64) -> Result<(
         link.send(&everything, &Unwatched)?;
         link.receive(&Unwatched)?;
         let links = &mut [link][..];
-        send_all(
-            links,
-            &[from.region()],
-            &Progress::default(),
-            &Unwatched,
-        )?;
+        send_all(links, &[from.region()], &Progress::default(), &Unwatched)?;
         links[0].send(&Message::StateEnd, &Unwatched)?;
         end_main(links, &Unwatched)?;
         links[0].receive(&Unwatched)?;
