@@ -89,7 +89,7 @@ impl Liar {
     }
 
     /// Nothing can follow.
-    fn is_broken(mut self) {
+    fn expect_broken(mut self) {
         let again = self.link.receive(&Unwatched).unwrap_err();
         assert!(matches!(again, Error::Broken { .. }), "{again}");
     }
@@ -180,7 +180,7 @@ fn pages_that_are_damaged_end_the_attempt() {
         );
         // They were received where they belong; nobody gets this RAM.
         assert!(content(&ram.file)[BLOCK as usize..][..8192] == bytes[FRAME_HEADER + 8..]);
-        liar.is_broken();
+        liar.expect_broken();
     }
 }
 
@@ -209,7 +209,7 @@ fn pages_that_belong_nowhere_change_nothing() {
         let error = liar.hear(&regions).unwrap_err();
         assert!(matches!(error, Error::Protocol { .. }), "{gpa:#x}: {error}");
         assert!(content(&ram.file).iter().all(|byte| *byte == 0), "{gpa:#x}");
-        liar.is_broken();
+        liar.expect_broken();
     };
     let end = 2 * BLOCK + 8192;
     let pages = pattern(4);
@@ -273,6 +273,6 @@ fn a_wait_for_the_rest_of_pages_ends() {
         assert!(ends(&error), "{error}");
         // What is left of the frame is not taken for something else.
         liar.say(&bytes[bytes.len() - 1..]);
-        liar.is_broken();
+        liar.expect_broken();
     }
 }
