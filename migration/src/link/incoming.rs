@@ -16,8 +16,8 @@ pub(super) struct Incoming {
     frame: Option<FrameHeader>,
     body: Vec<u8>,
     body_there: usize,
-    /// How long the body is that was taken last.
-    taken: usize,
+    /// How long the body is that was taken last, if it is a chunk's.
+    chunk: usize,
     direction: Direction,
 }
 
@@ -53,7 +53,7 @@ impl Incoming {
             frame: None,
             body: Vec::new(),
             body_there: 0,
-            taken: 0,
+            chunk: 0,
             direction: Direction::new(attempt, purpose.index(), from),
         }
     }
@@ -151,23 +151,26 @@ impl Incoming {
 
     /// Makes room for the next frame, and hands out the body of this one.
     pub(super) fn take(&mut self) -> &[u8] {
-        let length = self.frame.take().map_or(0, |frame| frame.length);
+        let frame = self.frame.take();
+        let length = frame.map_or(0, |frame| frame.length);
         self.header_there = 0;
         self.body_there = 0;
-        self.taken = length;
+        self.chunk = match frame {
+            Some(frame) if frame.kind == Kind::Chunk => length,
+            _ => 0,
+        };
         &self.body[..length]
     }
 
-    /// Hands out the body that was taken last, in exchange for another buffer; returns its length.
-    pub(super) fn swap_taken(&mut self, buffer: &mut Vec<u8>) -> usize {
+    /// Hands out the body of the chunk that was taken last, in exchange for another buffer; returns its length.
+    pub(super) fn swap_chunk(&mut self, buffer: &mut Vec<u8>) -> usize {
         // What is being read is not to be given away.
-        match self.frame {
-            Some(_) => 0,
-            None => {
-                std::mem::swap(&mut self.body, buffer);
-                std::mem::take(&mut self.taken)
-            }
+        let length = std::mem::take(&mut self.chunk);
+        if self.frame.is_some() || length == 0 {
+            return 0;
         }
+        std::mem::swap(&mut self.body, buffer);
+        length
     }
 }
 

@@ -76,7 +76,7 @@ impl Link {
     /// The data of the [`Message::Chunk`] that came last, so that it can be looked at while the connection is used. It is not copied:
     /// the buffer that it is in changes places with `spare`. Empty if there is none, or something came behind it.
     pub fn take_chunk<'b>(&mut self, spare: &'b mut Vec<u8>) -> &'b [u8] {
-        let length = self.incoming.swap_taken(spare);
+        let length = self.incoming.swap_chunk(spare);
         spare.get(HEAD..length).unwrap_or_default()
     }
 
