@@ -38,9 +38,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut plain = Vec::new();
             let mut link = Vec::new();
             for _ in 0..ROUNDS {
-                plain.push(rate(mib, target, |to| plain_copy(&ram, to, mib))?);
+                plain.push(rate(mib, target, |to| plain_copy(&ram, to.file, mib))?);
                 link.push(rate(mib, target, |to| {
-                    over_link(&mapped, target, to, mib).map_err(io::Error::other)
+                    over_link(&mapped, to).map_err(io::Error::other)
                 })?);
             }
             let (plain, link) = (median(plain), median(link));
@@ -64,14 +64,22 @@ fn median(mut rates: Vec<f64>) -> f64 {
     rates[rates.len() / 2]
 }
 
-fn rate(mib: u64, target: Target, work: impl FnOnce(&File) -> io::Result<()>) -> io::Result<f64> {
+fn rate(
+    mib: u64,
+    target: Target,
+    work: impl FnOnce(&Mapped<'_>) -> io::Result<()>,
+) -> io::Result<f64> {
     let to = memfd(mib)?;
     if let Target::Prefaulted = target {
         let zeros = vec![0; BLOCK as usize];
         (0..mib).try_for_each(|block| to.write_all_at(&zeros, block * BLOCK))?;
     }
+    let mapped = Mapped::new(&to, mib)?;
+    if let Target::Prefaulted = target {
+        mapped.touch()?;
+    }
     let start = Instant::now();
-    work(&to)?;
+    work(&mapped)?;
     let seconds = start.elapsed().as_secs_f64();
     let mut ends = [0; 2];
     to.read_exact_at(&mut ends[..1], 0)?;
@@ -105,12 +113,8 @@ fn plain_copy(from: &File, to: &File, mib: u64) -> io::Result<()> {
     })
 }
 
-fn over_link(from: &Mapped<'_>, target: Target, to: &File, mib: u64) -> Result<(), Error> {
+fn over_link(from: &Mapped<'_>, to: &Mapped<'_>) -> Result<(), Error> {
     let wrong = |source| Error::Ram { gpa: 0, source };
-    let to = Mapped::new(to, mib).map_err(wrong)?;
-    if let Target::Prefaulted = target {
-        to.touch().map_err(wrong)?;
-    }
     let name = format!("ferry-link-speed-{}", std::process::id());
     let address = Address::Unix(std::env::temp_dir().join(name));
     let mut listener = Listener::bind(&address, None)?;
