@@ -31,7 +31,7 @@ pub trait MsiRouter: Send + Sync {
     /// Makes `gsi` deliver `message` from now on.
     fn route(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()>;
 
-    /// The same of several lines, where that takes less time at once.
+    /// The same of several lines, each at most once, where that takes less time at once. If it fails, some may have changed.
     fn route_all(&self, routes: &[(Gsi, MsiMessage)]) -> io::Result<()> {
         let mut routes = routes.iter();
         routes.try_for_each(|(gsi, message)| self.route(*gsi, *message))

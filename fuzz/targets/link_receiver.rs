@@ -8,7 +8,9 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::ptr::{self, NonNull};
 
 use libfuzzer_sys::fuzz_target;
 use vm_migration::Unwatched;
@@ -27,8 +29,7 @@ thread_local! {
 
 struct Receiver {
     listener: Listener,
-    ram: RamTarget,
-    _file: File,
+    ram: RamTarget<'static>,
 }
 
 fuzz_target!(|bytes: &[u8]| {
@@ -63,17 +64,18 @@ impl Receiver {
             .expect("a file can be made");
         std::fs::remove_file(path).expect("it is there");
         file.set_len(RAM).expect("it can be large");
+        // Both stay for ever.
+        let file: &'static File = Box::leak(Box::new(file));
+        let start = map(file);
         let part = RamPart {
-            file: &file,
+            file,
             offset: 0,
             bytes: RAM,
         };
-        let ram = RamTarget::new(&[Region { gpa: 1 << 20, part }], 2).expect("it is RAM");
-        Receiver {
-            listener,
-            ram,
-            _file: file,
-        }
+        // SAFETY: all of the file is mapped, and nobody has references into it.
+        let region = unsafe { Region::new(1 << 20, part).mapped_at(start) };
+        let ram = RamTarget::new(&[region], 2).expect("it is RAM");
+        Receiver { listener, ram }
     }
 
     fn hear(&mut self, numbers: [u16; 4], bytes: &[u8]) {
@@ -94,7 +96,20 @@ impl Receiver {
     }
 }
 
-fn answer(link: &mut Link, ram: &RamTarget) -> Result<(), Error> {
+/// Maps RAM. Pages of its first half are there, so that some frames are received into RAM itself.
+fn map(file: &File) -> NonNull<u8> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let (bytes, fd) = (RAM as usize, file.as_raw_fd());
+    // SAFETY: the kernel chooses an address where nothing is mapped, and the first half is written to where it was mapped.
+    unsafe {
+        let start = libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, 0);
+        assert!(start != libc::MAP_FAILED, "it can be mapped");
+        start.cast::<u8>().write_bytes(1, bytes / 2);
+        NonNull::new(start.cast()).expect("it is mapped")
+    }
+}
+
+fn answer(link: &mut Link, ram: &RamTarget<'_>) -> Result<(), Error> {
     let watch = &Unwatched;
     if link.purpose() == Purpose::Ask {
         link.send(&Message::Outcome(Outcome::Waiting), watch)?;

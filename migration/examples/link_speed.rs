@@ -1,5 +1,5 @@
 //! How fast RAM goes over a unix socket, against a plain copy from memfd to memfd over a unix socket, on the same data in
-//! the same run. The target is cold, with its pages yet to be found, or prefaulted.
+//! the same run. The target is cold, with its pages yet to be found, or prefaulted. As in a VMM, all RAM is mapped.
 //!
 //! ```sh
 //! cargo run --release -p vm-migration --example link_speed -- [MIB …]
@@ -7,9 +7,10 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::ptr::{self, NonNull};
 use std::thread;
 use std::time::Instant;
 
@@ -31,13 +32,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for mib in sizes {
         let ram = memfd(mib)?;
         fill(&ram, mib)?;
+        let mapped = Mapped::new(&ram, mib)?;
+        mapped.touch()?;
         for target in [Target::Cold, Target::Prefaulted] {
             let mut plain = Vec::new();
             let mut link = Vec::new();
             for _ in 0..ROUNDS {
-                plain.push(rate(mib, target, |to| plain_copy(&ram, to, mib))?);
+                plain.push(rate(mib, target, |to| plain_copy(&ram, to.file, mib))?);
                 link.push(rate(mib, target, |to| {
-                    over_link(&ram, to, mib).map_err(io::Error::other)
+                    over_link(&mapped, to).map_err(io::Error::other)
                 })?);
             }
             let (plain, link) = (median(plain), median(link));
@@ -61,14 +64,22 @@ fn median(mut rates: Vec<f64>) -> f64 {
     rates[rates.len() / 2]
 }
 
-fn rate(mib: u64, target: Target, work: impl FnOnce(&File) -> io::Result<()>) -> io::Result<f64> {
+fn rate(
+    mib: u64,
+    target: Target,
+    work: impl FnOnce(&Mapped<'_>) -> io::Result<()>,
+) -> io::Result<f64> {
     let to = memfd(mib)?;
     if let Target::Prefaulted = target {
         let zeros = vec![0; BLOCK as usize];
         (0..mib).try_for_each(|block| to.write_all_at(&zeros, block * BLOCK))?;
     }
+    let mapped = Mapped::new(&to, mib)?;
+    if let Target::Prefaulted = target {
+        mapped.touch()?;
+    }
     let start = Instant::now();
-    work(&to)?;
+    work(&mapped)?;
     let seconds = start.elapsed().as_secs_f64();
     let mut ends = [0; 2];
     to.read_exact_at(&mut ends[..1], 0)?;
@@ -102,7 +113,8 @@ fn plain_copy(from: &File, to: &File, mib: u64) -> io::Result<()> {
     })
 }
 
-fn over_link(from: &File, to: &File, mib: u64) -> Result<(), Error> {
+fn over_link(from: &Mapped<'_>, to: &Mapped<'_>) -> Result<(), Error> {
+    let wrong = |source| Error::Ram { gpa: 0, source };
     let name = format!("ferry-link-speed-{}", std::process::id());
     let address = Address::Unix(std::env::temp_dir().join(name));
     let mut listener = Listener::bind(&address, None)?;
@@ -117,8 +129,7 @@ fn over_link(from: &File, to: &File, mib: u64) -> Result<(), Error> {
             link.accept_it()?;
             link.receive(&Unwatched)?;
             link.send(&Message::Prepared, &Unwatched)?;
-            let ram = RamTarget::new(&[region(to, mib)], 1)
-                .map_err(|source| Error::Ram { gpa: 0, source })?;
+            let ram = RamTarget::new(&[to.region()], 1).map_err(wrong)?;
             link.receive_into(&ram, &Unwatched)?;
             link.receive(&Unwatched)?;
             link.send(&Message::Ready, &Unwatched)
@@ -134,12 +145,7 @@ fn over_link(from: &File, to: &File, mib: u64) -> Result<(), Error> {
         link.send(&everything, &Unwatched)?;
         link.receive(&Unwatched)?;
         let links = &mut [link][..];
-        send_all(
-            links,
-            &[region(from, mib)],
-            &Progress::default(),
-            &Unwatched,
-        )?;
+        send_all(links, &[from.region()], &Progress::default(), &Unwatched)?;
         links[0].send(&Message::StateEnd, &Unwatched)?;
         end_main(links, &Unwatched)?;
         links[0].receive(&Unwatched)?;
@@ -150,13 +156,58 @@ fn over_link(from: &File, to: &File, mib: u64) -> Result<(), Error> {
     })
 }
 
-fn region(file: &File, mib: u64) -> Region<'_> {
-    let part = RamPart {
-        file,
-        offset: 0,
-        bytes: mib * BLOCK,
-    };
-    Region { gpa: 0, part }
+/// A file that is mapped, for as long as this lives.
+struct Mapped<'a> {
+    file: &'a File,
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to no thread.
+unsafe impl Send for Mapped<'_> {}
+// SAFETY: as above; it is touched by address only.
+unsafe impl Sync for Mapped<'_> {}
+
+impl<'a> Mapped<'a> {
+    fn new(file: &'a File, mib: u64) -> io::Result<Self> {
+        let bytes = (mib * BLOCK) as usize;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: the kernel chooses an address where nothing is mapped.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, file.as_raw_fd(), 0) };
+        match NonNull::new(start.cast()) {
+            Some(start) if start.as_ptr() as isize != -1 => Ok(Mapped { file, start, bytes }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Maps all pages to memory.
+    fn touch(&self) -> io::Result<()> {
+        let (start, advice) = (self.start.as_ptr().cast(), libc::MADV_POPULATE_WRITE);
+        // SAFETY: the range is this mapping, whose content stays as it is.
+        match unsafe { libc::madvise(start, self.bytes, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn region(&self) -> Region<'_> {
+        let part = RamPart {
+            file: self.file,
+            offset: 0,
+            bytes: self.bytes as u64,
+        };
+        // SAFETY: all of the file is mapped as long as `self` lives.
+        unsafe { Region::new(0, part).mapped_at(self.start) }
+    }
+}
+
+impl Drop for Mapped<'_> {
+    fn drop(&mut self) {
+        // SAFETY: this range was mapped by `new`, and nobody has references into it.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
 }
 
 fn memfd(mib: u64) -> io::Result<File> {

@@ -4,7 +4,10 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 /// Repeats a call that a signal interrupted; a negative result is the error in `errno`.
 fn checked<T: Into<i64> + Copy>(mut call: impl FnMut() -> T) -> io::Result<T> {
@@ -126,6 +129,42 @@ pub(crate) fn unlink_at(directory: &File, name: &CStr) -> io::Result<()> {
     checked(|| unsafe { libc::unlinkat(directory.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
 }
 
+/// Receives into memory by its address.
+///
+/// # Safety
+/// So many bytes from `to` on may be written to, and nobody has references to them.
+pub(crate) unsafe fn receive(
+    socket: impl AsFd,
+    to: NonNull<u8>,
+    bytes: usize,
+) -> io::Result<usize> {
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: as is demanded above; the socket is open.
+    let received = unsafe { libc::recv(socket, to.as_ptr().cast(), bytes, 0) };
+    usize::try_from(received).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether this process has the pages of a mapping, at most 2 MiB of it, mapped to memory. Where the kernel does not tell, they
+/// are not.
+pub(crate) fn is_present(address: usize, bytes: usize) -> bool {
+    const PAGE: usize = 4096;
+    const PAGES_MOST: usize = 512;
+    /// Eight bytes for each page, of which the highest bit says so.
+    const ENTRY: usize = 8;
+    static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
+    let Some(pagemap) = PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok()) else {
+        return false;
+    };
+    let (first, end) = (address / PAGE, (address + bytes).div_ceil(PAGE));
+    let mut entries = [0; ENTRY * PAGES_MOST];
+    let Some(entries) = entries.get_mut(..ENTRY * (end - first)) else {
+        return false;
+    };
+    let read = pagemap.read_exact_at(entries, (ENTRY * first) as u64);
+    let (entries, _) = entries.as_chunks::<ENTRY>();
+    read.is_ok() && entries.iter().all(|it| u64::from_ne_bytes(*it) >> 63 == 1)
+}
+
 /// Random bytes from the kernel.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
@@ -170,6 +209,12 @@ impl Mapping {
                 bytes: length,
             }),
         }
+    }
+
+    /// Where it begins.
+    #[cfg(test)]
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        NonNull::new(self.address).unwrap()
     }
 
     /// Copies `data` to `at`, or refuses what is not inside.

@@ -92,13 +92,13 @@ fn ram_of_huge_pages_is_loaded_and_saved() {
 
 /// Sends all RAM, and then zeros for what is less than a huge page.
 fn migrate(from: &File, to: &File) {
-    let region = |file| Region {
-        gpa: 0,
-        part: RamPart {
+    let region = |file| {
+        let part = RamPart {
             file,
             offset: 0,
             bytes: 2 * HUGE,
-        },
+        };
+        Region::new(0, part)
     };
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("socket"));

@@ -261,34 +261,27 @@ impl MsiRouter for Vm {
     }
 
     fn route(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()> {
-        // Held across the ioctl, which waits for no one, so that two vCPUs' tables cannot overtake each other.
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = (gsi.0 - FIRST_MSI) as usize;
-        let Some(slot) = messages.get_mut(index) else {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        };
-        let before = std::mem::replace(slot, message);
-        self.set_routes(&messages).inspect_err(|_| {
-            // A message that KVM refuses would spoil every later table, for all devices.
-            messages[index] = before;
-        })
+        self.route_all(&[(gsi, message)])
     }
 
     fn route_all(&self, routes: &[(Gsi, MsiMessage)]) -> io::Result<()> {
         if routes.is_empty() {
             return Ok(());
         }
+        // Held across the ioctl, so that two vCPUs' tables cannot overtake each other.
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = messages.clone();
+        let mut changed = messages.clone();
         for (gsi, message) in routes {
-            match messages.get_mut((gsi.0 - FIRST_MSI) as usize) {
+            let slot = gsi.0.checked_sub(FIRST_MSI);
+            match slot.and_then(|slot| changed.get_mut(slot as usize)) {
                 Some(slot) => *slot = *message,
-                None => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
+                None => return Err(io::ErrorKind::InvalidInput.into()),
             }
         }
-        self.set_routes(&messages).inspect_err(|_| {
-            *messages = before;
-        })
+        self.set_routes(&changed)?;
+        // Only what KVM has taken: a message that it refuses would spoil every later table, for all devices.
+        *messages = changed;
+        Ok(())
     }
 
     fn attach(&self, gsi: Gsi, source: &EventFd) -> io::Result<()> {

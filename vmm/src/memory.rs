@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZero;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -19,6 +20,7 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
+use vm_migration::pages::Region;
 use vm_migration::ram::RamPart;
 
 use crate::layout;
@@ -221,20 +223,20 @@ impl GuestRam {
 
     /// RAM as it is saved to files and loaded from them, in ascending order.
     pub fn parts(&self) -> Vec<Part<'_>> {
-        let regions = self.mapping.iter();
-        regions
-            .filter_map(|region| {
-                let file = region.file_offset()?;
-                Some(Part {
-                    guest: region.start_addr(),
-                    ram: RamPart {
-                        file: file.file(),
-                        offset: file.start(),
-                        bytes: region.len(),
-                    },
-                })
-            })
-            .collect()
+        self.mapping.iter().filter_map(part).collect()
+    }
+
+    /// RAM as it is moved while a guest may write to it, in ascending order.
+    pub fn regions(&self) -> Vec<Region<'_>> {
+        let region = |mapping| {
+            let Part { guest, ram } = part(mapping)?;
+            let region = Region::new(guest.0, ram);
+            let start = NonNull::new(mapping.as_ptr())?;
+            // SAFETY: this is a shared mapping of just that part of the file, and lives as long as `self`. Ferry reads and
+            // writes it by address only.
+            Some(unsafe { region.mapped_at(start) })
+        };
+        self.mapping.iter().filter_map(region).collect()
     }
 
     /// Gives all pages back, unless another process has them, also those that back-ends have mapped; these see zeros from now on. Of files only as far as
@@ -277,6 +279,18 @@ impl GuestRam {
         }
         Ok(())
     }
+}
+
+fn part(region: &GuestRegionMmap) -> Option<Part<'_>> {
+    let file = region.file_offset()?;
+    Some(Part {
+        guest: region.start_addr(),
+        ram: RamPart {
+            file: file.file(),
+            offset: file.start(),
+            bytes: region.len(),
+        },
+    })
 }
 
 /// Touches `bytes` at `at` of a region.

@@ -165,7 +165,8 @@ impl MsiX {
         Ok(msix)
     }
 
-    /// Routes all vectors that a new function needs: each change of the routing table takes its time, however small it is.
+    /// Routes all vectors that a restored function needs, at once: each change of the routing table takes its time, however
+    /// small it is.
     fn route_all(&mut self) -> io::Result<()> {
         if !self.enabled || self.function_masked {
             return Ok(());

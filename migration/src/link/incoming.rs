@@ -3,10 +3,12 @@
 use std::io;
 
 use super::error::Violation;
+use super::message::{self, HEAD};
 use super::order::{Kind, Side};
 use super::socket::Transport;
 use super::wire::{Direction, FRAME_HEADER, FrameHeader};
 use super::{Purpose, StreamId, Tally};
+use crate::pages::Piece;
 
 pub(super) struct Incoming {
     header: [u8; FRAME_HEADER],
@@ -14,6 +16,8 @@ pub(super) struct Incoming {
     frame: Option<FrameHeader>,
     body: Vec<u8>,
     body_there: usize,
+    /// How long the body is that was taken last, if it is a chunk's.
+    chunk: usize,
     direction: Direction,
 }
 
@@ -49,6 +53,7 @@ impl Incoming {
             frame: None,
             body: Vec::new(),
             body_there: 0,
+            chunk: 0,
             direction: Direction::new(attempt, purpose.index(), from),
         }
     }
@@ -112,20 +117,64 @@ impl Incoming {
 
     fn check(&mut self, frame: FrameHeader) -> Result<Advance, Wrong> {
         let body = &self.body[..frame.length];
-        self.direction.check(&self.header, frame, body)?;
+        let (head, data) = body.split_at(message::head_bytes(frame.kind).min(body.len()));
+        self.direction.check(&self.header, frame, head, data)?;
         Ok(Advance::Whole(frame.kind))
+    }
+
+    /// Whether a frame of pages has begun of which no page was read; the length of the pages.
+    pub(super) fn begun_pages(&self) -> Option<usize> {
+        let frame = self.frame.filter(|frame| frame.kind == Kind::Pages)?;
+        (self.body_there <= HEAD).then_some(frame.length - HEAD)
+    }
+
+    /// Reads on up to the first page; what comes before it, once it is there.
+    pub(super) fn advance_to_pages(&mut self, transport: &mut Transport) -> Result<Advance, Wrong> {
+        let read = transport.read(&mut self.body[self.body_there..HEAD]);
+        arrived(read, &mut self.body_there)
+    }
+
+    /// What comes before the first page, if it is there.
+    pub(super) fn pages_head(&self) -> Option<[u8; HEAD]> {
+        self.body[..self.body_there].first_chunk().copied()
+    }
+
+    /// The pages were read elsewhere. Makes room for the next frame, if they are right.
+    pub(super) fn check_elsewhere(&mut self, piece: &Piece<'_>) -> Result<(), Violation> {
+        if let Some(frame) = self.frame {
+            let (direction, header, head) = (&mut self.direction, &self.header, &self.body[..HEAD]);
+            piece.summed(|data| direction.check(header, frame, head, data))?;
+        }
+        self.take();
+        Ok(())
     }
 
     /// Makes room for the next frame, and hands out the body of this one.
     pub(super) fn take(&mut self) -> &[u8] {
-        let length = self.frame.take().map_or(0, |frame| frame.length);
+        let frame = self.frame.take();
+        let length = frame.map_or(0, |frame| frame.length);
         self.header_there = 0;
         self.body_there = 0;
+        self.chunk = match frame {
+            Some(frame) if frame.kind == Kind::Chunk => length,
+            _ => 0,
+        };
         &self.body[..length]
+    }
+
+    /// Hands out the body of the chunk that was taken last, in exchange for another buffer; returns its length.
+    pub(super) fn swap_chunk(&mut self, buffer: &mut Vec<u8>) -> usize {
+        // What is being read is not to be given away.
+        let length = std::mem::take(&mut self.chunk);
+        if self.frame.is_some() || length == 0 {
+            return 0;
+        }
+        std::mem::swap(&mut self.body, buffer);
+        length
     }
 }
 
-fn arrived(read: io::Result<usize>, there: &mut usize) -> Result<Advance, Wrong> {
+pub(super) fn arrived(read: io::Result<usize>, there: &mut usize) -> Result<Advance, Wrong> {
     match read {
         Ok(0) => Ok(Advance::End),
         Ok(bytes) => {

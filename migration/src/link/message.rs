@@ -13,7 +13,8 @@ pub const TIMINGS_MOST: usize = 64;
 /// The longest name of a timing, in bytes.
 pub const TIMING_NAME_MOST: usize = 32;
 
-const HEAD: usize = 8;
+/// What comes before the data of a body, where anything does.
+pub(super) const HEAD: usize = 8;
 const TALLY: usize = 16;
 
 /// What one side says to the other.

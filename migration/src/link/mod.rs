@@ -37,7 +37,9 @@
 //! SCM_RIGHTS with the first byte of its frame: the sender's while it is describing, copying or saving, the receiver's while it is
 //! preparing.
 //!
-//! A body's length is checked for its kind before memory is set aside, and its checksum before anything of it is handed on.
+//! A body's length is checked for its kind before memory is set aside, and its checksum before anything of it is handed on. Only
+//! pages may be received where they belong, once it is known that they belong there; no one uses them before their checksum is known
+//! to be right.
 
 mod address;
 mod connect;
@@ -63,6 +65,7 @@ pub use failure::{FAILURE_TEXT_MOST, FAILURE_TEXTS_MOST, Failure};
 pub use listener::Listener;
 pub use message::{Message, Outcome, TIMING_NAME_MOST, TIMINGS_MOST, Tally, Timing};
 pub use order::{Kind, Last};
+pub(crate) use receiving::Arrived;
 pub use tls::{Tls, TlsError};
 pub use versions::{NEWEST, OLDEST};
 

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use super::Purpose;
 use super::connection::{Condition, Link};
 use super::error::{Error, Violation};
-use super::incoming::{Advance, Wrong};
-use super::message::{self, Message, Tally};
-use super::order::Kind;
+use super::incoming::{Advance, Wrong, arrived};
+use super::message::{self, HEAD, Message, Tally, be_u64};
+use super::order::{Event, Kind, Last};
 use super::socket::{Waited, Want};
+use crate::pages::Piece;
 use crate::watch::{Unwatched, Watch};
 
 /// How many `Alive` are taken at a time: a side that sends nothing else is not listened to for ever.
@@ -18,7 +19,27 @@ const ALIVE_AT_ONCE: u32 = 16;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Arrival {
     Message(Kind),
+    /// Pages that have not been read.
+    Pages {
+        gpa: u64,
+        bytes: u64,
+    },
     Late,
+}
+
+/// Whether pages are waited for until they are there, or until it is known where they belong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    Whole,
+    Announced,
+}
+
+/// What is next.
+pub(crate) enum Arrived {
+    /// Whole pages of one block, for [`Link::receive_pages`] or [`Link::next_kind`].
+    Pages { gpa: u64, bytes: u64 },
+    /// For [`Link::next_kind`].
+    Other,
 }
 
 /// Whether the other side is heard while something is written.
@@ -52,12 +73,19 @@ impl Link {
         self.take_message(kind)
     }
 
+    /// The data of the [`Message::Chunk`] that came last, so that it can be looked at while the connection is used. It is not copied:
+    /// the buffer that it is in changes places with `spare`. Empty if there is none, or something came behind it.
+    pub fn take_chunk<'b>(&mut self, spare: &'b mut Vec<u8>) -> &'b [u8] {
+        let length = self.incoming.swap_chunk(spare);
+        spare.get(HEAD..length).unwrap_or_default()
+    }
+
     /// Waits for the next message, which is to be taken then.
     pub(crate) fn next_kind(&mut self, watch: &dyn Watch) -> Result<Kind, Error> {
-        match self.arrival(watch, None)? {
+        match self.arrival(watch, None, Pages::Whole)? {
             Arrival::Message(kind) => Ok(kind),
             // Without a deadline nothing is late.
-            Arrival::Late => Err(self.silent()),
+            Arrival::Late | Arrival::Pages { .. } => Err(self.silent()),
         }
     }
 
@@ -70,20 +98,99 @@ impl Link {
         watch: &dyn Watch,
         deadline: Instant,
     ) -> Result<Option<Message<'_>>, Error> {
-        match self.arrival(watch, Some(deadline))? {
+        match self.arrival(watch, Some(deadline), Pages::Whole)? {
             Arrival::Message(kind) => self.take_message(kind).map(Some),
-            Arrival::Late => Ok(None),
+            Arrival::Late | Arrival::Pages { .. } => Ok(None),
         }
     }
 
-    fn arrival(&mut self, watch: &dyn Watch, deadline: Option<Instant>) -> Result<Arrival, Error> {
+    /// Waits until it is known what is next. That pages can be received anywhere is possible only where nothing changes
+    /// their bytes on the way.
+    pub(crate) fn next_arrived(&mut self, watch: &dyn Watch) -> Result<Arrived, Error> {
+        let pages = match self.transport.is_plain() {
+            true => Pages::Announced,
+            false => Pages::Whole,
+        };
+        match self.arrival(watch, None, pages)? {
+            Arrival::Pages { gpa, bytes } => Ok(Arrived::Pages { gpa, bytes }),
+            Arrival::Message(_) | Arrival::Late => Ok(Arrived::Other),
+        }
+    }
+
+    /// Receives announced pages, all of them, where they belong. After an error there may be bytes that were not sent, and nothing
+    /// more is read.
+    pub(crate) fn receive_pages(
+        &mut self,
+        piece: &Piece<'_>,
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
+        self.input = Condition::Broken;
+        let mut heard = Instant::now();
+        let mut there = 0;
+        while there < piece.bytes() {
+            if watch.cancelled() {
+                return Err(self.cancelled());
+            }
+            let read = self.transport.read_into(piece, there);
+            match arrived(read, &mut there).map_err(|wrong| self.wrong(wrong))? {
+                Advance::End => return Err(self.closed()),
+                Advance::None => {
+                    let silent = heard + self.silence;
+                    let waited = self.transport.wait(Want::Read, watch, silent);
+                    match waited.map_err(|error| self.io(error))? {
+                        Waited::Ready => (),
+                        Waited::Cancelled => return Err(self.cancelled()),
+                        Waited::Late => return Err(self.silent()),
+                    }
+                }
+                Advance::Some | Advance::Whole(_) => heard = Instant::now(),
+            }
+        }
+        let event = Event {
+            kind: Kind::Pages,
+            last: Last::No,
+            device: 0,
+            bytes: 0,
+        };
+        self.incoming
+            .check_elsewhere(piece)
+            .and_then(|()| self.order.follow(self.side.other(), event))
+            .map_err(|violation| self.violated(violation))?;
+        self.input = Condition::Whole;
+        Ok(())
+    }
+
+    /// Where announced pages belong, once that has come.
+    fn announced(&mut self) -> Result<Option<Arrival>, Error> {
+        let (Some(bytes), Some(head)) = (self.incoming.begun_pages(), self.incoming.pages_head())
+        else {
+            return Ok(None);
+        };
+        let (gpa, bytes) = (be_u64(&head), bytes as u64);
+        match message::check_pages(Kind::Pages, gpa, bytes) {
+            Ok(()) => Ok(Some(Arrival::Pages { gpa, bytes })),
+            Err(violation) => Err(self.reject(violation)),
+        }
+    }
+
+    fn arrival(
+        &mut self,
+        watch: &dyn Watch,
+        deadline: Option<Instant>,
+        pages: Pages,
+    ) -> Result<Arrival, Error> {
         let mut heard = Instant::now();
         let mut late = 0;
         loop {
             if watch.cancelled() {
                 return Err(self.cancelled());
             }
-            match self.advance()? {
+            if pages == Pages::Announced
+                && let Some(announced) = self.announced()?
+            {
+                return Ok(announced);
+            }
+            match self.advance(pages)? {
                 Advance::Whole(Kind::Alive) => {
                     self.take_message(Kind::Alive)?;
                     heard = Instant::now();
@@ -111,22 +218,29 @@ impl Link {
         }
     }
 
-    fn advance(&mut self) -> Result<Advance, Error> {
+    fn advance(&mut self, pages: Pages) -> Result<Advance, Error> {
         if self.input == Condition::Broken {
             return Err(self.broken());
         }
         let order = &self.order;
         let from = self.side.other();
-        let advance = self
-            .incoming
-            .advance(&mut self.transport, |kind| order.admits(from, kind));
-        advance.map_err(|wrong| {
-            self.input = Condition::Broken;
-            match wrong {
-                Wrong::Io(error) => self.io(error),
-                Wrong::Stream(violation) => self.violated(violation),
+        let advance = match self.incoming.begun_pages() {
+            Some(_) if pages == Pages::Announced => {
+                self.incoming.advance_to_pages(&mut self.transport)
             }
-        })
+            _ => self
+                .incoming
+                .advance(&mut self.transport, |kind| order.admits(from, kind)),
+        };
+        advance.map_err(|wrong| self.wrong(wrong))
+    }
+
+    fn wrong(&mut self, wrong: Wrong) -> Error {
+        self.input = Condition::Broken;
+        match wrong {
+            Wrong::Io(error) => self.io(error),
+            Wrong::Stream(violation) => self.violated(violation),
+        }
     }
 
     /// Takes the message that is there.
@@ -189,7 +303,7 @@ impl Link {
             {
                 return Ok(Listening::Off);
             }
-            match self.advance()? {
+            match self.advance(Pages::Whole)? {
                 Advance::Whole(kind @ (Kind::Alive | Kind::Failed)) => {
                     self.take_message(kind)?;
                     self.heard = Instant::now();

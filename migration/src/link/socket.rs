@@ -8,6 +8,7 @@ use socket2::{SockRef, Socket};
 
 use super::handles::Handles;
 use super::tls::{Handshake, Session};
+use crate::pages::Piece;
 use crate::watch::Watch;
 
 /// How often a wait looks whether it was cancelled.
@@ -73,6 +74,17 @@ impl Transport {
             (None, Some(handles)) => retried(|| handles.receive(&self.socket, buffer)),
             (Some(session), _) => session.read(&self.socket, buffer),
         }
+    }
+
+    /// Whether bytes come as they are, and nothing beside them: then they can be received anywhere.
+    pub(super) fn is_plain(&self) -> bool {
+        self.tls.is_none() && self.handles.is_none()
+    }
+
+    /// As [`Transport::read`], behind the first `there` bytes of a piece of RAM. Only where the transport is plain.
+    pub(super) fn read_into(&self, piece: &Piece<'_>, there: usize) -> io::Result<usize> {
+        debug_assert!(self.is_plain());
+        retried(|| piece.receive(&self.socket, there))
     }
 
     /// Sends descriptors with the next byte.

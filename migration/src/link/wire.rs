@@ -217,9 +217,9 @@ impl Direction {
         &mut self,
         bytes: &[u8; FRAME_HEADER],
         header: FrameHeader,
-        body: &[u8],
+        head: &[u8],
+        data: &[u8],
     ) -> Result<(), Violation> {
-        let (head, data) = body.split_at(message::head_bytes(header.kind).min(body.len()));
         if self.checksum(&bytes[..8], head, data) != header.checksum {
             return Err(Violation::Checksum(header.kind));
         }

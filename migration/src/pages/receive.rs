@@ -4,37 +4,47 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::memory::{Memory, Piece};
 use super::{BLOCK, PAGE, Region};
-use crate::link::{Error, Kind, Link, Message, Violation};
+use crate::link::{Arrived, Error, Kind, Link, Message, Violation};
 use crate::sys;
 use crate::watch::Watch;
 
 /// Where RAM is received.
-pub struct RamTarget {
-    regions: Vec<Target>,
+pub struct RamTarget<'a> {
+    regions: Vec<Target<'a>>,
     connections: u64,
 }
 
-struct Target {
+struct Target<'a> {
     gpa: u64,
     bytes: u64,
     offset: u64,
     file: File,
     /// Huge pages cannot be written to as a file.
     mapping: Option<sys::Mapping>,
+    memory: Option<Memory<'a>>,
 }
 
-impl RamTarget {
+impl<'a> RamTarget<'a> {
     /// RAM that is new and zero, and is to come over so many connections.
     ///
     /// # Errors
     /// A file cannot be used, or does not hold its region; a region is not of whole pages.
-    pub fn new(regions: &[Region<'_>], connections: u16) -> io::Result<RamTarget> {
+    pub fn new(regions: &[Region<'a>], connections: u16) -> io::Result<Self> {
         let regions = regions.iter().map(Target::new);
         Ok(RamTarget {
             regions: regions.collect::<io::Result<_>>()?,
             connections: connections.max(1).into(),
         })
+    }
+
+    /// Where pages that are about to come over connection `index` can be received at once; nowhere, if they are to be written
+    /// when they are there.
+    fn place(&self, index: u16, gpa: u64, bytes: u64) -> Result<Option<Piece<'a>>, Violation> {
+        let (target, at) = self.find(Kind::Pages, index, gpa, bytes)?;
+        let at = at - target.offset;
+        Ok(target.memory.and_then(|memory| memory.present(at, bytes)))
     }
 
     /// Writes pages that came over connection `index`, and says how many bytes they are. The inner error is the other
@@ -68,12 +78,12 @@ impl RamTarget {
         index: u16,
         gpa: u64,
         bytes: u64,
-    ) -> Result<(&Target, u64), Violation> {
+    ) -> Result<(&Target<'a>, u64), Violation> {
         let wrong = |reason| Err(Violation::content(kind, reason));
         if gpa / BLOCK % self.connections != u64::from(index) {
             return wrong("its block belongs on another connection");
         }
-        let inside = |target: &&Target| {
+        let inside = |target: &&Target<'_>| {
             let at = gpa.checked_sub(target.gpa);
             at.is_some_and(|at| at < target.bytes && bytes <= target.bytes - at)
         };
@@ -84,9 +94,9 @@ impl RamTarget {
     }
 }
 
-impl Target {
-    fn new(region: &Region<'_>) -> io::Result<Self> {
-        let Region { gpa, part } = *region;
+impl<'a> Target<'a> {
+    fn new(region: &Region<'a>) -> io::Result<Self> {
+        let Region { gpa, part, memory } = *region;
         let end = part.offset.checked_add(part.bytes);
         let whole = [gpa, part.offset, part.bytes]
             .iter()
@@ -104,6 +114,7 @@ impl Target {
                     true => Some(sys::Mapping::new(part.file, end)?),
                     false => None,
                 },
+                memory,
             }),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -134,11 +145,20 @@ impl Link {
     /// As [`Link::receive`]; or what arrives is not about this RAM, or RAM cannot be written. RAM is of no use then.
     pub fn receive_into(
         &mut self,
-        ram: &RamTarget,
+        ram: &RamTarget<'_>,
         watch: &dyn Watch,
     ) -> Result<Message<'_>, Error> {
         let index = self.purpose().index();
         loop {
+            if let Arrived::Pages { gpa, bytes } = self.next_arrived(watch)? {
+                // Before anything of it is anywhere.
+                let place = ram.place(index, gpa, bytes);
+                if let Some(piece) = place.map_err(|violation| self.reject(violation))? {
+                    self.receive_pages(&piece, watch)?;
+                    watch.done(bytes);
+                    continue;
+                }
+            }
             let kind = self.next_kind(watch)?;
             if !matches!(kind, Kind::Pages | Kind::Zeros) {
                 return self.take_message(kind);

@@ -371,7 +371,13 @@ fn stretches(mut data: &[u8]) -> impl Iterator<Item = Stretch<'_>> {
 }
 
 fn read(region: &Region<'_>, gpa: u64, buffer: &mut [u8]) -> Result<(), Error> {
-    let at = region.part.offset + (gpa - region.gpa);
+    let at = gpa - region.gpa;
+    let bytes = buffer.len() as u64;
+    if let Some(piece) = region.memory.and_then(|memory| memory.present(at, bytes)) {
+        piece.copy_to(buffer);
+        return Ok(());
+    }
+    let at = region.part.offset + at;
     region
         .part
         .file

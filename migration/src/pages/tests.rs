@@ -28,13 +28,13 @@ impl Ram {
     }
 
     fn regions(&self) -> [Region<'_>; 2] {
-        let region = |gpa, offset, bytes| Region {
-            gpa,
-            part: RamPart {
+        let region = |gpa, offset, bytes| {
+            let part = RamPart {
                 file: &self.0,
                 offset,
                 bytes,
-            },
+            };
+            Region::new(gpa, part)
         };
         [region(0, HIGH, LOW), region(HIGH_GPA, 0, HIGH)]
     }
@@ -154,6 +154,110 @@ fn all_of_ram_goes_over_and_what_is_zero_costs_nothing() {
         assert!(from.content() == to.content());
         assert_eq!(to.taken(), 7 * 4096);
     }
+}
+
+/// RAM as a process has it that moves a guest.
+struct Mapped {
+    ram: Ram,
+    mapping: crate::sys::Mapping,
+}
+
+impl Mapped {
+    fn new() -> Self {
+        let ram = Ram::new();
+        let mapping = crate::sys::Mapping::new(&ram.0, LOW + HIGH).unwrap();
+        Mapped { ram, mapping }
+    }
+
+    /// Touches so much of the file.
+    fn touch(&self, bytes: u64) {
+        self.mapping.write(0, &vec![0; bytes as usize]).unwrap();
+    }
+
+    fn regions(&self) -> [Region<'_>; 2] {
+        self.ram.regions().map(|region| {
+            let at = region.part.offset as usize;
+            // SAFETY: all of the file is mapped as long as `self` lives.
+            unsafe { region.mapped_at(self.mapping.start().add(at)) }
+        })
+    }
+}
+
+#[test]
+fn ram_that_is_mapped_goes_over_as_any_other() {
+    let (from, to) = (Mapped::new(), Mapped::new());
+    // A part of it is there, and what is not does not come by being looked at.
+    from.touch(HIGH + MIB);
+    to.touch(HIGH + MIB);
+    let filled = [
+        (4096, 2 * MIB as usize),
+        (LOW - 8192, 4096),
+        (HIGH_GPA + 12_288, 9000),
+    ];
+    for (gpa, bytes) in filled {
+        from.ram.write(gpa, &pattern(gpa, bytes));
+    }
+    let taken = from.ram.taken();
+    let [mut senders, mut receivers] = connected(1);
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            let target = RamTarget::new(&to.regions(), 1).unwrap();
+            let end = receivers[0].receive_into(&target, &Unwatched);
+            assert_eq!(end.unwrap().kind(), Kind::StateEnd);
+        });
+        let progress = Progress::default();
+        let regions = from.regions();
+        send_all(&mut senders, &regions, &progress, &Unwatched).unwrap();
+        let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
+        for (gpa, data) in [(8192, &[0; 8192][..]), (MIB, &pattern(77, 300_000))] {
+            from.ram.write(gpa, data);
+            dirty.set_range(gpa, data.len() as u64);
+        }
+        send_dirty(&mut senders, &regions, &dirty, &progress, &Unwatched).unwrap();
+        senders[0].send(&Message::StateEnd, &Unwatched).unwrap();
+        receiver.join().unwrap();
+    });
+    assert!(from.ram.content() == to.ram.content());
+    assert_eq!(from.ram.taken(), taken);
+}
+
+/// What is sent of a page is what was summed up, whatever becomes of the page.
+#[test]
+fn a_guest_may_write_to_its_ram_while_it_is_sent() {
+    let (from, to) = (Mapped::new(), Mapped::new());
+    from.touch(LOW + HIGH);
+    to.touch(LOW + HIGH);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let [mut senders, mut receivers] = connected(1);
+    thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            let mut turn = 0;
+            while !over.load(Ordering::Relaxed) {
+                turn += 1;
+                for at in (0..LOW + HIGH).step_by(512) {
+                    from.mapping.write(at, &[turn as u8; 64]).unwrap();
+                }
+            }
+        });
+        let receiver = scope.spawn(|| {
+            let target = RamTarget::new(&to.regions(), 1).unwrap();
+            let end = receivers[0].receive_into(&target, &Unwatched);
+            assert_eq!(end.unwrap().kind(), Kind::StateEnd);
+        });
+        let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
+        dirty.set_range(0, HIGH_GPA + HIGH);
+        let send = |links: &mut [Link]| {
+            let (regions, progress) = (from.regions(), Progress::default());
+            send_dirty(links, &regions, &dirty, &progress, &Unwatched).unwrap();
+        };
+        (0..20).for_each(|_| send(&mut senders));
+        over.store(true, Ordering::Relaxed);
+        guest.join().unwrap();
+        send(&mut senders);
+        senders[0].send(&Message::StateEnd, &Unwatched).unwrap();
+        receiver.join().unwrap();
+    });
+    assert!(from.ram.content() == to.ram.content());
 }
 
 #[test]

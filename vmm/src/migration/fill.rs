@@ -15,7 +15,7 @@ use ferry_devices::virtio::VirtioDevice;
 use vm_migration::link::{
     Error as LinkError, Failure, Last, Link, Message, Outcome, Purpose, StreamId, Tally,
 };
-use vm_migration::pages::{RamTarget, Region};
+use vm_migration::pages::RamTarget;
 use vm_migration::stream::StreamReader;
 
 use super::listen::Incoming;
@@ -176,14 +176,7 @@ impl Incoming {
         }
         // Now, while the guest runs. A back-end of an attempt before may hang since.
         tell_ram(&mut self.link, devices, &meter, place.timeouts.request)?;
-        let regions: Vec<Region<'_>> = ram
-            .parts()
-            .into_iter()
-            .map(|part| Region {
-                gpa: part.guest.0,
-                part: part.ram,
-            })
-            .collect();
+        let regions = ram.regions();
         meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
         // Made now, while the guest still runs.
         let shell = Shell::new(hypervisor, ram, self.config.cpus.boot_vcpus)?;
@@ -284,7 +277,7 @@ impl Incoming {
     /// Receives RAM over all connections, and the saved state; returns it, with what went over the extra connections.
     fn receive_ram(
         &mut self,
-        target: &RamTarget,
+        target: &RamTarget<'_>,
         extra: Vec<Link>,
     ) -> Result<(Vec<u8>, Vec<Tally>), Error> {
         let meter = &*self.meter;
@@ -372,7 +365,7 @@ fn tell_ram(
     )
 }
 
-fn receive_main(link: &mut Link, target: &RamTarget, meter: &Meter) -> Result<Vec<u8>, Error> {
+fn receive_main(link: &mut Link, target: &RamTarget<'_>, meter: &Meter) -> Result<Vec<u8>, Error> {
     let mut state = Vec::new();
     loop {
         let message = link.receive_into(target, meter)?;
@@ -398,7 +391,7 @@ pub(super) fn gather(state: &mut Vec<u8>, message: &Message<'_>) -> Result<Last,
 }
 
 /// Receives RAM over an extra connection to its end; returns what went over it.
-fn receive_extra(mut link: Link, target: &RamTarget, meter: &Meter) -> Result<Tally, Error> {
+fn receive_extra(mut link: Link, target: &RamTarget<'_>, meter: &Meter) -> Result<Tally, Error> {
     let outcome = loop {
         match link.receive_into(target, meter) {
             Ok(Message::End { tallies }) => break Ok(tallies.into_owned()),

@@ -43,19 +43,19 @@ impl Revival<'_> {
             .filter(|(_, load)| load.is_some());
         meter.expect_devices(carriers.map(|(device, _)| device.id().to_owned()));
         // What a back-end is given, so that the connection can be used while it takes its time.
-        let mut chunk = Vec::new();
+        let mut spare = Vec::new();
         loop {
             // What was received, without the end itself.
             let received = link.received();
             match link.receive(meter)? {
-                Message::Chunk { device, data } => {
+                Message::Chunk { device, .. } => {
                     let index = usize::from(device);
                     let loading = loads.get_mut(index).and_then(Option::as_mut);
                     let loading = loading.ok_or(Error::Mismatch("list of back-ends with state"))?;
-                    data.clone_into(&mut chunk);
+                    let chunk = link.take_chunk(&mut spare);
                     let watch = meter.device(devices[index].id());
                     let pulse = Pulse::new(link, &watch);
-                    pulse.outcome(loading.write(&chunk, &pulse))?;
+                    pulse.outcome(loading.write(chunk, &pulse))?;
                 }
                 Message::ChunkEnd { device, total } => {
                     let index = usize::from(device);

@@ -66,13 +66,7 @@ pub struct Source {
 impl Source {
     /// Its RAM.
     pub(super) fn regions(&self) -> Vec<Region<'_>> {
-        let parts = self.ram.parts().into_iter();
-        parts
-            .map(|part| Region {
-                gpa: part.guest.0,
-                part: part.ram,
-            })
-            .collect()
+        self.ram.regions()
     }
 }
 

@@ -26,10 +26,18 @@ impl MsiRouter for Recorder {
         self.note("allocate".into()).map(|()| Gsi(24))
     }
     fn route(&self, gsi: Gsi, message: MsiMessage) -> io::Result<()> {
-        self.note(format!(
-            "route {} {:#x} {:#x}",
-            gsi.0, message.address, message.data
-        ))
+        self.route_all(&[(gsi, message)])
+    }
+    fn route_all(&self, routes: &[(Gsi, MsiMessage)]) -> io::Result<()> {
+        let routes = routes.iter().map(|(gsi, message)| {
+            let MsiMessage { address, data } = message;
+            format!("{} {address:#x} {data:#x}", gsi.0)
+        });
+        let routes: Vec<String> = routes.collect();
+        match routes.is_empty() {
+            true => Ok(()),
+            false => self.note(format!("route {}", routes.join(", "))),
+        }
     }
     fn attach(&self, gsi: Gsi, _: &EventFd) -> io::Result<()> {
         self.note(format!("attach {}", gsi.0))
@@ -235,6 +243,35 @@ fn a_vector_that_can_deliver_is_attached_again_and_what_is_in_flight_belongs_to_
         ["allocate", "route 24 0xfee01000 0x41", "attach 24"]
     );
     assert!(new.events[0].read().is_err());
+}
+
+#[test]
+fn vectors_that_can_deliver_are_routed_at_once_and_others_when_they_can() {
+    let Fixture { mut msix, .. } = two_vectors();
+    msix.set_control(CONTROL_ENABLE);
+    program(&mut msix, 0, 0);
+    program(&mut msix, 1, 0);
+    msix.bind(Source(0), 0);
+    msix.bind(Source(1), 1);
+    let both = "route 24 0xfee01000 0x41, 24 0xfee01000 0x41";
+    let calls = ["allocate", "allocate", both, "attach 24", "attach 24"];
+    assert_eq!(moved(&msix, CONTROL_ENABLE).router.take(), calls);
+    // A vector that two sources share has one line.
+    msix.bind(Source(1), 0);
+    let calls = [
+        "allocate",
+        "route 24 0xfee01000 0x41",
+        "attach 24",
+        "attach 24",
+    ];
+    assert_eq!(moved(&msix, CONTROL_ENABLE).router.take(), calls);
+    program(&mut msix, 0, ENTRY_MASKED);
+    msix.bind(Source(1), 1);
+    let mut new = moved(&msix, CONTROL_ENABLE);
+    let calls = ["allocate", "route 24 0xfee01000 0x41", "attach 24"];
+    assert_eq!(new.router.take(), calls);
+    program(&mut new.msix, 0, 0);
+    assert_eq!(new.router.take(), calls);
 }
 
 #[test]

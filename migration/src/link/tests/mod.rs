@@ -5,6 +5,7 @@ mod handles;
 mod hostile;
 mod meeting;
 mod order;
+mod placement;
 mod tls;
 mod waiting;
 
@@ -146,7 +147,7 @@ pub(super) fn region(file: &File) -> Region<'_> {
         offset: 0,
         bytes: BYTES,
     };
-    Region { gpa: 0, part }
+    Region::new(0, part)
 }
 
 pub(super) fn timings() -> Vec<Timing> {

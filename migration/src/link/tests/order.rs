@@ -19,7 +19,7 @@ fn allowed(stage: Stage, side: Side) -> &'static [Kind] {
         (Stage::Starting, Side::Sender) => &[Alive],
         (Stage::Closing, Side::Sender) => &[Alive, Failed, Bye],
         (Stage::Joined, Side::Sender) => &[Alive, Failed, Pages, Zeros, End],
-        (Stage::Preparing, Side::Receiver) => &[Alive, Failed, Prepared],
+        (Stage::Preparing, Side::Receiver) => &[Alive, Failed, Handles, Prepared],
         (Stage::Loading, Side::Receiver) => &[Alive, Failed, Ready],
         (Stage::Starting, Side::Receiver) => &[Alive, Failed, Running],
         (Stage::Closing, Side::Receiver) => &[Alive],

@@ -257,3 +257,32 @@ fn a_failure_has_bounds() {
         ["guest RAM at 0x1", "why"]
     );
 }
+
+#[test]
+fn a_chunk_can_be_kept_while_the_connection_is_used() {
+    let [mut sender, mut receiver] = copying_pair();
+    let device = 0;
+    let mut spare = Vec::new();
+    assert!(receiver.take_chunk(&mut spare).is_empty());
+    let pieces = [&b"the first"[..], &[7; 100_000], b"the last one"];
+    for (number, data) in pieces.into_iter().enumerate() {
+        sender
+            .send(&Message::Chunk { device, data }, &Unwatched)
+            .unwrap();
+        let message = receiver.receive(&Unwatched).unwrap();
+        assert_eq!(message, Message::Chunk { device, data });
+        let kept = receiver.take_chunk(&mut spare);
+        assert!(kept == data, "{number}");
+        receiver.notice().unwrap();
+        assert!(receiver.take_chunk(&mut Vec::new()).is_empty());
+    }
+    // What is on its way stays there.
+    let data = &b"another"[..];
+    sender
+        .send(&Message::Chunk { device, data }, &Unwatched)
+        .unwrap();
+    receiver.notice().unwrap();
+    assert!(receiver.take_chunk(&mut spare).is_empty());
+    let message = receiver.receive(&Unwatched).unwrap();
+    assert_eq!(message, Message::Chunk { device, data });
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::STILL;
+use super::{STILL, THERE};
 use crate::assets::{self, Asset, Cache};
 use crate::bench::{Options, median, print_command};
 use crate::machine::{self, Job, Place};
@@ -130,7 +130,7 @@ fn print(ferry: &Reports, qemu: &Reports) -> Result<()> {
     let columns = phases.len();
     println!("|---|---|---|---|---|{}", "---|".repeat(columns));
     let phases = phases.iter();
-    let phases = phases.map(|phase| ferry.middle(|report| phase_time(report, phase)));
+    let phases = phases.map(|phase| ferry.middle(|report| phase_time(report, "phases", phase)));
     let phases = phases.collect::<Result<Vec<f64>>>()?;
     let phases: Vec<String> = phases.iter().map(|ms| format!("{ms:.1}")).collect();
     let (total, downtime) = (ferry.number("/elapsed_ms")?, ferry.number("/downtime_ms")?);
@@ -141,7 +141,7 @@ fn print(ferry: &Reports, qemu: &Reports) -> Result<()> {
         phases.join(" | ")
     );
     let Some(first) = qemu.0.first() else {
-        return Ok(());
+        return print_there(ferry);
     };
     let (theirs, standing) = (qemu.number("/total-time")?, qemu.number("/downtime")?);
     println!(
@@ -151,6 +151,7 @@ fn print(ferry: &Reports, qemu: &Reports) -> Result<()> {
         qemu.number("/ram/transferred")? / 1048576.0,
         " |".repeat(columns)
     );
+    print_there(ferry)?;
     println!(
         "\nFerry takes {:.2} of QEMU's time, and {:.2} of its downtime; at most 0.50 of both is what it aims at.",
         total / theirs,
@@ -159,8 +160,20 @@ fn print(ferry: &Reports, qemu: &Reports) -> Result<()> {
     Ok(())
 }
 
-fn phase_time(report: &Value, phase: &str) -> Option<f64> {
-    let phases = report["phases"].as_array()?.iter();
+/// What the receiver did while the guest stood still.
+fn print_there(ferry: &Reports) -> Result<()> {
+    let phases = THERE.map(|phase| format!("receiver: {phase}"));
+    println!("\n| {} |", phases.join(" | "));
+    println!("|{}", "---|".repeat(THERE.len()));
+    let times = THERE.map(|phase| ferry.middle(|report| phase_time(report, "peer_phases", phase)));
+    let times = times.into_iter().collect::<Result<Vec<f64>>>()?;
+    let times: Vec<String> = times.iter().map(|ms| format!("{ms:.1}")).collect();
+    println!("| {} |", times.join(" | "));
+    Ok(())
+}
+
+fn phase_time(report: &Value, side: &str, phase: &str) -> Option<f64> {
+    let phases = report[side].as_array()?.iter();
     let times = phases.filter(|it| it["phase"] == phase);
     Some(times.filter_map(|it| it["ms"].as_f64()).sum())
 }

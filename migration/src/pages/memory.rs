@@ -1,0 +1,103 @@
+//! Guest RAM where this process has it mapped: as fast a way to its pages as there is, if the kernel has mapped them already.
+//!
+//! Pages that are not mapped are left to reads and writes of the file. To touch them would cost more than it saves: a fault
+//! for each of them, and a page that is not there would become one by being looked at.
+//!
+//! The guest writes to its RAM whenever it likes, and so may back-ends. So bytes are copied in and out by address, and
+//! nothing depends on what they are: who reads a page while it is written gets some mixture. On the sender's side that is no
+//! harm, because whoever wrote has also logged it, and the page is sent again.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::slice;
+
+use crate::sys;
+
+/// Where a region of guest RAM is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory<'a> {
+    start: NonNull<u8>,
+    bytes: u64,
+    mapping: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: the mapping belongs to no thread; its bytes are copied by address, and belong to others as well.
+unsafe impl Send for Memory<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Memory<'_> {}
+
+impl<'a> Memory<'a> {
+    /// # Safety
+    /// So many bytes from `start` on are mapped, readable and writable, as long as `'a` lasts.
+    pub(super) unsafe fn new(start: NonNull<u8>, bytes: u64) -> Self {
+        Memory {
+            start,
+            bytes,
+            mapping: PhantomData,
+        }
+    }
+
+    /// So many bytes at `at`, if they are in it, and all their pages are mapped to memory.
+    pub(super) fn present(&self, at: u64, bytes: u64) -> Option<Piece<'a>> {
+        let end = at.checked_add(bytes)?;
+        if bytes == 0 || end > self.bytes {
+            return None;
+        }
+        let (at, bytes) = (usize::try_from(at).ok()?, usize::try_from(bytes).ok()?);
+        // SAFETY: `at` lies within the mapping, as was just checked.
+        let start = unsafe { self.start.add(at) };
+        sys::is_present(start.as_ptr() as usize, bytes).then_some(Piece {
+            start,
+            bytes,
+            mapping: PhantomData,
+        })
+    }
+}
+
+/// Some bytes of guest RAM that are mapped.
+pub(crate) struct Piece<'a> {
+    start: NonNull<u8>,
+    bytes: usize,
+    mapping: PhantomData<&'a [u8]>,
+}
+
+impl Piece<'_> {
+    /// How many they are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies them out, as many as there is room for.
+    pub(super) fn copy_to(&self, buffer: &mut [u8]) {
+        let bytes = self.bytes.min(buffer.len());
+        // SAFETY: source and target have so many bytes. They cannot overlap, because the buffer is this process's own. The guest may
+        // write to the source meanwhile: what is copied then is of no use, but bytes it is.
+        unsafe {
+            buffer
+                .as_mut_ptr()
+                .copy_from_nonoverlapping(self.start.as_ptr(), bytes)
+        };
+    }
+
+    /// Receives from a socket what belongs behind the first `there` bytes; returns how many have come.
+    ///
+    /// # Errors
+    /// As those of recv.
+    pub(crate) fn receive(&self, socket: impl AsFd, there: usize) -> io::Result<usize> {
+        let there = there.min(self.bytes);
+        // SAFETY: what is left lies within the mapping, and is guest RAM, of which nobody here holds references.
+        unsafe {
+            let rest = self.start.add(there);
+            sys::receive(socket, rest, self.bytes - there)
+        }
+    }
+
+    /// What `sum` makes of them, on the receiver's side: nobody who keeps to the protocol writes to RAM before the commit.
+    pub(crate) fn summed<T>(&self, sum: impl FnOnce(&[u8]) -> T) -> T {
+        // SAFETY: the bytes are mapped, and this reference to them does not last. No guest runs yet. A back-end that writes all
+        // the same only changes what the sum is.
+        sum(unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes) })
+    }
+}
