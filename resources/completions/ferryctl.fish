@@ -50,6 +50,7 @@ complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "restore" -d 'Brin
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "progress" -d 'Show how a snapshot or restore stands, or how the last one has ended'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "cancel" -d 'Give up the snapshot or restore that is under way'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "migrate" -d 'Send the guest to another Ferry while it runs'
+complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "handover" -d 'Put a new process in the place of a running Ferry, with its guest'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "receive" -d 'Receive a guest from another Ferry'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "migration" -d 'Show how a migration stands, or how the last one has ended'
 complete -c ferryctl -n "__fish_ferryctl_needs_command" -f -a "vmm-shutdown" -d 'End the guest, if any, and then Ferry'
@@ -187,6 +188,14 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l throttle -
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l keep-source -d 'Have this Ferry stay, without a VM, when the guest has gone'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -s h -l help -d 'Print help'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -l exec -d 'The program of the new process, which is started for it' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -l to -d 'Where ferryctl receive waits in the new process: unix:PATH' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -l log -d 'Where the new process\'s output goes; where ferryctl\'s does if not said' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -l serial -d 'The serial port now: null, pty, file=PATH or socket=PATH' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -l api-socket -d 'The socket on which Ferry listens' -r -F
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -l timeout -d 'Time to wait; default 10, for changes 150, to save or move a day' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand handover" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand receive" -l socket -d 'The socket of a device\'s back-end on this side; may be repeated' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand receive" -l serial -d 'The serial port now: null, tty, pty, file=PATH or socket=PATH' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand receive" -l tls-dir -d 'Encrypt tcp, with ca-cert.pem, cert.pem and key.pem in DIR' -r -f -a "(__fish_complete_directories)"
