@@ -113,7 +113,7 @@ pub fn rows() -> Vec<Row> {
         (Before, Kind::Handles, 3, Progress::Sending),
         (After, Kind::Handles, 3, Progress::Sending),
         (Before, Kind::End, 1, Progress::Sending),
-        (After, Kind::End, 1, Progress::There),
+        (After, Kind::End, 1, Progress::Ready),
         (Before, Kind::Ready, 1, Progress::There),
         (After, Kind::Ready, 1, Progress::Ready),
         (Before, Kind::Commit, 1, Progress::Given),
