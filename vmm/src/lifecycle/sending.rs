@@ -10,12 +10,14 @@
 //! ```
 //!
 //! Whatever fails before the guest is handed over leaves it as it was before. From then on it goes on here only if it is known
-//! not to run elsewhere.
+//! not to run elsewhere ([`whose`]).
+
+mod whose;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Request, Response};
 use ferry_api::migration::{AfterSend, Carrier, Role, SendRequest};
@@ -27,13 +29,12 @@ use super::pause::{Asker, Lent};
 use super::stop;
 use super::table::refusal;
 use super::vm::{Activity, Live, Phase, VirtualMachine, Waiters};
-use super::{Ending, Vmm, system};
+use super::{Vmm, system};
 use crate::events::Event;
 use crate::migration::send::{Go, Job, Source, Stopped, Word};
 use crate::migration::{ArrivalV1, Error, Lender, LentOutside, Meter, Service};
 
-/// How long Ferry stays at most for those who follow a migration, before it ends with it.
-const LINGER: Duration = Duration::from_secs(1);
+pub use whose::Departed;
 
 /// A migration to another Ferry under way.
 pub struct Sending {
@@ -57,14 +58,6 @@ pub struct Sending {
     pausing: Option<Pausing>,
     /// Who wants the guest back.
     reclaimers: Waiters,
-}
-
-/// A migration whose guest has left, while what it had here is given back.
-pub struct Departed {
-    meter: Arc<Meter>,
-    after: AfterSend,
-    /// Why it is not where it went, either.
-    loss: Option<Refusal>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,203 +347,6 @@ impl Vmm {
         })
     }
 
-    /// Makes sure that no other process of this host can start the guest any more. False if one has.
-    pub(super) fn claim_guest(&self) -> bool {
-        let sending = self.sending.as_ref();
-        let ownership = sending.and_then(|sending| sending.ownership.as_ref());
-        ownership.is_none_or(|ownership| ownership.keep().is_ok())
-    }
-
-    /// The receiver has everything. From here on the guest is not this Ferry's.
-    fn give_guest_up(&mut self) {
-        let Some(sending) = &mut self.sending else {
-            return;
-        };
-        if sending.failure.is_some() {
-            return;
-        }
-        if let Err(error) = sending.meter.commit() {
-            return self.fail_migration(Refusal::failed(&error));
-        }
-        if let Some(pausing) = sending.pausing.take() {
-            pausing.done();
-        }
-        sending.stage = Stage::HandedOver;
-        if let Some(orders) = &sending.orders {
-            // A job that has failed has said so.
-            let _ = orders.send(Go::Commit);
-        }
-    }
-
-    /// Gives the migration up, unless the guest is handed over. The guest goes on at once, and does not wait for the job's end.
-    pub(super) fn fail_migration(&mut self, reason: Refusal) {
-        let Some(sending) = &mut self.sending else {
-            return;
-        };
-        let stage = sending.stage;
-        sending.fail(reason.clone());
-        match stage {
-            Stage::Pausing => self.give_pause_up(reason),
-            Stage::Writing => self.let_guest_stay(),
-            Stage::Preparing
-            | Stage::Rebooting
-            | Stage::HandedOver
-            | Stage::Unconfirmed
-            | Stage::Settling => {}
-        }
-    }
-
-    /// Resumes a guest that was to leave, if it ran before; unless another process has it.
-    fn let_guest_stay(&mut self) {
-        let is_ours = self.claim_guest();
-        let Some(sending) = &mut self.sending else {
-            return;
-        };
-        if !is_ours {
-            // The end of the job says what has become of it.
-            sending.stage = Stage::HandedOver;
-            return;
-        }
-        sending.stage = Stage::Preparing;
-        let (meter, boot, before) = (sending.meter.clone(), sending.boot, sending.before);
-        let is_local = sending.ownership.is_some();
-        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
-            reception.resume();
-        }
-        if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
-            && live.boot == boot
-            && matches!(live.activity, Activity::Paused)
-        {
-            meter.guest_goes_on();
-            match before {
-                ArrivalV1::Running => self.resume(Asker::Migration),
-                ArrivalV1::Paused if is_local => self.own_devices(&[]),
-                ArrivalV1::Paused => {}
-            }
-        }
-    }
-
-    /// The job has ended, one way or the other.
-    fn on_sent(&mut self, outcome: Result<(), Refusal>) {
-        let Some(sending) = &mut self.sending else {
-            return;
-        };
-        let stage = sending.stage;
-        sending.orders = None;
-        if let Some(Phase::Live(live)) = self.vm.as_mut().map(|vm| &mut vm.phase) {
-            live.machine.throttle(0);
-        }
-        if let Err(reason) = outcome {
-            // Of two reasons the first one is the cause.
-            let reason = sending.failure.get_or_insert(reason).clone();
-            if sending.is_handed_over() && self.claim_guest() {
-                tracing::warn!("the guest that was handed over goes on here");
-            }
-            if matches!(
-                stage,
-                Stage::Writing | Stage::HandedOver | Stage::Unconfirmed
-            ) {
-                self.let_guest_stay();
-            }
-            if let Some(sending) = self.sending.take_if(|it| it.is_handed_over()) {
-                return self.guest_has_left(sending, Some(reason), Waiters::default());
-            }
-        }
-        if let Some(sending) = &mut self.sending {
-            sending.stage = Stage::Settling;
-        }
-        self.settle_migration();
-    }
-
-    /// Ends a migration whose job has ended, unless its guest is still on its way back.
-    pub(super) fn settle_migration(&mut self) {
-        if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
-            && matches!(live.activity, Activity::Resuming(_))
-            && self.sending.as_ref().is_some_and(|it| it.is_of(live.boot))
-        {
-            return;
-        }
-        let Some(sending) = self.sending.take_if(|it| it.stage == Stage::Settling) else {
-            return;
-        };
-        match sending.failure {
-            None => self.guest_has_left(sending, None, Waiters::default()),
-            Some(reason) => {
-                let text = reason.chain.join(": ");
-                tracing::warn!("the migration has failed: {text}");
-                sending.meter.end(Some(reason.chain));
-                self.publish("migration", "migration-failed", [("reason", text)]);
-                sending.reclaimers.answer(&Ok(Response::Done));
-            }
-        }
-    }
-
-    /// Another process has started the guest that was about to be ended here.
-    pub(super) fn guest_is_away(&mut self, waiters: Waiters) {
-        match self.sending.take() {
-            Some(sending) => self.guest_has_left(sending, None, waiters),
-            None => waiters.answer(&Ok(Response::Done)),
-        }
-    }
-
-    /// `loss` is why it has ended where it went; `waiters` are told when nothing of it is left here.
-    fn guest_has_left(&mut self, sending: Sending, loss: Option<Refusal>, waiters: Waiters) {
-        sending.meter.arrived();
-        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
-            match loss {
-                None => {
-                    reception.leave();
-                    self.is_succeeded = true;
-                }
-                // So that clients hear of it.
-                Some(_) => reception.resume(),
-            }
-        }
-        let gone = "the guest runs elsewhere after all";
-        sending
-            .reclaimers
-            .answer(&Err(Refusal::new(RefusalKind::Failed, gone)));
-        self.departed = Some(Departed {
-            meter: sending.meter,
-            after: sending.after,
-            loss,
-        });
-        match sending.ownership {
-            Some(_) => self.leave_guest(waiters),
-            None => self.stop_guest(stop::After::Delete, waiters),
-        }
-    }
-
-    /// Ends a migration whose guest runs elsewhere, once nothing of it is left here: from then on another one can come.
-    pub(super) fn settle_departure(&mut self) {
-        let Some(departed) = self.departed.take_if(|_| self.vm.is_none()) else {
-            return;
-        };
-        let Departed { meter, after, loss } = departed;
-        match loss {
-            None => {
-                meter.end(None);
-                let downtime = meter.progress().downtime.unwrap_or_default();
-                let properties = [("downtime_us", downtime.as_micros().to_string())];
-                self.publish("migration", "migration-finished", properties);
-            }
-            Some(reason) => {
-                let text = reason.chain.join(": ");
-                tracing::error!("the guest is lost: {text}");
-                self.leaves_as = Ending::Lost;
-                meter.end(Some(reason.chain));
-                self.publish("migration", "migration-failed", [("reason", text)]);
-            }
-        }
-        if after == AfterSend::Exit {
-            self.leaves_at = Some(match self.is_succeeded {
-                // Nobody can ask any more.
-                true => Instant::now(),
-                false => Instant::now() + LINGER,
-            });
-        }
-    }
-
     /// The guest that is being sent has ended here; `after` says what comes.
     pub(super) fn guest_of_migration_ended(&mut self, after: stop::After) {
         if let Some(sending) = self.sending.take_if(|it| it.is_handed_over()) {
@@ -622,22 +418,6 @@ impl Vmm {
         let reason = Refusal::new(RefusalKind::Failed, "vm.migration-cancel came");
         self.fail_migration(reason);
         Ok(Response::Done)
-    }
-
-    /// Takes a guest back that nobody has confirmed to run elsewhere.
-    pub(super) fn reclaim_guest(&mut self, reply: Reply) {
-        let Some(sending) = &mut self.sending else {
-            return;
-        };
-        if sending.stage != Stage::Unconfirmed {
-            let reason = "the guest is just being handed over, and the answer is still due";
-            return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
-        }
-        tracing::warn!("the guest is taken back, although it may run elsewhere");
-        sending.reclaimers.add(reply);
-        if let Some(orders) = &sending.orders {
-            let _ = orders.send(Go::Reclaim);
-        }
     }
 
     /// How the last migration stands.
