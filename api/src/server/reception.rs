@@ -39,7 +39,8 @@ enum Order {
     /// Answered when nobody is taken in any more.
     Pause(sync::Sender<()>),
     Resume,
-    Leave,
+    /// Answered when the file is left alone, whatever comes.
+    Leave(sync::Sender<()>),
     MoveTo(LentSocket),
     Lend(sync::Sender<io::Result<LentSocket>>),
 }
@@ -59,7 +60,9 @@ impl Reception {
 
     /// The socket is another process's now, and its file too.
     pub fn leave(&self) {
-        self.say(Order::Leave);
+        let (done, leaving) = sync::channel();
+        self.say(Order::Leave(done));
+        Pausing(leaving).done();
     }
 
     /// Takes clients in on a socket that was another process's. The one before is closed.
@@ -149,10 +152,11 @@ impl Desk {
                 let _ = done.send(());
             }
             Order::Resume => self.open(),
-            Order::Leave => {
+            Order::Leave(done) => {
                 self.close().await;
                 self.socket.leave();
                 self.shared.table.close_idle();
+                let _ = done.send(());
             }
             Order::MoveTo(socket) => self.move_to(socket).await,
             Order::Lend(sender) => {

@@ -12,10 +12,16 @@ use super::vm::{Phase, VirtualMachine, Waiters};
 
 impl Vmm {
     pub(super) fn on_request(&mut self, request: Request, reply: Reply) {
-        if self.is_succeeded && !matches!(request, Request::Migration | Request::ShutdownVmm) {
-            // From a client that was there before.
-            let reason = "another process has taken this one's place, and answers at the same address: ask again";
-            return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
+        if let Some(info) = &self.succeeded {
+            return match request {
+                // A client that has connected before. The guest is as it was.
+                Request::Info => reply.answer(Ok(Response::Info(info.clone()))),
+                Request::Migration | Request::ShutdownVmm => self.carry_out(request, reply),
+                _ => {
+                    let reason = "another process has taken this one's place, and answers at the same address: ask again";
+                    reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
+                }
+            };
         }
         let situation = self.situation();
         match table::verdict(situation, &request) {

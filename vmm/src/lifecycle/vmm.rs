@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ferry_api::config::Timeouts;
 use ferry_api::config::VmConfig;
-use ferry_api::control::{Refusal, VmState};
+use ferry_api::control::{Refusal, VmInfo, VmState};
 use ferry_api::events::EventLog;
 use ferry_api::server::Reception;
 use ferry_devices::power::PowerRequest;
@@ -54,8 +54,8 @@ pub struct Vmm {
     pub(super) log: Option<Arc<EventLog>>,
     /// Where clients are taken in; none if there is no API.
     pub(super) reception: Option<Reception>,
-    /// Whether another process has this one's place.
-    pub(super) is_succeeded: bool,
+    /// What is said of the guest once another process has this one's place.
+    pub(super) succeeded: Option<Box<VmInfo>>,
     /// Until when Ferry stays although its guest has left for good: who follows the migration is to see its end.
     pub(super) leaves_at: Option<Instant>,
     /// How, then.
@@ -90,7 +90,7 @@ impl Vmm {
             meter: None,
             log: None,
             reception: None,
-            is_succeeded: false,
+            succeeded: None,
             leaves_at: None,
             leaves_as: Ending::Migrated,
             ended: None,

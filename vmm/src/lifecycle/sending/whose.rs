@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ferry_api::control::{Refusal, RefusalKind, Reply, Response};
+use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmInfo, VmState};
 use ferry_api::migration::{AfterSend, Carrier};
 
 use super::{Sending, Stage};
@@ -180,7 +180,7 @@ impl Vmm {
             match loss {
                 None => {
                     reception.leave();
-                    self.is_succeeded = true;
+                    self.succeeded = self.last_words(sending.before);
                 }
                 // So that clients hear of it.
                 Some(_) => reception.resume(),
@@ -199,6 +199,19 @@ impl Vmm {
             Some(_) => self.leave_guest(waiters),
             None => self.stop_guest(stop::After::Delete, waiters),
         }
+    }
+
+    /// What this process says of its guest as long as it is still asked.
+    fn last_words(&self, arrival: ArrivalV1) -> Option<Box<VmInfo>> {
+        let Ok(Response::Info(mut info)) = self.describe() else {
+            return None;
+        };
+        info.transition = None;
+        info.state = match arrival {
+            ArrivalV1::Running => VmState::Running,
+            ArrivalV1::Paused => VmState::Paused,
+        };
+        Some(info)
     }
 
     /// Ends a migration whose guest runs elsewhere, once nothing of it is left here: from then on another one can come.
@@ -223,10 +236,10 @@ impl Vmm {
             }
         }
         if after == AfterSend::Exit {
-            self.leaves_at = Some(match self.is_succeeded {
+            self.leaves_at = Some(match self.succeeded {
                 // Nobody can ask any more.
-                true => Instant::now(),
-                false => Instant::now() + LINGER,
+                Some(_) => Instant::now(),
+                None => Instant::now() + LINGER,
             });
         }
     }

@@ -38,7 +38,7 @@ const REASON: Duration = Duration::from_secs(5);
 pub fn hand_over(handover: &Handover, session: &Session<'_>) -> Result<(), Failure> {
     match (&handover.exec, &handover.to) {
         (Some(program), _) => to_new(handover, program, session),
-        (None, Some(url)) => migrating::hand_to(url, session),
+        (None, Some(url)) => to_waiting(&migrating::place(url)?, session),
         // The command line says so.
         (None, None) => Err(Failure::Usage("--exec or --to is missing".into())),
     }
@@ -51,19 +51,22 @@ fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<
     let directory = Directory::make()?;
     let url = format!("unix:{}", directory.file("guest").display());
     let begun = begin(handover, program, &directory, session, &signals);
-    let (successor, mut sent) = begun.map_err(Failure::stays)?;
-    match sent.follow() {
-        Ok(()) => {}
+    let (successor, arrival) = begun.map_err(Failure::stays)?;
+    let sent = Sent::begin(&url, arrival, session, &signals);
+    let followed = sent.and_then(|mut sent| sent.follow().map(|()| sent));
+    let sent = match followed {
+        Ok(sent) => sent,
         Err(Open::Failed(failure)) => return Err(failure),
         Err(Open::Unknown(failure)) => {
             // It may have the guest.
             successor.let_go();
+            directory.leave();
             return Err(failure);
         }
-    }
+    };
     let pid = successor.pid();
     successor.let_go();
-    let progress = sent.arrived(&url, pid)?;
+    let progress = sent.arrived(&url, |ping| ping == pid)?;
     output::write_end(progress.as_ref(), session.form, migrating::describe)?;
     match (session.form, progress) {
         (Form::Words, Some(_)) => output::write(&format!("the guest runs in process {pid}\n")),
@@ -71,14 +74,33 @@ fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<
     }
 }
 
-/// Starts the new process, and has the guest be sent.
-fn begin<'a>(
+/// To a process that somebody else has started and has told to receive.
+fn to_waiting(url: &str, session: &Session<'_>) -> Result<(), Failure> {
+    let signals = Signals::note();
+    let pid = session
+        .parse::<Ping>(&session.questions().get("vmm.ping")?)?
+        .pid;
+    // Nothing is ever said there: the process itself answers in the old one's place.
+    let (never, arrival) = mpsc::channel();
+    let sent = Sent::begin(url, arrival, session, &signals);
+    let followed = sent.and_then(|mut sent| sent.follow().map(|()| sent));
+    drop(never);
+    let sent = match followed {
+        Ok(sent) => sent,
+        Err(Open::Failed(failure) | Open::Unknown(failure)) => return Err(failure),
+    };
+    let progress = sent.arrived(url, |ping| ping != pid)?;
+    output::write_end(progress.as_ref(), session.form, migrating::describe)
+}
+
+/// Starts the new process, and has it wait for the guest.
+fn begin(
     handover: &Handover,
     program: &Path,
     directory: &Directory,
-    session: &'a Session<'a>,
-    signals: &'a Signals,
-) -> Result<(Successor, Sent<'a>), Failure> {
+    session: &Session<'_>,
+    signals: &Signals,
+) -> Result<(Successor, Arrival), Failure> {
     let socket = directory.file("api");
     let mut successor = Successor::start(handover, program, socket.clone())?;
     successor.wait_until_it_answers(signals)?;
@@ -89,16 +111,7 @@ fn begin<'a>(
     if signals.noted().is_some() {
         return Err(Failure::interrupted(signals));
     }
-    let sent = Sent {
-        session,
-        signals,
-        watch: Watch::new(MigrationRole::Send, url.clone(), session),
-        arrival,
-        begun: Instant::now(),
-    };
-    let request = migrating::local_request(&url)?;
-    session.questions().put("vm.send-migration", &request)?;
-    Ok((successor, sent))
+    Ok((successor, arrival))
 }
 
 /// Has the new process wait for the guest; what it says in the end comes through the channel.
@@ -152,6 +165,7 @@ struct Sent<'a> {
     session: &'a Session<'a>,
     signals: &'a Signals,
     watch: Watch<'a>,
+    url: String,
     arrival: Arrival,
     begun: Instant,
 }
@@ -164,7 +178,32 @@ enum Open {
     Unknown(Failure),
 }
 
-impl Sent<'_> {
+impl<'a> Sent<'a> {
+    fn begin(
+        url: &str,
+        arrival: Arrival,
+        session: &'a Session<'a>,
+        signals: &'a Signals,
+    ) -> Result<Self, Open> {
+        let request = migrating::local_request(url).map_err(Open::Failed)?;
+        let asked = session.questions().put("vm.send-migration", &request);
+        asked.map_err(|error| match error {
+            ClientError::Refused(_) | ClientError::Connect { .. } => {
+                Open::Failed(Failure::from(error).stays())
+            }
+            // It may have been heard.
+            error => Open::Unknown(error.into()),
+        })?;
+        Ok(Sent {
+            session,
+            signals,
+            watch: Watch::new(MigrationRole::Send, url.to_owned(), session),
+            url: url.to_owned(),
+            arrival,
+            begun: Instant::now(),
+        })
+    }
+
     /// Until it is there, or is not going there any more.
     fn follow(&mut self) -> Result<(), Open> {
         let ended = loop {
@@ -180,6 +219,7 @@ impl Sent<'_> {
                 Some(MigrationState::Failed) => return Err(Open::Failed(self.failed())),
                 Some(_) if self.signals.noted().is_some() => self.watch.cancel(),
                 Some(_) => drop(self.watch.show()),
+                None if self.has_arrived() => return Ok(()),
                 None => {}
             }
             if self.begun.elapsed() > self.session.total() {
@@ -191,6 +231,16 @@ impl Sent<'_> {
             Ok(_) => Ok(()),
             Err(error) => Err(self.reason(error)),
         }
+    }
+
+    /// Whether the new process answers in place of the old one, and says so.
+    fn has_arrived(&self) -> bool {
+        let reply = self.session.questions().get("vm.migration").ok();
+        let progress = reply.and_then(|reply| self.session.parse::<Migration>(&reply).ok());
+        progress.is_some_and(|progress| {
+            let done = progress.state == MigrationState::Done;
+            done && progress.role == MigrationRole::Receive && progress.url == self.url
+        })
     }
 
     /// The new process has not got it: the old one knows why, and whether it goes on there.
@@ -223,14 +273,18 @@ impl Sent<'_> {
     }
 
     /// How it has gone, once the new process answers in the old one's place.
-    fn arrived(self, url: &str, pid: u32) -> Result<Option<Migration>, Failure> {
+    fn arrived(
+        self,
+        url: &str,
+        is_new: impl Fn(u32) -> bool,
+    ) -> Result<Option<Migration>, Failure> {
         let deadline = Instant::now() + SETTLE;
         let questions = self.session.questions();
         loop {
             let ping = questions.get("vmm.ping").map_err(Failure::from);
             let ping = ping.and_then(|reply| self.session.parse::<Ping>(&reply));
             match ping {
-                Ok(ping) if pid == ping.pid => break,
+                Ok(ping) if is_new(ping.pid) => break,
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Ok(_) if Instant::now() >= deadline => return Err(self.timed_out()),
                 Ok(_) | Err(_) => std::thread::sleep(LOOK),

@@ -57,6 +57,11 @@ impl Directory {
         }
     }
 
+    /// Leaves it to a process that may live.
+    pub fn leave(mut self) {
+        self.0.clear();
+    }
+
     /// Something in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
@@ -65,8 +70,10 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // What is left in it is nobody's.
-        let _ = fs::remove_dir_all(&self.0);
+        if !self.0.as_os_str().is_empty() {
+            // What is left in it is nobody's.
+            let _ = fs::remove_dir_all(&self.0);
+        }
     }
 }
 

@@ -68,14 +68,7 @@ pub fn receive(receive: &Receive, session: &Session<'_>) -> Result<(), Failure> 
     output::write_end(progress.as_ref(), session.form, describe)
 }
 
-/// Hands the guest, and the place of its process, to a Ferry that waits for them.
-pub fn hand_to(url: &str, session: &Session<'_>) -> Result<(), Failure> {
-    let url = place(url)?;
-    let end = Sending::begin(&local_request(&url)?, url, session)?.follow(CONFIRM)?;
-    conclude(end, session)
-}
-
-/// What is asked for then.
+/// Asks for a guest, and the place of its process, to be handed to a Ferry that waits for them.
 pub fn local_request(url: &str) -> Result<Vec<u8>, Failure> {
     to_bytes(&wire::SendMigration {
         destination_url: Some(url.to_owned()),
@@ -96,7 +89,7 @@ fn conclude(end: End, session: &Session<'_>) -> Result<(), Failure> {
 }
 
 /// The URL as Ferry shows it, with a path that Ferry finds too.
-fn place(url: &str) -> Result<String, Failure> {
+pub fn place(url: &str) -> Result<String, Failure> {
     let wrong = |reason: String| Failure::Usage(format!("{url} {reason}"));
     let place = url
         .parse()
