@@ -7,13 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ferry_tests::{Line, ferry_binary};
+use ferry_tests::{complete_lines, ferry_binary};
 use serde_json::Value;
 
-use crate::place::{ECHO, Place, drain, said};
+use crate::place::{ECHO, LIMIT, Place, drain, said};
 
 /// How often the guest moves.
 const TIMES: usize = 10;
@@ -38,11 +39,10 @@ fn typist(mut to: impl Write + Send + 'static, stop: &Arc<AtomicBool>) -> thread
 /// Ticks from the first one on, and typed lines from the first one on: each once, in order.
 fn check(text: &[u8], typed: u64) {
     let text = String::from_utf8_lossy(text);
+    let lines = complete_lines(&text);
     let numbers = |what: &str| -> Vec<u64> {
-        let lines = text.lines().filter(|line| line.contains(what));
-        lines
-            .map(|line| Line(line.trim_end().to_owned()).number("n"))
-            .collect()
+        let lines = lines.iter().filter(|line| line.0.contains(what));
+        lines.map(|line| line.number("n")).collect()
     };
     let ticks = numbers("tick n=");
     assert!(ticks.len() > TIMES, "{text}");
@@ -58,26 +58,32 @@ fn check(text: &[u8], typed: u64) {
 fn talk(place: &Place, from: impl Read + Send + 'static, to: impl Write + Send + 'static) {
     let mut from = from;
     let stop = Arc::new(AtomicBool::new(false));
-    let over = Arc::new(AtomicBool::new(false));
-    let reader = {
-        let over = over.clone();
-        thread::spawn(move || {
-            let mut text = Vec::new();
-            while drain(&mut from, &mut text) && !over.load(Ordering::Relaxed) {
-                thread::sleep(Duration::from_millis(1));
+    // The last one, once it is known.
+    let (last, expected) = mpsc::channel::<u64>();
+    let reader = thread::spawn(move || {
+        let (mut text, mut typed) = (Vec::new(), None);
+        let begin = Instant::now();
+        while drain(&mut from, &mut text) {
+            typed = typed.or_else(|| expected.try_recv().ok());
+            let has_said = |line: u64| {
+                let line = format!("typed line n={}", line - 1);
+                let lines = complete_lines(&String::from_utf8_lossy(&text));
+                lines.iter().any(|it| it.0.ends_with(&line))
+            };
+            if typed.is_some_and(has_said) || begin.elapsed() > LIMIT {
+                break;
             }
-            text
-        })
-    };
+            thread::sleep(Duration::from_millis(1));
+        }
+        text
+    });
     let typist = typist(to, &stop);
     for _ in 0..TIMES {
         place.succeed();
     }
     stop.store(true, Ordering::Relaxed);
     let typed = typist.join().expect("a typist");
-    // What was typed is said again soon.
-    thread::sleep(Duration::from_millis(500));
-    over.store(true, Ordering::Relaxed);
+    last.send(typed).expect("a reader");
     check(&reader.join().expect("a reader"), typed);
 }
 
@@ -97,13 +103,7 @@ fn a_client_of_the_serial_socket_notices_nothing() {
             .ok()?;
         (next.read(&mut [0; 64]).ok()? > 0).then_some(())
     });
-    assert!(
-        place
-            .first
-            .wait(crate::place::LIMIT)
-            .expect("an end")
-            .success()
-    );
+    assert!(place.first.wait(LIMIT).expect("an end").success());
     assert!(place.path("serial").exists());
     place.end();
     assert!(
@@ -165,14 +165,10 @@ fn output_that_nobody_reads_waits_for_its_reader() {
         (ticks > 60).then_some(())
     });
     let text = String::from_utf8_lossy(&text).into_owned();
-    let ticks = text.lines().filter(|line| line.contains("tick n="));
-    let complete = text.rfind('\n').unwrap_or_default();
-    let numbers: Vec<u64> = ticks
-        .filter(|line| text[..complete].contains(line))
-        .map(|line| Line(line.trim_end().to_owned()).number("n"))
-        .collect();
-    let ordered = numbers.iter().copied().zip(0..).take(numbers.len() - 1);
-    assert!(ordered.clone().all(|(is, should)| is == should), "{text}");
+    let lines = complete_lines(&text);
+    let ticks = lines.iter().filter(|line| line.0.contains("tick n="));
+    let mut numbers = ticks.map(|line| line.number("n")).zip(0..);
+    assert!(numbers.all(|(is, should)| is == should), "{text}");
     place.end();
 }
 
