@@ -121,7 +121,7 @@ impl Writing {
     /// Waits until a new boot has its loops at work. They begin with record 0 again.
     pub fn begins_anew(&mut self) {
         for which in [Loop::Disk, Loop::Share] {
-            let first = format!("{} at=10", which.label());
+            let first = format!("{} at=10 ", which.label());
             self.guest.wait_for_count(&first, 2);
             self.goes_on(which);
         }
