@@ -7,12 +7,14 @@
 
 mod back_ends;
 mod devices;
+mod handover;
 mod migration;
 mod migration_faults;
 mod migration_network;
 mod pause;
 mod power;
 mod records;
+mod silence;
 mod snapshot;
 mod stopped;
 

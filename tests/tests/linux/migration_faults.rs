@@ -161,7 +161,7 @@ impl Attempt {
     }
 }
 
-fn before(kind: Kind, nth: u32) -> At {
+pub fn before(kind: Kind, nth: u32) -> At {
     At {
         when: When::Before,
         kind,
@@ -184,7 +184,7 @@ fn cancelling(sender: &Guest) -> Act {
 }
 
 /// Kills a Ferry or a back-end.
-fn killing(process: u32) -> Act {
+pub fn killing(process: u32) -> Act {
     Box::new(move || {
         // SAFETY: the process is a child of this one, which waits for it only later.
         unsafe { libc::kill(process as libc::pid_t, libc::SIGKILL) };

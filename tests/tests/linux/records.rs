@@ -18,7 +18,7 @@ const SHARE_SEED: u32 = 2;
 /// `complaints` finds what a kernel says when requests or its own time have gone wrong.
 const FUNCTIONS: &str = r#"
     complaints() {
-        dmesg | grep -iE 'soft lockup|hard lockup|rcu.*stall|hung task|blocked for more|I/O error|unstable|skew|Call Trace' || true
+        dmesg | grep -iE 'soft lockup|hard lockup|rcu.*stall|hung task|blocked for more|I/O error|blk_update_request|unstable|skew|Call Trace' || true
     }
     begin() {
         complaints > /tmp/complaints
@@ -65,8 +65,9 @@ impl Loop {
 pub struct Setup {
     /// A part of the guest's script between the beginning of the writing and its end.
     pub script: &'static str,
-    /// The disk, which gets two queues.
     pub disk: QsdOptions,
+    /// Queues that the disk gets.
+    pub queues: u16,
     pub share: VirtiofsdOptions,
     pub cpus: u32,
     /// Ferry's limit for an attempt, in seconds.
@@ -78,6 +79,7 @@ impl Default for Setup {
         Setup {
             script: "",
             disk: Qsd::serving("64M"),
+            queues: 2,
             share: Virtiofsd::options(),
             cpus: 2,
             request_timeout: 60,
@@ -95,7 +97,7 @@ pub struct Writing {
 impl Writing {
     /// Starts the guest, and waits until both loops are at work.
     pub fn start(setup: Setup) -> Self {
-        let disk = setup.disk.queues(2).start();
+        let disk = setup.disk.queues(setup.queues).start();
         let share = setup.share.start();
         let script = setup.script;
         let script =
@@ -104,7 +106,7 @@ impl Writing {
         let guest = Ferry::linux(&script)
             .file("records", program)
             .cpus(setup.cpus)
-            .with_disk_options(&disk, "num_queues=2")
+            .with_disk_options(&disk, &format!("num_queues={}", setup.queues))
             .with_fs(&share, "share")
             .with_api()
             .request_timeout(setup.request_timeout)
@@ -119,7 +121,7 @@ impl Writing {
     /// Waits until a new boot has its loops at work. They begin with record 0 again.
     pub fn begins_anew(&mut self) {
         for which in [Loop::Disk, Loop::Share] {
-            let first = format!("{} at=10", which.label());
+            let first = format!("{} at=10 ", which.label());
             self.guest.wait_for_count(&first, 2);
             self.goes_on(which);
         }

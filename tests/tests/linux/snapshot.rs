@@ -158,7 +158,7 @@ fn a_guest_and_its_copy_both_go_on_but_for_a_file_without_a_name() {
 }
 
 /// Takes a snapshot with which the guest ends, and kills Ferry and the back-ends. Returns, too, since when it stands still.
-fn saved(mut writing: Writing, directory: &Path) -> (Left, Instant) {
+pub fn saved(mut writing: Writing, directory: &Path) -> (Left, Instant) {
     let snapshot = Snapshot::to(directory).after("stop").prepare(PREPARE);
     writing.guest.snapshot(&snapshot);
     let progress = writing.guest.progress();
@@ -172,7 +172,7 @@ fn saved(mut writing: Writing, directory: &Path) -> (Left, Instant) {
 }
 
 /// Brings the guest back in a new Ferry, through its API.
-fn restored(left: &Left, restore: &Restore) -> Guest {
+pub fn restored(left: &Left, restore: &Restore) -> Guest {
     let guest = successor(left).start();
     restores(&guest, restore);
     guest
