@@ -114,7 +114,7 @@ fn a_guest_at_work_is_handed_over_a_hundred_times_and_saved() {
     let guest = restored(&left, &restore);
     let mut writing = Writing { guest, disk, share };
     goes_on(&mut writing);
-    is_the_same_guest(&writing.is_all_there(), 1);
+    is_the_same_guest(&writing.end_and_check(), 1);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_guest_with_four_processors_is_rebooted_paused_and_handed_to_processes_that_
     while writing.written(Loop::Disk) <= written {
         writing.goes_on(Loop::Disk);
     }
-    writing.is_all_there().line("nameless=works");
+    writing.end_and_check().line("nameless=works");
 }
 
 /// Listens to the guest's back-ends.

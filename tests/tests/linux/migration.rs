@@ -123,7 +123,7 @@ fn a_guest_goes_on_over_four_migrations() {
     assert!(passed <= here + TOLERANCE);
     writing.guest.put("vm.power-button");
     writing.guest.wait_for(POWER_BUTTON);
-    let ended = writing.is_all_there();
+    let ended = writing.end_and_check();
     println!("{}", ended.transcript());
     // A guest that is moved is not another generation of it: it is the only one.
     is_the_same_guest(&ended, 0);

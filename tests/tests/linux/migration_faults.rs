@@ -73,7 +73,7 @@ fn a_guest_survives_faults_in_each_part_of_a_migration() {
     attempt.receiving.answer().expect("a guest");
     drop(writing);
     writing = receiver.with_guest();
-    let ended = writing.is_all_there();
+    let ended = writing.end_and_check();
     println!("{}", ended.transcript());
     is_the_same_guest(&ended, 0);
 }

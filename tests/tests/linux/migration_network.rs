@@ -38,7 +38,7 @@ fn a_guest_with_four_processors_moves_over_a_bad_network() {
         &Receive::at(&url).insecure().serial(&serial),
     );
     writing.guest.put("vm.power-button");
-    let ended = writing.is_all_there();
+    let ended = writing.end_and_check();
     println!("{}", ended.transcript());
     is_the_same_guest(&ended, 0);
 }

@@ -50,7 +50,7 @@ fn pause_and_resume_a_hundred_times() {
         });
     println!("before: {before:?}, after: {after:?}");
     assert!(after.kibibytes <= before.kibibytes + TOLERANCE);
-    let ended = writing.is_all_there();
+    let ended = writing.end_and_check();
     println!("{}", ended.transcript());
 }
 
@@ -88,7 +88,7 @@ fn a_pause_of_a_minute() {
     sleep(Duration::from_secs(30));
     writing.goes_on(Loop::Disk);
     writing.goes_on(Loop::Share);
-    println!("{}", writing.is_all_there().transcript());
+    println!("{}", writing.end_and_check().transcript());
 }
 
 /// The guest's monotonic clock, as often as it has told.

@@ -160,7 +160,7 @@ impl Writing {
     }
 
     /// Has the loops end, and checks in the guest and outside of it that all records are there, once, and whole.
-    pub fn is_all_there(self) -> Ended {
+    pub fn end_and_check(self) -> Ended {
         fs::write(self.share.shared().join("end"), "").expect("write to the share");
         let (records, disk) = (self.records(), self.disk);
         let ended = self.guest.end().succeeded();

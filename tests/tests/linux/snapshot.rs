@@ -103,7 +103,7 @@ fn three_snapshots(cpus: u32) {
         "the guest's clock has gone on by {passed:?}, while it was there for {here:?} at most"
     );
     assert!(passed <= here + TOLERANCE);
-    let ended = writing.is_all_there();
+    let ended = writing.end_and_check();
     is_the_same_guest(&ended, 3);
 }
 
@@ -131,7 +131,7 @@ fn a_guest_and_its_copy_both_go_on_but_for_a_file_without_a_name() {
     saving.answer().expect("a snapshot");
     writing.goes_on(Loop::Disk);
     writing.goes_on(Loop::Share);
-    writing.is_all_there().line("nameless=works");
+    writing.end_and_check().line("nameless=works");
 
     let disk = copies.disk().start();
     let restore = Restore::from(&directory).device("disk0", &disk);
@@ -154,7 +154,7 @@ fn a_guest_and_its_copy_both_go_on_but_for_a_file_without_a_name() {
     let mut writing = Writing { guest, disk, share };
     writing.goes_on(Loop::Disk);
     writing.goes_on(Loop::Share);
-    writing.is_all_there().line("nameless=broken");
+    writing.end_and_check().line("nameless=broken");
 }
 
 /// Takes a snapshot with which the guest ends, and kills Ferry and the back-ends. Returns, too, since when it stands still.

@@ -48,7 +48,7 @@ fn a_pause_fails_while_virtiofsd_stands_still() {
     writing.guest.put("vm.resume");
     writing.goes_on(Loop::Disk);
     writing.goes_on(Loop::Share);
-    let ended = writing.is_all_there();
+    let ended = writing.end_and_check();
     assert!(
         ended.log_lines("failed").is_empty(),
         "{}",
@@ -80,7 +80,7 @@ fn a_guest_is_resumed_while_virtiofsd_stands_still() {
     writing.guest.put("vm.resume");
     writing.goes_on(Loop::Disk);
     writing.goes_on(Loop::Share);
-    writing.is_all_there();
+    writing.end_and_check();
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_reboot_waits_while_virtiofsd_stands_still() {
     );
     stopped.end(&mut writing);
     writing.begins_anew();
-    let ended = writing.is_all_there();
+    let ended = writing.end_and_check();
     assert!(
         ended.log_lines("failed").is_empty(),
         "{}",
