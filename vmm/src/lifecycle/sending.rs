@@ -343,7 +343,14 @@ impl Vmm {
     pub(super) fn is_handing_over_what_runs(&self) -> bool {
         self.sending.as_ref().is_some_and(|sending| {
             let is_to_go_on = sending.before == ArrivalV1::Running && sending.ownership.is_some();
-            is_to_go_on && sending.stage == Stage::Writing
+            is_to_go_on
+                && match sending.stage {
+                    Stage::Writing => true,
+                    // Whoever asks now has connected before, and may have heard of a guest that runs. A receiver that hangs is
+                    // found out in time.
+                    Stage::HandedOver => sending.carrier == Carrier::Process,
+                    _ => false,
+                }
         })
     }
 
