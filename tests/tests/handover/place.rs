@@ -1,6 +1,7 @@
 //! A Ferry process with a guest, and those that take its place: the same paths, another process each time.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -131,6 +132,14 @@ impl Place {
             .args(words)
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .stdin(Stdio::null());
+        // Whoever runs the tests may ignore it (a shell's background job), which processes inherit.
+        let heed_ctrl_c = || {
+            // SAFETY: the call has no memory arguments, and may be made between fork and exec.
+            unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+            Ok(())
+        };
+        // SAFETY: the closure does nothing but that.
+        unsafe { command.pre_exec(heed_ctrl_c) };
         command
     }
 
