@@ -95,6 +95,21 @@ fn what_it_says_in_the_end() {
     place.end();
 }
 
+/// A Ferry may be started by a script that stays around it.
+#[test]
+fn to_a_ferry_in_a_script() {
+    let place = Place::start(ECHO, FILE, &[]);
+    let before = place.pid();
+    let program = script(&place, &format!("{} \"$@\"", ferry_binary().display()));
+    let output = place.run(&["--exec", program.to_str().expect("UTF-8")]);
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert_ne!(place.pid(), before);
+    let named = format!("the guest runs in process {}", place.pid());
+    assert!(text.contains(&named), "{text}");
+    place.end();
+}
+
 #[test]
 fn to_a_process_that_waits() {
     let place = Place::start(ECHO, FILE, &[]);

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use ferry_api::client::{Client, Limits};
+use ferry_api::wire::Ping;
 
 use crate::arguments::Handover;
 use crate::failure::Failure;
@@ -81,6 +82,8 @@ impl Drop for Directory {
 #[derive(Debug)]
 pub struct Successor {
     child: Child,
+    /// Of the Ferry in it, once that has answered.
+    pid: Option<u32>,
     program: PathBuf,
     log: Option<PathBuf>,
     socket: PathBuf,
@@ -123,13 +126,14 @@ impl Successor {
             program: program.to_owned(),
             log: handover.log.clone(),
             socket,
+            pid: None,
             keep: Keep::No,
         })
     }
 
-    /// Its number.
+    /// The number of the Ferry that answers: what was started may be a script around it.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid.unwrap_or_else(|| self.child.id())
     }
 
     /// Waits until its API answers.
@@ -141,7 +145,11 @@ impl Successor {
         };
         let client = Client::new(&self.socket, limits);
         loop {
-            if self.socket.exists() && client.get("vmm.ping").is_ok() {
+            if self.socket.exists()
+                && let Ok(reply) = client.get("vmm.ping")
+            {
+                let ping = serde_json::from_slice::<Ping>(&reply.body);
+                self.pid = ping.ok().map(|ping| ping.pid);
                 return Ok(());
             }
             self.check()?;
@@ -186,11 +194,12 @@ impl Drop for Successor {
         if self.keep == Keep::Yes {
             return;
         }
-        signals::send(self.child.id(), Whole::Process, libc::SIGTERM);
+        // With what it has started: it leads a session of its own.
+        signals::send(self.child.id(), Whole::Group, libc::SIGTERM);
         let deadline = Instant::now() + END;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() >= deadline {
-                let _ = self.child.kill();
+                signals::send(self.child.id(), Whole::Group, libc::SIGKILL);
                 let _ = self.child.wait();
                 return;
             }
