@@ -24,7 +24,7 @@ const PACKAGE: &str = "ferry-tests";
 /// Its test target with Linux guests.
 const LINUX: &str = "linux";
 /// All Linux tests together, in the emulated machine.
-const MACHINE_LIMIT: Duration = Duration::from_secs(25 * 60);
+const MACHINE_LIMIT: Duration = Duration::from_secs(40 * 60);
 
 /// Packages whose tests talk to real back-ends without booting Linux, and to which.
 const NATIVE_ASSETS: [(&str, &[Asset]); 2] = [

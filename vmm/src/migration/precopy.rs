@@ -24,9 +24,6 @@ const PAGE: u64 = 4096;
 const LITTLE: Duration = Duration::from_millis(1);
 /// The most rounds, if the downtime is kept already.
 const ROUNDS_MOST: u32 = 30;
-/// How many rounds in a row may make the rest no less, if the downtime is kept already. A guest that works now and then is
-/// found at rest by one of the next ones.
-const FUTILE_MOST: u32 = 3;
 /// A round with fewer bytes says nothing about the connection.
 const ENOUGH: u64 = 4 << 20;
 /// What is taken for the rate, in bytes a second, as long as none is known.
@@ -220,8 +217,6 @@ struct Pace {
     /// Bytes that were left after the last rounds.
     before: u64,
     left: u64,
-    /// How many rounds in a row have not made it less.
-    futile: u32,
 }
 
 impl Pace {
@@ -231,7 +226,6 @@ impl Pace {
             begun: Instant::now(),
             before: total,
             left: total,
-            futile: 0,
         }
     }
 
@@ -255,10 +249,6 @@ impl Pace {
         self.copying.dirty_rate = per_second(written);
         self.before = self.left;
         self.left = written;
-        self.futile = match self.left < self.before / 4 * 3 {
-            true => 0,
-            false => self.futile + 1,
-        };
         self.copying.remaining = written;
         self.copying.done_before = meter.ram_done();
         self.copying.downtime = Some(self.estimate());
@@ -273,7 +263,7 @@ impl Pace {
 
     /// Whether another round is worth it although the downtime is kept.
     fn gets_better(&self, estimate: Duration) -> bool {
-        estimate > LITTLE && self.futile <= FUTILE_MOST && self.copying.round < ROUNDS_MOST
+        estimate > LITTLE && self.left < self.before / 4 * 3 && self.copying.round < ROUNDS_MOST
     }
 
     /// Whether rounds do not make the rest less.
