@@ -47,7 +47,7 @@ pub struct EventLog {
     /// The last event's number, for those who wait for the next one.
     last: watch::Sender<u64>,
     /// Behind `kept`, where both are locked.
-    monitors: Mutex<Vec<Writer>>,
+    monitor: Mutex<Option<Writer>>,
 }
 
 impl EventLog {
@@ -60,12 +60,10 @@ impl EventLog {
             start: Instant::now(),
             kept: Mutex::default(),
             last: watch::Sender::new(0),
-            monitors: Mutex::new(
+            monitor: Mutex::new(
                 monitor
                     .map(|monitor| Writer::start(monitor.open()?, None))
-                    .transpose()?
-                    .into_iter()
-                    .collect(),
+                    .transpose()?,
             ),
         })
     }
@@ -75,18 +73,20 @@ impl EventLog {
     /// # Errors
     /// The system has no descriptor left.
     pub fn lend_monitor(&self) -> io::Result<Option<LentMonitor>> {
-        let monitors = lock(&self.monitors);
-        monitors.first().map(Writer::lend).transpose()
+        lock(&self.monitor).as_ref().map(Writer::lend).transpose()
     }
 
-    /// Writes what happens from now on to a monitor that was another process's, too, once that one has written all that it had to.
+    /// Writes what happens from now on to a monitor that was another process's, once that one has written all that it had to; unless
+    /// there is a monitor, which somebody has asked for after that one.
     ///
     /// # Errors
     /// There is no thread to be had.
     pub fn take_monitor(&self, monitor: LentMonitor) -> io::Result<()> {
         let LentMonitor { file, before } = monitor;
-        let writer = Writer::start(file, Some(before))?;
-        lock(&self.monitors).push(writer);
+        let mut monitor = lock(&self.monitor);
+        if monitor.is_none() {
+            *monitor = Some(Writer::start(file, Some(before))?);
+        }
         Ok(())
     }
 
@@ -106,7 +106,7 @@ impl EventLog {
             }
             kept.push_back(event.clone());
             // Inside of the lock, so that numbers are in order.
-            for monitor in lock(&self.monitors).iter() {
+            if let Some(monitor) = &*lock(&self.monitor) {
                 monitor.hand(event.clone());
             }
             self.last.send_replace(event.seq);

@@ -18,7 +18,7 @@ use vm_migration::link::{Address, Error, Last, Link, Listener, Message, Outcome,
 use vm_migration::pages::{RamTarget, Region};
 use vm_migration::ram::RamPart;
 
-#[path = "../shared/frames.rs"]
+#[path = "../common/frames.rs"]
 mod frames;
 
 const RAM: u64 = 3 << 20;

@@ -16,7 +16,7 @@ use vm_migration::Unwatched;
 use vm_migration::link::{Address, Error, Last, Link, Message, Patience, Purpose, StreamId};
 use vm_migration::pages::end_main;
 
-#[path = "../shared/frames.rs"]
+#[path = "../common/frames.rs"]
 mod frames;
 
 static RECEIVER: OnceLock<UnixListener> = OnceLock::new();

@@ -41,6 +41,14 @@ pub use process::{Process, tool};
 /// The path of the tiny guest, a PVH kernel that `build.rs` makes from `guest/`.
 pub const TINY_GUEST: &str = env!("TINY_GUEST");
 
+/// How the tiny guest's `mode=msix-wait` waits for interrupts, in its order, and to what size a disk then changes.
+pub const MSIX_WAITS: [(&str, &str); 4] = [
+    ("vector", "2M"),
+    ("function", "3M"),
+    ("retarget", "4M"),
+    ("cli", "5M"),
+];
+
 /// Programs that a Linux guest can run: static, for the file system's root ([`Ferry::file`]).
 pub mod programs {
     /// Writes numbered, checksummed records, and reads them back (`guest/linux/records.c`).

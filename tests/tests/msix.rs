@@ -2,7 +2,7 @@
 //! unmasked, by the vector's own mask and by the function's; none is lost while masks change under load.
 
 use ferry_tests::backend::Backend;
-use ferry_tests::{Ended, Ferry, Qsd};
+use ferry_tests::{Ended, Ferry, MSIX_WAITS, Qsd};
 
 const CMDLINE: &str = "mode=msix rounds=20 depth=8";
 
@@ -43,12 +43,7 @@ fn an_interrupt_that_waits_outlives_a_pause() {
         .with_disk(&disk)
         .with_api()
         .start();
-    for (how, size) in [
-        ("vector", "2M"),
-        ("function", "3M"),
-        ("retarget", "4M"),
-        ("cli", "5M"),
-    ] {
+    for (how, size) in MSIX_WAITS {
         guest.wait_for(&format!("msix-wait how={how}"));
         guest.put("vm.pause");
         guest.put("vm.resume");

@@ -46,23 +46,15 @@ enum Order {
 }
 
 impl Reception {
-    /// Takes nobody in any more. Whoever connects waits.
+    /// Takes nobody in any more, as long as that is held. Whoever connects waits.
     pub fn pause(&self) -> Pausing {
-        let (done, pausing) = sync::channel();
+        let (done, paused) = sync::channel();
         self.say(Order::Pause(done));
-        Pausing(pausing)
-    }
-
-    /// Takes clients in again.
-    pub fn resume(&self) {
-        self.say(Order::Resume);
-    }
-
-    /// The socket is another process's now, and its file too.
-    pub fn leave(&self) {
-        let (done, leaving) = sync::channel();
-        self.say(Order::Leave(done));
-        Pausing(leaving).done();
+        Pausing {
+            reception: self.clone(),
+            paused,
+            has_left: false,
+        }
     }
 
     /// Takes clients in on a socket that was another process's. The one before is closed.
@@ -86,14 +78,34 @@ impl Reception {
     }
 }
 
-/// What [`Reception::pause`] has asked for.
+/// While nobody is taken in. Dropped, it takes clients in again, unless the socket has been left.
 #[derive(Debug)]
-pub struct Pausing(sync::Receiver<()>);
+pub struct Pausing {
+    reception: Reception,
+    paused: sync::Receiver<()>,
+    has_left: bool,
+}
 
 impl Pausing {
     /// Waits until nobody is taken in any more: no longer than the server's thread needs to notice.
-    pub fn done(self) {
-        let _ = self.0.recv_timeout(LIMIT);
+    pub fn done(&self) {
+        let _ = self.paused.recv_timeout(LIMIT);
+    }
+
+    /// The socket is another process's now, and its file too.
+    pub fn leave(mut self) {
+        let (done, left) = sync::channel();
+        self.reception.say(Order::Leave(done));
+        let _ = left.recv_timeout(LIMIT);
+        self.has_left = true;
+    }
+}
+
+impl Drop for Pausing {
+    fn drop(&mut self) {
+        if !self.has_left {
+            self.reception.say(Order::Resume);
+        }
     }
 }
 

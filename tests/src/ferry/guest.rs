@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ferry_api::client::{Client, Limits};
 use tempfile::TempDir;
@@ -202,15 +202,28 @@ impl Guest {
     pub fn wait_for_count(&mut self, text: &str, count: usize) {
         self.wait_until(
             &format!("{count} times '{text}' on the serial port"),
-            |guest| {
-                let found = guest
-                    .serial()
-                    .iter()
-                    .filter(|line| line.0.contains(text))
-                    .count();
-                (found >= count).then_some(())
-            },
+            |guest| (guest.count(text) >= count).then_some(()),
         );
+    }
+
+    /// How many lines on the serial port contain `text` so far.
+    pub fn count(&self, text: &str) -> usize {
+        let serial = self.serial();
+        serial.iter().filter(|line| line.0.contains(text)).count()
+    }
+
+    /// Waits until the guest says something that it has not begun to say yet.
+    pub fn goes_on(&mut self, text: &str) {
+        self.wait_for_count(text, self.count(text) + 2);
+    }
+
+    /// The guest is paused, and says nothing for a while.
+    pub fn stands_still(&self, text: &str) {
+        assert_eq!(self.state(), "Paused");
+        let now = self.count(text);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(self.count(text), now, "the guest runs");
+        assert_eq!(self.state(), "Paused");
     }
 
     /// Waits for a line in Ferry's log that contains `text`.

@@ -185,6 +185,66 @@ fn a_program_that_is_no_ferry_leaves_the_guest_alone() {
     place.end();
 }
 
+/// Nothing is started for these.
+#[test]
+fn words_that_cannot_be_meant() {
+    let place = Place::start(ECHO, FILE, &[]);
+    let ferry = ferry_binary();
+    let ferry = ferry.to_str().expect("UTF-8");
+    let to = ["--to", "unix:/nowhere"];
+    let cases: [(&[&str], &str); 5] = [
+        (&["--exec", ferry, "--", "--kernel", "k"], "another guest"),
+        (
+            &["--exec", ferry, "--", "-v", "--restore=d"],
+            "another guest",
+        ),
+        (&["--exec", ferry, "--serial", "tty"], "no terminal"),
+        // With `--log`, as all of them have it.
+        (&to, "cannot be used with"),
+        (&["--exec", ferry, to[0], to[1]], "cannot be used with"),
+    ];
+    for (words, part) in cases {
+        let output = place.run(words);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(part), "no {part}: {text}");
+        assert!(!place.path("new.log").exists(), "{words:?}: it was started");
+    }
+    goes_on_there(&place);
+    place.end();
+}
+
+/// The lines of others in the same file are not the last words of a new process.
+#[test]
+fn only_what_the_new_process_has_said_is_shown() {
+    let place = Place::start(ECHO, FILE, &[]);
+    fs::write(place.path("new.log"), "from before\n").expect("a log");
+    for (program, words) in [
+        ("exit 7", None),
+        ("echo mine; exit 7", Some("it says: mine")),
+    ] {
+        let program = script(&place, program);
+        let text = said(&place.run(&["--exec", program.to_str().expect("UTF-8")]));
+        assert!(!text.contains("from before"), "{text}");
+        assert_eq!(text.contains("it says"), words.is_some(), "{text}");
+        assert!(text.contains(words.unwrap_or_default()), "{text}");
+    }
+    place.end();
+}
+
+/// Where there is no guest, none goes on.
+#[test]
+fn without_a_guest_nothing_is_said_of_it() {
+    let place = Place::start(ECHO, FILE, &[]);
+    place.client().put("vm.shutdown", b"").expect("an end");
+    let ferry = ferry_binary();
+    let output = place.run(&["--exec", ferry.to_str().expect("UTF-8")]);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(!text.contains("goes on"), "{text}");
+    place.end();
+}
+
 #[test]
 fn a_program_that_never_answers_is_ended() {
     let place = Place::start(ECHO, FILE, &[]);

@@ -1,10 +1,12 @@
 //! Hand-overs before and after snapshots and migrations.
 
+use std::time::Duration;
+
 use ferry_tests::backend::{Backend, DeviceState, Running, feature, protocol};
 use ferry_tests::{Guest, Receive, Restore, Send, Snapshot};
 use tempfile::TempDir;
 
-use crate::common::{BUSY, WRITTEN, goes_on, handed_over, heir, tiny};
+use crate::common::{BUSY, WRITTEN, handed_over, heir, tiny};
 
 const STATE: DeviceState = DeviceState {
     bytes: (1 << 20) + 17,
@@ -38,17 +40,17 @@ fn a_snapshot_of_the_new_process_restores_and_that_is_handed_over() {
         let place = TempDir::new().unwrap();
         let disk = Backend::blk("256M").with_state(STATE).start();
         let mut guest = handed_over(busy(&disk));
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         let directory = place.path().join(mode);
         guest.snapshot(&Snapshot::to(&directory).after("stop"));
         let left = guest.kill();
         let later = next(&disk);
         let restore = Restore::from(&directory).mode(mode).device("disk0", &later);
         let mut guest = left.restored(&restore);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         for _ in 0..3 {
             guest = handed_over(guest);
-            goes_on(&mut guest, WRITTEN);
+            guest.goes_on(WRITTEN);
         }
         good(&[&disk, &later]);
     }
@@ -63,9 +65,32 @@ fn between_snapshots() {
     for number in 0..3 {
         let directory = place.path().join(number.to_string());
         guest.snapshot(&Snapshot::to(&directory).after("resume"));
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         guest = handed_over(guest);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
+    }
+    good(&[&disk]);
+}
+
+/// A guest that stays paused after its snapshot has a back-end that still logs, which the next process has to end.
+#[test]
+fn a_back_end_that_logs_is_told_by_the_next_process_to_stop() {
+    let place = TempDir::new().unwrap();
+    let disk = Backend::blk("256M").with_state(STATE).start();
+    let logs = || disk.accepted_features() & feature::LOG_ALL != 0;
+    let mut guest = busy(&disk);
+    for number in 0..3 {
+        let directory = place.path().join(number.to_string());
+        let snapshot = Snapshot::to(&directory).after("pause");
+        guest.snapshot(&snapshot.prepare(Duration::from_millis(50)));
+        assert!(logs(), "the back-end was not told to get ready");
+        for _ in 0..2 {
+            guest = handed_over(guest);
+            assert!(logs(), "a hand-over was told to the back-end");
+        }
+        guest.put("vm.resume");
+        guest.goes_on(WRITTEN);
+        assert!(!logs(), "the back-end logs for nobody");
     }
     good(&[&disk]);
 }
@@ -77,22 +102,22 @@ fn between_migrations() {
     let mut guest = busy(&disk);
     for _ in 0..3 {
         guest = handed_over(guest);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         // One that comes to nothing, while its back-end logs.
         guest.send(&Send::to(&guest.unix_url()));
         guest.wait_for_failure(&["migration-"]);
         guest = handed_over(guest);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         let later = next(&disk);
         let there = heir(&guest);
         let url = guest.unix_url();
         let receive = Receive::at(&url).device("disk0", &later);
         guest = guest.migrated_to(there, &Send::to(&url), &receive);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         good(&[&disk, &later]);
         disk = later;
     }
     guest = handed_over(guest);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     good(&[&disk]);
 }

@@ -4,16 +4,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferry_tests::{complete_lines, ferry_binary};
+use ferry_tests::fault_proxy::{self, FaultProxy, Halt, Then, When};
+use ferry_tests::{Receive, complete_lines, ferry_binary};
 use serde_json::Value;
+use vm_migration::link::Kind;
 
+use crate::common::{TICK, TICKS, heir, local, tiny};
 use crate::place::{ECHO, LIMIT, Place, drain, said};
 
 /// How often the guest moves.
@@ -303,6 +306,68 @@ fn the_event_monitor_gets_the_events_of_one_process_after_the_other() {
         &fs::read_to_string(place.path("events")).expect("events"),
         TIMES,
     );
+}
+
+/// Who names a monitor for the new process wants that one.
+#[test]
+fn a_monitor_of_the_new_process_stays_and_goes_on_to_the_next() {
+    let words = ["--event-monitor".to_owned(), "path=events".to_owned()];
+    let place = Place::start(ECHO, "file=serial", &words);
+    let ferry = ferry_binary();
+    let own = place.path("own");
+    let monitor = format!("path={}", own.display());
+    let output = place.run(&[
+        "--exec",
+        ferry.to_str().expect("UTF-8"),
+        "--",
+        "--event-monitor",
+        &monitor,
+    ]);
+    assert!(output.status.success(), "{}", said(&output));
+    for _ in 0..2 {
+        place.succeed();
+    }
+    place.end();
+    let count = |path: &Path| {
+        let text = fs::read_to_string(path).expect("events");
+        text.matches(r#""receive-finished""#).count()
+    };
+    assert_eq!((count(&place.path("events")), count(&own)), (0, 3));
+}
+
+/// The client is connected already: whoever comes later waits for the process that is to answer.
+#[test]
+fn a_guest_that_is_deleted_while_its_process_is_replaced_leaves_a_process_that_answers() {
+    let mut guest = tiny(TICKS).start();
+    guest.goes_on(TICK);
+    let mut there = heir(&guest);
+    let way = guest.unix_url();
+    let to = guest.unix_url();
+    let path = |url: &str| PathBuf::from(url.strip_prefix("unix:").expect("a path"));
+    let (commit, at_commit) = Halt::new();
+    let before_commit = fault_proxy::Place {
+        when: When::Before,
+        kind: Kind::Commit,
+        nth: 1,
+    };
+    let _proxy = FaultProxy::start(&path(&way), &path(&to), [(before_commit, at_commit)]);
+    let received = there.listen(&Receive::at(&to));
+    let mut client = UnixStream::connect(guest.api().socket()).expect("a client");
+    guest.send(&local(&way).with("successor", true.into()));
+    commit.reached();
+    write!(
+        client,
+        "PUT /api/v1/vm.delete HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    )
+    .expect("a client");
+    client.set_read_timeout(Some(LIMIT)).expect("a client");
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 204");
+    let pid = crate::place::get(guest.api(), "vmm.ping")["pid"].clone();
+    assert_eq!(pid, guest.pid());
+    commit.then(Then::PassOn);
+    received.answer().expect_err("the guest is deleted");
 }
 
 #[test]

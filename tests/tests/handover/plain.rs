@@ -2,7 +2,7 @@
 
 use ferry_tests::{Line, Qsd, Receive, Virtiofsd, pattern};
 
-use crate::common::{TICK, TICKS, goes_on, handed_over, heir, local, stands_still, tiny};
+use crate::common::{TICK, TICKS, handed_over, heir, local, tiny};
 
 /// Every tick is there once, in order.
 fn check(serial: &[Line], count: u64) {
@@ -17,10 +17,10 @@ fn ticks_go_on_from_process_to_process() {
         let cmdline = format!("mode=ticks ticks=600 period=10 timer={timer}");
         let mut guest = tiny(&cmdline).start();
         for _ in 0..5 {
-            goes_on(&mut guest, TICK);
+            guest.goes_on(TICK);
             guest = handed_over(guest);
         }
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         check(&guest.end().succeeded().serial, 600);
     }
 }
@@ -28,14 +28,14 @@ fn ticks_go_on_from_process_to_process() {
 #[test]
 fn a_paused_guest_stays_paused() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     guest.put("vm.pause");
     for _ in 0..3 {
         guest = handed_over(guest);
-        stands_still(&guest, TICK);
+        guest.stands_still(TICK);
     }
     guest.put("vm.resume");
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }
 
 #[test]
@@ -53,11 +53,11 @@ fn a_disk_and_a_directory_at_work() {
         .with_disk(&disk)
         .with_fs(&share, "home")
         .start();
-    goes_on(&mut guest, "blk ");
+    guest.goes_on("blk ");
     for _ in 0..20 {
         guest = handed_over(guest);
         assert_eq!(disk.connected(), 1);
-        goes_on(&mut guest, "blk ");
+        guest.goes_on("blk ");
     }
     let ended = guest.end().succeeded();
     ended.line(&format!("blk verified={RECORDS}"));
@@ -74,7 +74,7 @@ fn the_old_process_can_stay_and_take_the_guest_again() {
     let mut here = tiny(crate::common::BUSY).with_disk(&disk).start();
     let mut there = heir(&here);
     for _ in 0..10 {
-        goes_on(&mut here, crate::common::WRITTEN);
+        here.goes_on(crate::common::WRITTEN);
         let url = here.unix_url();
         let received = there.listen(&Receive::at(&url));
         here.send(&local(&url).preserve_source());
@@ -82,6 +82,6 @@ fn the_old_process_can_stay_and_take_the_guest_again() {
         here.wait_for_migration("done");
         std::mem::swap(&mut here, &mut there);
     }
-    goes_on(&mut here, crate::common::WRITTEN);
+    here.goes_on(crate::common::WRITTEN);
     assert_eq!(disk.connected(), 1);
 }

@@ -3,7 +3,7 @@
 use ferry_tests::backend::{Backend, DeviceState, Running};
 use ferry_tests::{Guest, Receive, Virtiofsd};
 
-use crate::common::{BUSY, WRITTEN, goes_on, handed_over, heir, local, tiny};
+use crate::common::{BUSY, WRITTEN, handed_over, heir, local, tiny};
 
 const STATE: DeviceState = DeviceState {
     bytes: (1 << 20) + 17,
@@ -17,7 +17,7 @@ fn all_kinds() -> [Backend; 2] {
 
 fn busy(disk: &Running) -> Guest {
     let mut guest = tiny(BUSY).with_disk(disk).start();
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     guest
 }
 
@@ -29,7 +29,7 @@ fn not_a_message() {
         let before = disk.received().len();
         for _ in 0..5 {
             guest = handed_over(guest);
-            goes_on(&mut guest, WRITTEN);
+            guest.goes_on(WRITTEN);
         }
         let heard = disk.received().split_off(before);
         assert!(heard.is_empty(), "{heard:?}");
@@ -94,7 +94,7 @@ fn an_old_virtiofsd_without_any_of_that() {
     guest.wait_for("fuse at=");
     for _ in 0..5 {
         guest = handed_over(guest);
-        goes_on(&mut guest, "fuse ");
+        guest.goes_on("fuse ");
     }
     guest.end().succeeded().line("fuse verified=300");
 }

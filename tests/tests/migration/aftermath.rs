@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use vm_migration::link::Kind;
 
 use crate::common::{
-    SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, moved, moved_to, optional_heir,
+    SLOW, TICK, TICKS, WRITTEN, because, busy, full, heir, moved, moved_to, optional_heir,
     receiver, stateful, tiny,
 };
 use crate::proxy::Proxy;
@@ -51,7 +51,7 @@ fn asked_while_it_reboots(route: &'static str, then: impl FnOnce(&mut Guest, &Va
     assert!(there.api().get("vm.info").is_err(), "there is a machine");
     then(&mut guest, &definition);
     guest.wait_for_count("tiny: hello", 2);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     // It was not the guest of that migration.
     assert_eq!(guest.state(), "Running");
     assert_eq!(guest.migration()["state"], "failed");
@@ -59,7 +59,7 @@ fn asked_while_it_reboots(route: &'static str, then: impl FnOnce(&mut Guest, &Va
     let url = guest.unix_url();
     let receive = Receive::at(&url).device("disk0", &next);
     let mut guest = guest.migrated_to(there, &Send::to(&url), &receive);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     for disk in [&disk, &next] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
@@ -103,7 +103,7 @@ fn create(guest: &Guest, definition: &Value) {
 #[test]
 fn a_guest_after_one_that_was_handed_over_and_deleted() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     let mut definition = guest.get("vm.info")["config"].clone();
     let mut there = receiver(&guest);
     let after_commit = Place {
@@ -137,7 +137,7 @@ fn a_guest_after_one_that_was_handed_over_and_deleted() {
     assert_eq!(guest.state(), "Running");
     assert_eq!(guest.migration()["state"], "failed");
     assert_eq!(there.state(), "Running");
-    goes_on(&mut there, TICK);
+    there.goes_on(TICK);
 }
 
 /// Over TCP, COMMIT could still be sent to a receiver that is gone: it would leave a guest that nobody confirms. The source
@@ -164,10 +164,10 @@ fn a_receiver_that_ends_right_after_it_was_ready() {
     guest.signal(libc::SIGCONT);
     guest.wait_for_failure(&["127.0.71.1"]);
     assert!(!is_unconfirmed(&guest));
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     let next = heir(&disk).start();
     let mut guest = moved(guest, &next);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     for disk in [&disk, &next] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
@@ -205,7 +205,7 @@ fn received_nothing(there: &mut Guest, next: &Running, guest: &mut Guest) {
     });
     ready.then(Then::PassOn);
     guest.wait_for_failure(&[]);
-    goes_on(guest, WRITTEN);
+    guest.goes_on(WRITTEN);
 }
 
 /// The connections to back-ends stay, but not what they had mapped.
@@ -222,5 +222,5 @@ fn no_ram_is_left_where_a_guest_has_not_come() {
     }
     assert_eq!(next.connections(), 1);
     let mut there = moved_to(guest, there, &next);
-    goes_on(&mut there, WRITTEN);
+    there.goes_on(WRITTEN);
 }

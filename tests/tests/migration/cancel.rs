@@ -7,8 +7,8 @@ use ferry_tests::{Guest, Receive, Send};
 use vm_migration::link::Kind;
 
 use crate::common::{
-    BUSY_SIZE, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
-    moved_to, receiver, stateful, tiny,
+    BUSY_SIZE, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, heir, logging, moved_to,
+    receiver, stateful, tiny,
 };
 use crate::proxy::Proxy;
 use crate::way::{Way, before};
@@ -51,13 +51,13 @@ fn given_up(held: Held, side: Side) {
     asked.cancel_migration().expect("an end");
     proxy.set_rate(0);
     guest.wait_for_failure(&["cancel"]);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     because(received.answer(), &[]);
     there.wait_for_migration("failed");
     assert!(there.api().get("vm.info").is_err(), "there is a machine");
 
     let mut there = moved_to(guest, there, &next);
-    goes_on(&mut there, WRITTEN);
+    there.goes_on(WRITTEN);
     assert_eq!(next.holds_state(), Some(STATE));
     for disk in [&disk, &next] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
@@ -125,7 +125,7 @@ fn while_the_guest_comes_to_rest() {
     because(received.answer(), &[]);
     disk.release_requests();
     guest.wait_for_failure(&["cancel"]);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     for disk in [&disk, &next] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
@@ -156,10 +156,10 @@ fn while_the_receiver_waits_for_the_commit() {
         ready.then(Then::PassOn);
         because(received.answer(), &[]);
         guest.wait_for_failure(reasons);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         assert_eq!(next.requests(), 0);
         let mut there = moved_to(guest, there, &next);
-        goes_on(&mut there, WRITTEN);
+        there.goes_on(WRITTEN);
     }
 }
 
@@ -175,7 +175,7 @@ fn listening(guest: &Guest) -> (Guest, ferry_tests::Asked) {
 #[test]
 fn a_receiver_that_waits_for_a_sender() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     let (there, received) = listening(&guest);
     there.cancel_migration().expect("an end");
     because(received.answer(), &["cancel"]);
@@ -193,7 +193,7 @@ fn a_receiver_that_waits_for_a_sender() {
 #[test]
 fn a_receiver_that_says_nothing() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     let mut there = receiver(&guest);
     let url = guest.unix_url();
     let _received = there.listen(&Receive::at(&url));
@@ -206,5 +206,5 @@ fn a_receiver_that_says_nothing() {
     guest.send(&Send::to(proxy.url()));
     // After its limit.
     guest.wait_for_failure(&[]);
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }

@@ -87,26 +87,6 @@ pub fn full(disk: &Running) -> Guest {
     guest
 }
 
-/// Waits until the guest says something that it has not begun to say yet.
-pub fn goes_on(guest: &mut Guest, text: &str) {
-    let now = count(guest, text);
-    guest.wait_for_count(text, now + 2);
-}
-
-pub fn count(guest: &Guest, text: &str) -> usize {
-    let serial = guest.serial();
-    serial.iter().filter(|line| line.0.contains(text)).count()
-}
-
-/// The guest is paused, and says nothing for a while.
-pub fn stands_still(guest: &Guest, text: &str) {
-    assert_eq!(guest.state(), "Paused");
-    let now = count(guest, text);
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert_eq!(count(guest, text), now, "the guest runs");
-    assert_eq!(guest.state(), "Paused");
-}
-
 /// Moves a guest, over a unix socket, to the next Ferry; the receiver names where its disk is.
 pub fn moved(guest: Guest, disk: &Running) -> Guest {
     let there = receiver(&guest);

@@ -2,7 +2,7 @@
 
 use ferry_tests::{Guest, Receive, Send};
 
-use crate::common::{goes_on, receiver, tiny};
+use crate::common::{receiver, tiny};
 use crate::proxy::Proxy;
 
 /// Writes some RAM again and again, as fast as it can, and checks each page before it writes it again.
@@ -21,7 +21,7 @@ fn dirtying(pages: u64) -> Guest {
 
 /// Waits until the guest has found each page as it had written it.
 fn writes_all(guest: &mut Guest, pages: u64) {
-    goes_on(guest, REPORT);
+    guest.goes_on(REPORT);
     let written = |guest: &Guest| {
         let serial = guest.serial();
         let last = serial.iter().rev().find(|line| line.0.contains(REPORT));

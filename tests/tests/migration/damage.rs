@@ -6,7 +6,7 @@ use ferry_tests::fault_proxy::{Act, Place, Then};
 use ferry_tests::{Receive, Send};
 use vm_migration::link::Kind;
 
-use crate::common::{TICK, TICKS, because, goes_on, moved_alone, receiver, tiny};
+use crate::common::{TICK, TICKS, because, moved_alone, receiver, tiny};
 use crate::way::{Way, before};
 
 /// Bytes of a frame's header that show damage at once: of its kind, its flags, and its checksum.
@@ -20,7 +20,7 @@ fn damage(kind: Kind, byte: usize) -> (Place, Act) {
 #[test]
 fn of_ready() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     for byte in BYTES {
         let mut there = receiver(&guest);
         let way = Way::with([damage(Kind::Ready, byte)]);
@@ -28,7 +28,7 @@ fn of_ready() {
         guest.send(&Send::to(way.sender()));
         guest.wait_for_failure(&["the migration stream is wrong"]);
         because(received.answer(), &[]);
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         assert!(
             !guest
                 .events()
@@ -37,14 +37,14 @@ fn of_ready() {
         );
         assert!(there.api().get("vm.info").is_err(), "there is a machine");
     }
-    goes_on(&mut moved_alone(guest), TICK);
+    moved_alone(guest).goes_on(TICK);
 }
 
 /// A receiver that cannot read COMMIT has not got the guest, and the sender is told so when it asks.
 #[test]
 fn of_commit() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     for byte in BYTES.into_iter().chain([16]) {
         let mut there = receiver(&guest);
         let way = Way::with([damage(Kind::Commit, byte)]);
@@ -52,17 +52,17 @@ fn of_commit() {
         guest.send(&Send::to(way.sender()));
         because(received.answer(), &["the migration stream is wrong"]);
         guest.wait_for_failure(&["the attempt was discarded"]);
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         assert!(there.api().get("vm.info").is_err(), "there is a machine");
     }
-    goes_on(&mut moved_alone(guest), TICK);
+    moved_alone(guest).goes_on(TICK);
 }
 
 /// A sender that cannot read RUNNING asks, and asks again if it cannot read the answer.
 #[test]
 fn of_running_and_of_the_outcome() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     let lost = || -> (Place, Act) {
         let cut = Then::Cut(Duration::ZERO);
         (before(Kind::Running), Box::new(move || cut))
@@ -90,6 +90,6 @@ fn of_running_and_of_the_outcome() {
         );
         assert!(guest.api().get("vm.info").is_err(), "there is a machine");
         guest = there;
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
     }
 }

@@ -7,7 +7,7 @@ use ferry_tests::{Guest, Receive, Send, pattern};
 use vm_migration::link::Kind;
 
 use crate::common::{
-    BUSY_SIZE, STATE, WRITTEN, busy, goes_on, heir, logging, moved, receiver, stateful, tiny,
+    BUSY_SIZE, STATE, WRITTEN, busy, heir, logging, moved, receiver, stateful, tiny,
 };
 use crate::way::{Way, before};
 
@@ -21,7 +21,7 @@ fn writer(poll: u32) -> String {
 /// Three Ferrys further.
 fn three_times(mut guest: Guest, mut disk: Running) -> (Guest, Running) {
     for _ in 0..3 {
-        goes_on(&mut guest, "blk ");
+        guest.goes_on("blk ");
         let next = heir(&disk).start();
         guest = moved(guest, &next);
         assert_eq!(disk.complaints(), Vec::<String>::new());
@@ -33,7 +33,7 @@ fn three_times(mut guest: Guest, mut disk: Running) -> (Guest, Running) {
         assert_eq!(next.connections(), 1);
         disk = next;
     }
-    goes_on(&mut guest, "blk ");
+    guest.goes_on("blk ");
     (guest, disk)
 }
 
@@ -80,7 +80,7 @@ fn states_of_all_sizes() {
         let mut guest = busy(&disk);
         let next = heir(&disk).start();
         guest = moved(guest, &next);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         assert_eq!(next.holds_state(), Some(state), "{size}");
         for disk in [&disk, &next] {
             assert_eq!(disk.complaints(), Vec::<String>::new(), "{size}");
@@ -129,7 +129,7 @@ fn rings_start_on_the_other_side_only_after_the_commit() {
     assert_eq!([&disk, &next].map(Running::requests), at_rest);
     commit.then(Then::PassOn);
     received.answer().expect("a guest");
-    goes_on(&mut there, WRITTEN);
+    there.goes_on(WRITTEN);
     assert!(starts(&next) > 0);
     guest.departed();
     for disk in [&disk, &next] {
@@ -151,12 +151,12 @@ fn logging_ends_when_a_migration_fails() {
         let _received = there.listen(&Receive::at(&url).device("disk0", &wrong));
         guest.send(&Send::to(&url));
         guest.wait_for_failure(&["disk0"]);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         assert_eq!(disk.accepted_features() & LOG_ALL, 0, "attempt {attempt}");
     }
     let next = heir(&disk).start();
     let mut guest = moved(guest, &next);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     assert_eq!(next.accepted_features() & LOG_ALL, 0);
     for disk in [&disk, &next] {
         assert_eq!(disk.complaints(), Vec::<String>::new());

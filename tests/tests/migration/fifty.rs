@@ -2,7 +2,7 @@
 
 use ferry_tests::{Guest, Receive, Send};
 
-use crate::common::{WRITTEN, busy, goes_on, optional_heir, receiver, stateful};
+use crate::common::{WRITTEN, busy, optional_heir, receiver, stateful};
 
 /// Open descriptors.
 fn descriptors(guest: &Guest) -> usize {
@@ -50,7 +50,7 @@ fn fifty_migrations_leave_nothing_behind() {
         here.wait_until("no machine", |here| here.api().get("vm.info").err());
         std::mem::swap(&mut here, &mut there);
         disks.swap(0, 1);
-        goes_on(&mut here, WRITTEN);
+        here.goes_on(WRITTEN);
     }
     let before = before.expect("more than the first ones");
     for (ferry, (fds, kib)) in [&mut here, &mut there].into_iter().zip(before) {

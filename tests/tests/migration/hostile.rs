@@ -10,7 +10,7 @@ use ferry_tests::{Asked, Guest, Receive, Send};
 use tempfile::TempDir;
 use vm_migration::link::Kind;
 
-use crate::common::{BUSY_SIZE, WRITTEN, busy, goes_on, has_bounds, optional_heir, receiver};
+use crate::common::{BUSY_SIZE, WRITTEN, busy, has_bounds, optional_heir, receiver};
 use crate::proxy::{Damage, Proxy, Way};
 use crate::way::before;
 
@@ -78,7 +78,7 @@ impl Scene {
     /// The guest is where it was, and a good migration succeeds.
     fn ends_well(mut self) {
         self.listens();
-        goes_on(&mut self.guest, WRITTEN);
+        self.guest.goes_on(WRITTEN);
         self.guest.send(&Send::to(&self.url));
         let received = self.received.take().expect("a receiver that listens");
         if let Err(reasons) = received.answer() {
@@ -91,7 +91,7 @@ impl Scene {
         has_bounds(&self.guest);
         has_bounds(&self.there);
         self.guest.departed();
-        goes_on(&mut self.there, WRITTEN);
+        self.there.goes_on(WRITTEN);
         assert_eq!(self.next.complaints(), Vec::<String>::new());
     }
 
@@ -218,7 +218,7 @@ fn a_receiver_whose_answers_are_damaged() {
             let proxy = Proxy::to(&scene.url).damaged(Way::ToSender, at, damage);
             scene.sending_fails(proxy.url());
             drop(proxy);
-            goes_on(&mut scene.guest, WRITTEN);
+            scene.guest.goes_on(WRITTEN);
             scene.settled();
         }
     }
@@ -296,7 +296,7 @@ fn whatever_a_receiver_answers_the_guest_goes_on() {
         scene.guest.send(&Send::to(&url));
         scene.guest.wait_for_failure(&[path.to_str().unwrap()]);
         liar.join().unwrap();
-        goes_on(&mut scene.guest, WRITTEN);
+        scene.guest.goes_on(WRITTEN);
     }
     scene.ends_well();
 }

@@ -10,7 +10,7 @@ use vm_migration::link::{
 };
 use vm_migration::pages::end_main;
 
-use crate::common::{TICK, TICKS, because, goes_on, has_bounds};
+use crate::common::{TICK, TICKS, because, has_bounds};
 
 /// As fast as it goes, and now and then.
 const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(100)];
@@ -21,7 +21,7 @@ const LONG: Duration = Duration::from_secs(50);
 fn hasty() -> Guest {
     let guest = Ferry::tiny(TICKS).request_timeout(1).with_api();
     let mut guest = guest.start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     guest
 }
 
@@ -99,7 +99,7 @@ fn a_receiver_that_never_is_prepared_or_ready() {
             guest.send(&send);
             guest.wait_for_failure(&[]);
             peer.join().unwrap();
-            goes_on(&mut guest, TICK);
+            guest.goes_on(TICK);
         }
     }
     // One that is to be prepared may take all the time that is allowed; but a cancel is heard.
@@ -110,7 +110,7 @@ fn a_receiver_that_never_is_prepared_or_ready() {
     guest.cancel_migration().expect("an end");
     guest.wait_for_failure(&["cancel"]);
     peer.join().unwrap();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     has_bounds(&guest);
 }
 
@@ -138,7 +138,7 @@ fn a_receiver_that_never_says_what_has_become_of_the_guest() {
         guest.put("vm.migration-reclaim");
         guest.wait_for_failure(&["vm.migration-reclaim"]);
         drop(listener);
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
     }
     has_bounds(&guest);
 }
@@ -217,7 +217,7 @@ impl Between {
         } = self;
         drop((to_sender, to_receiver));
         guest.wait_for_failure(&[]);
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         because(received.expect("a receiver").answer(), reasons);
         assert!(there.api().get("vm.info").is_err(), "there is a machine");
         has_bounds(&guest);
@@ -282,7 +282,7 @@ fn a_sender_that_never_says_goodbye() {
     let mut link = dial(&between.url, attempt, Purpose::Ask).unwrap();
     let outcome = link.receive(&Unwatched).unwrap();
     assert_eq!(outcome, Message::Outcome(Outcome::Running));
-    goes_on(&mut between.there, TICK);
+    between.there.goes_on(TICK);
     has_bounds(&between.there);
 }
 
@@ -304,5 +304,5 @@ fn a_second_attempt_with_the_number_of_the_first() {
     guest.send(&Send::to(&url));
     received.answer().expect("a guest");
     guest.departed();
-    goes_on(&mut there, TICK);
+    there.goes_on(TICK);
 }

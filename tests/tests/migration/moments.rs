@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use ferry_tests::backend::{Backend, Running};
-use ferry_tests::{Guest, Receive, Send};
+use ferry_tests::{Guest, MSIX_WAITS, Receive, Send};
 
 use crate::common::{
-    SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging, moved,
-    moved_alone, optional_heir, receiver, stands_still, stateful, tiny,
+    SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, heir, logging, moved, moved_alone,
+    optional_heir, receiver, stateful, tiny,
 };
 use crate::proxy::{Proxy, Way};
 
@@ -41,10 +41,10 @@ fn a_guest_that_never_touches_its_device() {
     for disk in both_kinds() {
         let disk = disk.start();
         let mut guest = tiny(TICKS).with_disk(&disk).start();
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         let next = optional_heir(&disk).start();
         let mut guest = moved(guest, &next);
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         good(&[&disk, &next]);
     }
 }
@@ -99,31 +99,31 @@ fn a_paused_guest_stays_paused_and_can_be_resumed_there() {
     let next = heir(&disk).start();
     guest = moved(guest, &next);
     assert_eq!(guest.state(), "Paused");
-    stands_still(&guest, WRITTEN);
+    guest.stands_still(WRITTEN);
     // Once more, without having run.
     let last = heir(&next).start();
     guest = moved(guest, &last);
     assert_eq!(guest.state(), "Paused");
-    stands_still(&guest, WRITTEN);
+    guest.stands_still(WRITTEN);
     guest.put("vm.resume");
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     // And when it runs.
     let next_of_last = heir(&last).start();
     guest = moved(guest, &next_of_last);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     good(&[&disk, &next, &last, &next_of_last]);
 }
 
 #[test]
 fn a_paused_guest_without_devices() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     guest.put("vm.pause");
     guest = moved_alone(guest);
     assert_eq!(guest.state(), "Paused");
-    stands_still(&guest, TICK);
+    guest.stands_still(TICK);
     guest.put("vm.resume");
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }
 
 #[test]
@@ -134,9 +134,9 @@ fn a_paused_guest_whose_migration_fails_stays_paused() {
     guest.send(&Send::to(&guest.unix_url()));
     guest.wait_for_failure(&["migration-"]);
     assert_eq!(guest.state(), "Paused");
-    stands_still(&guest, WRITTEN);
+    guest.stands_still(WRITTEN);
     guest.put("vm.resume");
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     good(&[&disk]);
 }
 
@@ -146,12 +146,7 @@ fn with_interrupts_that_wait_behind_masks() {
     for disk in both_kinds() {
         let mut disk = disk.start();
         let mut guest = tiny("mode=msix-wait").with_disk(&disk).start();
-        for (how, size) in [
-            ("vector", "2M"),
-            ("function", "3M"),
-            ("retarget", "4M"),
-            ("cli", "5M"),
-        ] {
+        for (how, size) in MSIX_WAITS {
             guest.wait_for(&format!("msix-wait how={how}"));
             let next = heir(&disk).start();
             guest = moved(guest, &next);
@@ -171,7 +166,7 @@ fn while_a_device_is_being_reset() {
         let mut disk = disk.start();
         let mut guest = tiny("mode=reset-cycle times=1500").with_disk(&disk).start();
         for generation in 0..10 {
-            goes_on(&mut guest, "reset-cycle n=");
+            guest.goes_on("reset-cycle n=");
             std::thread::sleep(Duration::from_millis(generation * 3));
             let next = optional_heir(&disk).start();
             guest = moved(guest, &next);
@@ -228,7 +223,7 @@ fn a_paused_guest_that_is_rebooted_while_it_is_sent() {
         guest.wait_for_failure(&["was paused, and was rebooted meanwhile"]);
         assert_eq!(guest.state(), "Running");
         guest.wait_for_count("tiny: hello", 2);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         proxy.set_rate(0);
         because(received.answer(), &[]);
         drop(there);
@@ -236,7 +231,7 @@ fn a_paused_guest_that_is_rebooted_while_it_is_sent() {
         let last = optional_heir(&disk).start();
         let mut guest = moved(guest, &last);
         assert_eq!(guest.state(), "Running");
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         good(&[&disk, &next, &last]);
     }
 }
@@ -258,7 +253,7 @@ fn a_guest_that_reboots_while_it_is_copied() {
     proxy.set_rate(0);
     received.answer().expect("a guest");
     guest.departed();
-    goes_on(&mut there, WRITTEN);
-    assert_eq!(crate::common::count(&there, "tiny: hello"), 2);
+    there.goes_on(WRITTEN);
+    assert_eq!(there.count("tiny: hello"), 2);
     good(&[&disk, &next]);
 }

@@ -3,7 +3,7 @@
 use ferry_tests::{Guest, Line, Receive, Send};
 use serde_json::Value;
 
-use crate::common::{TICK, TICKS, goes_on, moved_alone, receiver, tiny};
+use crate::common::{TICK, TICKS, moved_alone, receiver, tiny};
 
 /// Every tick is there once, in order.
 fn check(serial: &[Line], count: u64) {
@@ -15,10 +15,10 @@ fn check(serial: &[Line], count: u64) {
 fn ticks_go_on(timer: &str) {
     let mut guest = tiny(&format!("mode=ticks ticks=600 period=10 timer={timer}")).start();
     for _ in 0..3 {
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         guest = moved_alone(guest);
     }
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     check(&guest.end().succeeded().serial, 600);
 }
 
@@ -35,14 +35,14 @@ fn ticks_of_a_sleeping_guest_go_on_three_times() {
 /// A guest that ticks has been moved, and both Ferrys live.
 fn both_sides() -> (Guest, Guest) {
     let mut here = tiny(TICKS).start();
-    goes_on(&mut here, TICK);
+    here.goes_on(TICK);
     let mut there = receiver(&here);
     let url = here.unix_url();
     let received = there.listen(&Receive::at(&url));
     here.send(&Send::to(&url).preserve_source());
     received.answer().expect("a guest");
     here.wait_for_migration("done");
-    goes_on(&mut there, TICK);
+    there.goes_on(TICK);
     (here, there)
 }
 
@@ -133,7 +133,7 @@ fn how_it_went_on_both_sides() {
 #[test]
 fn the_definition_is_the_same_and_the_source_has_none() {
     let mut here = tiny(TICKS).start();
-    goes_on(&mut here, TICK);
+    here.goes_on(TICK);
     let before = here.get("vm.info");
     let mut there = receiver(&here);
     let url = here.unix_url();
@@ -152,16 +152,16 @@ fn the_definition_is_the_same_and_the_source_has_none() {
     there.send(&Send::to(&url));
     received.answer().expect("a guest");
     there.departed();
-    goes_on(&mut here, TICK);
+    here.goes_on(TICK);
     assert_eq!(here.state(), "Running");
 }
 
 #[test]
 fn a_source_that_is_not_to_stay_ends_with_status_0() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     // This waits for it.
     let mut guest = moved_alone(guest);
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     assert_eq!(guest.state(), "Running");
 }

@@ -8,8 +8,8 @@ use ferry_tests::{Guest, Receive, Send, Snapshot, Virtiofsd};
 use tempfile::TempDir;
 
 use crate::common::{
-    BUSY, BUSY_SIZE, SLOW, TICK, TICKS, WRITTEN, because, busy, full, goes_on, heir, logging,
-    moved, moved_to, receiver, stands_still, stateful, tiny,
+    BUSY, BUSY_SIZE, SLOW, TICK, TICKS, WRITTEN, because, busy, full, heir, logging, moved,
+    moved_to, receiver, stateful, tiny,
 };
 use crate::proxy::Proxy;
 
@@ -23,7 +23,7 @@ fn wrong_then_right(wrong: Backend, disk: &Running, texts: &[&str]) {
     guest.send(&Send::to(&url));
     because(received.answer(), texts);
     guest.wait_for_failure(texts);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     there.wait_for_failure(texts);
     assert!(there.api().get("vm.info").is_err(), "there is a machine");
     assert_eq!(wrong.connected(), 1, "connections are kept");
@@ -33,7 +33,7 @@ fn wrong_then_right(wrong: Backend, disk: &Running, texts: &[&str]) {
     guest.send(&Send::to(&url));
     received.answer().expect("a guest");
     guest.departed();
-    goes_on(&mut there, WRITTEN);
+    there.goes_on(WRITTEN);
     for disk in [disk, &next, &wrong] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
@@ -78,10 +78,10 @@ fn the_next_attempt_uses_the_connections_of_the_one_before() {
         guest.wait_for_failure(&["vm.migration-cancel"]);
         proxy.set_rate(0);
         because(received.answer(), &[]);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
     }
     let mut there = moved_to(guest, there, &next);
-    goes_on(&mut there, WRITTEN);
+    there.goes_on(WRITTEN);
     assert_eq!(next.connections(), 1);
     for disk in [&disk, &next] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
@@ -112,7 +112,7 @@ fn a_virtiofsd_outlives_an_attempt_that_fails_for_another_devices_sake() {
     guest.send(&Send::to(&url));
     received.answer().expect("a guest");
     guest.departed();
-    goes_on(&mut there, WRITTEN);
+    there.goes_on(WRITTEN);
     assert!(next_share.process().wait(Duration::ZERO).is_none());
 }
 
@@ -124,12 +124,12 @@ fn a_back_end_that_cannot_log() {
     // Nobody is even connected to.
     guest.send(&Send::to(&url));
     guest.wait_for_failure(&["disk0", "cannot log", "resend"]);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     let next = Backend::blk("0").sharing(&disk).start();
     let there = receiver(&guest);
     let receive = Receive::at(&url).device("disk0", &next);
     let mut guest = guest.migrated_to(there, &Send::to(&url).unlogged("resend"), &receive);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     for disk in [&disk, &next] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
@@ -142,7 +142,7 @@ fn records_with_a_back_end_that_cannot_log() {
         .with_disk(&disk)
         .start();
     for _ in 0..3 {
-        goes_on(&mut guest, "blk ");
+        guest.goes_on("blk ");
         let next = Backend::blk("0").sharing(&disk).start();
         let there = receiver(&guest);
         let url = guest.unix_url();
@@ -163,13 +163,13 @@ fn a_share_on_the_old_virtiofsd() {
     guest.wait_for("fuse at=");
     let answer = guest.begin_send(&Send::to(&guest.unix_url())).answer();
     because(answer, &["fs0", "DEVICE_STATE"]);
-    goes_on(&mut guest, "fuse at=");
+    guest.goes_on("fuse at=");
     guest.put("vm.pause");
     let answer = guest.begin_send(&Send::to(&guest.unix_url())).answer();
     because(answer, &["fs0", "DEVICE_STATE"]);
-    stands_still(&guest, "fuse at=");
+    guest.stands_still("fuse at=");
     guest.put("vm.resume");
-    goes_on(&mut guest, "fuse at=");
+    guest.goes_on("fuse at=");
 }
 
 #[test]
@@ -221,14 +221,14 @@ fn one_migration_at_a_time() {
     proxy.set_rate(0);
     received.answer().expect("a guest");
     guest.departed();
-    goes_on(&mut there, TICK);
+    there.goes_on(TICK);
 }
 
 #[test]
 fn a_guest_that_is_being_saved() {
     let place = TempDir::new().unwrap();
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     let held = Snapshot::to(&place.path().join("1")).hold(Duration::from_secs(50));
     let held = guest.begin_snapshot(&held);
     guest.wait_for_step("hold");
@@ -236,20 +236,20 @@ fn a_guest_that_is_being_saved() {
     because(guest.begin_send(&Send::to(&url)).answer(), &["snapshot"]);
     guest.release().unwrap();
     held.answer().unwrap();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }
 
 #[test]
 fn nobody_listens() {
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     for url in [guest.unix_url(), ferry_tests::loopback_url()] {
         guest.send(&Send::to(&url));
         let address = url.split_once(':').expect("a scheme").1;
         let advice =
             "begin to receive (ferryctl receive, vm.receive-migration) before the guest is sent";
         guest.wait_for_failure(&[address, advice, "nobody listens"]);
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
     }
 }
 
@@ -259,7 +259,7 @@ fn tls_on_one_side_alone() {
     let authority = Authority::new();
     let keys = authority.keys("127.0.0.1");
     let mut guest = tiny(TICKS).start();
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     for (receive_tls, failure, warning) in [
         (
             true,
@@ -283,7 +283,7 @@ fn tls_on_one_side_alone() {
         guest.send(&send);
         guest.wait_for_failure(&[failure, &url["tcp:".len()..]]);
         there.wait_for_log(warning);
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         assert!(received.is_pending());
         there.cancel_migration().expect("an end");
         because(received.answer(), &["cancel"]);
@@ -308,9 +308,9 @@ fn a_back_end_that_is_not_there() {
     guest.send(&Send::to(&url));
     because(received.answer(), &["disk0"]);
     guest.wait_for_failure(&["disk0"]);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     drop(gone);
     let next = heir(&disk).start();
     let mut guest = moved(guest, &next);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
 }

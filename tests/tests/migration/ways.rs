@@ -8,7 +8,7 @@ use ferry_tests::keys::Authority;
 use ferry_tests::{Guest, Listener, Qsd, Receive, Send, Virtiofsd, loopback_url, pattern};
 use tempfile::TempDir;
 
-use crate::common::{goes_on, receiver, tiny};
+use crate::common::{receiver, tiny};
 
 const RECORD: usize = 512;
 const RECORDS: u32 = 1500;
@@ -104,11 +104,11 @@ fn three_times(
     let mut served = Served::new();
     let mut guest = served.guest();
     for text in ["blk written=", "blk verified=", "fuse at="] {
-        goes_on(&mut guest, text);
+        guest.goes_on(text);
         let url = url(&guest);
         guest = served.move_over(guest, &send(&url), receive(&url));
     }
-    goes_on(&mut guest, "fuse ");
+    guest.goes_on("fuse ");
     served.verify(guest);
 }
 
@@ -158,7 +158,7 @@ fn a_stranger_is_refused_over_tls() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let (good, bad) = (ours.keys("127.0.0.1"), theirs.keys("127.0.0.1"));
     let mut guest = tiny("mode=ticks ticks=1000000 period=10").start();
-    goes_on(&mut guest, "tick n=");
+    guest.goes_on("tick n=");
     let mut there = receiver(&guest);
     let url = loopback_url();
     let received = there.listen(&Receive::at(&url).tls_dir(good.path()));
@@ -166,11 +166,11 @@ fn a_stranger_is_refused_over_tls() {
     for send in [Send::to(&url).tls_dir(bad.path()), Send::to(&url)] {
         guest.send(&send);
         guest.wait_for_failure(&["127.0.0.1"]);
-        goes_on(&mut guest, "tick n=");
+        guest.goes_on("tick n=");
         assert!(received.is_pending());
     }
     guest.send(&Send::to(&url).tls_dir(good.path()));
     received.answer().expect("a guest");
     guest.departed();
-    goes_on(&mut there, "tick n=");
+    there.goes_on("tick n=");
 }

@@ -2,20 +2,20 @@
 //! without anybody's being asked, unless it has died with its owner; and its back-end has not heard a word.
 
 use std::fmt;
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ferry_tests::fault_proxy::{Act, FaultProxy, Place, Then, When};
-use serde_json::Value;
+use ferry_tests::fault_proxy::{Act, FaultProxy, Place, When};
 use tempfile::TempDir;
 use vm_migration::link::Kind;
 
+use crate::acts;
 use crate::back_ends::{BackEnds, Scripted};
 use crate::busy;
 use crate::party::{Guest, Party, Route, lock, within};
 use crate::said::{goes_straight_on, nothing_at};
-use crate::scenario::{DARK, HELD, LASTING, REACHED, SETTLED, goes_on, hang, stop, writes};
+use crate::scenario::{LASTING, REACHED, SETTLED, goes_on, writes};
+use crate::turns::Turn;
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,6 +209,7 @@ pub fn play(row: &Row) -> String {
 
 /// None if the machine was too busy for the row's place to come.
 fn play_once(row: &Row) -> Option<String> {
+    let turn = Turn::wait();
     let directory = TempDir::new().unwrap();
     let disk = Scripted::start();
     let path = directory.path();
@@ -222,7 +223,7 @@ fn play_once(row: &Row) -> Option<String> {
         quiet_until: Arc::new(Mutex::new(Instant::now())),
         directory,
     };
-    let played = std::panic::AssertUnwindSafe(|| field.play(row));
+    let played = std::panic::AssertUnwindSafe(|| field.play(row, turn));
     std::panic::catch_unwind(played).unwrap_or_else(|panic| {
         let parties = [&field.source, &field.destination];
         let text: String = parties.iter().map(|party| party.transcript()).collect();
@@ -239,7 +240,7 @@ impl Field {
         route
     }
 
-    fn play(&self, row: &Row) -> Option<String> {
+    fn play(&self, row: &Row, turn: Turn) -> Option<String> {
         let route = self.route("proxy", "receiver");
         let at = |name| self.directory.path().join(name);
         let due = [(row.place, self.act(row.fault))];
@@ -255,6 +256,7 @@ impl Field {
             assert!(is_busy, "{missed}");
             return None;
         }
+        drop(turn);
         let begun = Instant::now();
         let left = self.settle(row);
         let took = begun.elapsed().as_secs_f32();
@@ -294,49 +296,21 @@ impl Field {
     fn act(&self, fault: Fault) -> Act {
         let (source, destination) = (Arc::clone(&self.source), Arc::clone(&self.destination));
         let (disk, quiet) = (Arc::clone(&self.disk), Arc::clone(&self.quiet_until));
-        let pass = |act: Box<dyn FnOnce() + Send>| -> Act {
-            Box::new(move || {
-                act();
-                Then::PassOn
-            })
-        };
-        let cancel = |party: Arc<Party>| {
-            pass(Box::new(move || {
-                let _ = party.put("vm.migration-cancel", &Value::Null);
-            }))
-        };
-        let terminate = |party: Arc<Party>| {
-            pass(Box::new(move || {
-                party.signal(libc::SIGTERM);
-                within(HELD, || (!party.is_alive()).then_some(()));
-            }))
-        };
-        // The frame waits for the answer, unless it is the frame that is waited for.
-        let ask = |party: Arc<Party>, route: &'static str| {
-            pass(Box::new(move || {
-                let (sender, answered) = channel();
-                std::thread::spawn(move || {
-                    let _ = party.put(route, &Value::Null);
-                    let _ = sender.send(());
-                });
-                let _ = answered.recv_timeout(HELD);
-            }))
-        };
         match fault {
-            Fault::KillSource => pass(Box::new(move || source.kill())),
-            Fault::KillDestination => pass(Box::new(move || destination.kill())),
-            Fault::StopSource => pass(Box::new(move || stop(source, &quiet))),
-            Fault::StopDestination => pass(Box::new(move || stop(destination, &quiet))),
-            Fault::Cut => Box::new(|| Then::Cut(DARK)),
-            Fault::Freeze => Box::new(|| Then::Freeze),
-            Fault::KillDisk => pass(Box::new(move || disk.die())),
-            Fault::HangDisk => pass(Box::new(move || hang(disk, &quiet))),
-            Fault::CancelSource => cancel(source),
-            Fault::CancelDestination => cancel(destination),
-            Fault::TerminateDestination => terminate(destination),
-            Fault::TerminateSource => terminate(source),
-            Fault::DeleteSource => ask(source, "vm.delete"),
-            Fault::RebootSource => ask(source, "vm.reboot"),
+            Fault::KillSource => acts::kill(source),
+            Fault::KillDestination => acts::kill(destination),
+            Fault::StopSource => acts::stop(source, quiet),
+            Fault::StopDestination => acts::stop(destination, quiet),
+            Fault::Cut => acts::cut(),
+            Fault::Freeze => acts::freeze(),
+            Fault::KillDisk => acts::pass(move || disk.die()),
+            Fault::HangDisk => acts::hang(disk, quiet),
+            Fault::CancelSource => acts::cancel(source),
+            Fault::CancelDestination => acts::cancel(destination),
+            Fault::TerminateDestination => acts::terminate(destination),
+            Fault::TerminateSource => acts::terminate(source),
+            Fault::DeleteSource => acts::ask(source, "vm.delete"),
+            Fault::RebootSource => acts::ask(source, "vm.reboot"),
         }
     }
 
@@ -391,6 +365,7 @@ impl Field {
             Left::Source => &self.source,
             _ => &self.destination,
         };
+        let _turn = Turn::wait();
         let third = Party::empty("third", self.directory.path());
         let route = self.route("third-receiver", "third-receiver");
         let received = third.receive(&route, &[]);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// Seconds for which a Ferry of these tests waits for an answer of a back-end, or of the other side.
 pub const REQUEST_TIMEOUT: u64 = 3;
 /// How often something is looked at that has no event.
-pub const LOOK: Duration = Duration::from_millis(40);
+pub const LOOK: Duration = Duration::from_millis(60);
 
 /// What guests write before the number of records that are done.
 const RECORDS: [&str; 2] = ["blk written=", "fuse at="];

@@ -2,31 +2,27 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ferry_tests::fault_proxy::{Act, FaultProxy, Place, Then};
+use ferry_tests::fault_proxy::{Act, FaultProxy, Place};
 use ferry_tests::keys::{Authority, Keys};
 use ferry_tests::loopback_url;
 use serde_json::Value;
 use tempfile::TempDir;
 use vm_migration::link::Kind;
 
+use crate::acts;
 use crate::back_ends::{BackEnds, Real, Scripted, Used};
 use crate::busy;
 use crate::expected::expected;
 use crate::party::{Guest, Party, Route, lock, within};
 use crate::said::{goes_straight_on, nothing_at};
 use crate::table::{At, Devices, Fault, Owner, Row};
+use crate::turns::Turn;
 use crate::wire::Wire;
 
-/// Longer than anybody waits for an answer.
-const LONG: Duration = Duration::from_secs(6);
-/// How long there is no way through a connection that was cut.
-pub const DARK: Duration = Duration::from_millis(700);
-/// How long a frame is held until somebody has done what was asked for.
-pub const HELD: Duration = Duration::from_secs(2);
 /// How long it may take until the row's place comes.
 pub const REACHED: Duration = Duration::from_secs(60);
 /// What stays as it is for so long is taken for the end.
@@ -96,8 +92,9 @@ pub struct Missed {
 
 /// Plays a row; says what came of it.
 pub fn run(row: &Row) -> Result<String, Missed> {
+    let turn = Turn::wait();
     let field = Field::new(row.devices);
-    let played = catch_unwind(AssertUnwindSafe(|| field.play(row)));
+    let played = catch_unwind(AssertUnwindSafe(|| field.play(row, turn)));
     played.unwrap_or_else(|panic| {
         let mut text = format!("--- {row}\n");
         for party in [&field.source, &field.destination] {
@@ -135,7 +132,7 @@ impl Field {
         self.directory.path().join(name)
     }
 
-    fn play(&self, row: &Row) -> Result<String, Missed> {
+    fn play(&self, row: &Row, turn: Turn) -> Result<String, Missed> {
         let link = self.link(row);
         let sockets = self.destination_disk.sockets();
         let received = self.destination.receive(&link.route, &sockets);
@@ -147,6 +144,7 @@ impl Field {
                     .map(|it| it.migration()["error"].clone()),
             });
         }
+        drop(turn);
         let begun = Instant::now();
         let left = self.settle(&received, row.fault);
         let took = begun.elapsed().as_secs_f32();
@@ -218,49 +216,27 @@ impl Field {
     fn act(&self, fault: Fault) -> Act {
         let (source, destination) = (Arc::clone(&self.source), Arc::clone(&self.destination));
         let disks = [&self.source_disk, &self.destination_disk].map(Arc::clone);
-        let quiet = Arc::clone(&self.quiet_until);
-        let pass = |act: Box<dyn FnOnce() + Send>| -> Act {
-            Box::new(move || {
-                act();
-                Then::PassOn
-            })
-        };
-        let request = |party: Arc<Party>, route: &'static str| -> Act {
-            pass(Box::new(move || {
-                let _ = party.put(route, &Value::Null);
-            }))
-        };
         let [source_disk, destination_disk] = disks;
+        let quiet = Arc::clone(&self.quiet_until);
         match fault {
-            Fault::KillSource => pass(Box::new(move || source.kill())),
-            Fault::KillDestination => pass(Box::new(move || destination.kill())),
-            Fault::StopSource => pass(Box::new(move || stop(source, &quiet))),
-            Fault::StopDestination => pass(Box::new(move || stop(destination, &quiet))),
-            Fault::Cut => Box::new(|| Then::Cut(DARK)),
-            Fault::Freeze => Box::new(|| Then::Freeze),
-            Fault::KillSourceDisk => pass(Box::new(move || source_disk.die())),
-            Fault::KillDestinationDisk => pass(Box::new(move || destination_disk.die())),
-            Fault::HangSourceDisk => pass(Box::new(move || hang(source_disk, &quiet))),
-            Fault::HangDestinationDisk => pass(Box::new(move || hang(destination_disk, &quiet))),
-            Fault::StopSourceForGood => pass(Box::new(move || source.stop_for_good())),
-            Fault::StopDestinationForGood => pass(Box::new(move || destination.stop_for_good())),
-            Fault::HangSourceDiskForGood => pass(Box::new(move || source_disk.hang())),
-            Fault::HangDestinationDiskForGood => pass(Box::new(move || destination_disk.hang())),
-            Fault::CancelSource => request(source, "vm.migration-cancel"),
-            Fault::CancelDestination => request(destination, "vm.migration-cancel"),
-            // The frame waits until all is cleaned up, unless it is the frame that is waited for.
-            Fault::DeleteDestination => pass(Box::new(move || {
-                let (sender, answered) = channel();
-                std::thread::spawn(move || {
-                    let _ = destination.put("vm.delete", &Value::Null);
-                    let _ = sender.send(());
-                });
-                let _ = answered.recv_timeout(HELD);
-            })),
-            Fault::TerminateDestination => pass(Box::new(move || {
-                destination.signal(libc::SIGTERM);
-                within(HELD, || (!destination.is_alive()).then_some(()));
-            })),
+            Fault::KillSource => acts::kill(source),
+            Fault::KillDestination => acts::kill(destination),
+            Fault::StopSource => acts::stop(source, quiet),
+            Fault::StopDestination => acts::stop(destination, quiet),
+            Fault::Cut => acts::cut(),
+            Fault::Freeze => acts::freeze(),
+            Fault::KillSourceDisk => acts::pass(move || source_disk.die()),
+            Fault::KillDestinationDisk => acts::pass(move || destination_disk.die()),
+            Fault::HangSourceDisk => acts::hang(source_disk, quiet),
+            Fault::HangDestinationDisk => acts::hang(destination_disk, quiet),
+            Fault::StopSourceForGood => acts::pass(move || source.stop_for_good()),
+            Fault::StopDestinationForGood => acts::pass(move || destination.stop_for_good()),
+            Fault::HangSourceDiskForGood => acts::pass(move || source_disk.hang()),
+            Fault::HangDestinationDiskForGood => acts::pass(move || destination_disk.hang()),
+            Fault::CancelSource => acts::cancel(source),
+            Fault::CancelDestination => acts::cancel(destination),
+            Fault::DeleteDestination => acts::ask(destination, "vm.delete"),
+            Fault::TerminateDestination => acts::terminate(destination),
         }
     }
 
@@ -347,6 +323,7 @@ impl Field {
         if has_no_disk(left, row.fault) {
             return "it has lost its disk".to_owned();
         }
+        let _turn = Turn::wait();
         match left {
             Left::Source => {
                 let (to, is_old) = self.successor(&self.destination);
@@ -476,24 +453,6 @@ fn after_leaving(disk: &Arc<dyn BackEnds>, was_killed: bool) -> Arc<dyn BackEnds
 
 fn guest_on(name: &'static str, directory: &TempDir, disk: &dyn BackEnds) -> Party {
     Party::with_guest(name, directory.path(), &disk.guest(name), &disk.flags())
-}
-
-pub fn stop(party: Arc<Party>, quiet_until: &Mutex<Instant>) {
-    party.signal(libc::SIGSTOP);
-    *lock(quiet_until) = Instant::now() + LONG;
-    std::thread::spawn(move || {
-        std::thread::sleep(LONG);
-        party.signal(libc::SIGCONT);
-    });
-}
-
-pub fn hang(disk: Arc<dyn BackEnds>, quiet_until: &Mutex<Instant>) {
-    disk.hang();
-    *lock(quiet_until) = Instant::now() + LONG;
-    std::thread::spawn(move || {
-        std::thread::sleep(LONG);
-        disk.wake();
-    });
 }
 
 /// Waits for the first records.

@@ -60,25 +60,6 @@ pub fn stateful() -> Backend {
     Backend::blk(BUSY_SIZE).with_state(STATE)
 }
 
-/// Waits until the guest says something that it has not begun to say yet.
-pub fn goes_on(guest: &mut Guest, text: &str) {
-    let now = count(guest, text);
-    guest.wait_for_count(text, now + 2);
-}
-
-pub fn count(guest: &Guest, text: &str) -> usize {
-    let serial = guest.serial();
-    serial.iter().filter(|line| line.0.contains(text)).count()
-}
-
-/// The guest says nothing for a while.
-pub fn stands_still(guest: &Guest, text: &str) {
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    let now = count(guest, text);
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert_eq!(count(guest, text), now, "the guest runs");
-}
-
 /// A disk with the contents of another one, whose back-end waits for the state of the other one's.
 pub fn heir(old: &Running) -> Running {
     let disk = Backend::blk("0").with_contents(old.disk());
@@ -102,7 +83,7 @@ pub fn back(left: &Left, directory: &Path, disk: &Running) -> Guest {
 
 /// The next snapshot is good, and can be restored, also after whatever has gone wrong.
 pub fn next_is_good(mut guest: Guest, disk: &Running, text: &str) {
-    goes_on(&mut guest, text);
+    guest.goes_on(text);
     let place = Place::new();
     let directory = place.at("next");
     let left = saved(guest, &directory);
@@ -111,7 +92,7 @@ pub fn next_is_good(mut guest: Guest, disk: &Running, text: &str) {
         heir(disk)
     };
     let mut guest = back(&left, &directory, &disk);
-    goes_on(&mut guest, text);
+    guest.goes_on(text);
     assert_eq!(disk.complaints(), Vec::<String>::new());
 }
 

@@ -7,8 +7,7 @@ use ferry_tests::{Guest, Left, Restore, Snapshot, Successor};
 use serde_json::Value;
 
 use crate::common::{
-    BUSY, Place, STATE, WRITTEN, back, because, busy, goes_on, heir, next_is_good, saved,
-    stands_still, stateful,
+    BUSY, Place, STATE, WRITTEN, back, because, busy, heir, next_is_good, saved, stateful,
 };
 
 /// A guest whose Ferry is patient, so that only a cancel ends what hangs.
@@ -30,7 +29,7 @@ fn an_image_is_copied_while_the_guest_is_held() {
     let snapshot = Snapshot::to(&place.at("1")).hold(Duration::from_secs(50));
     let snapshot = guest.begin_snapshot(&snapshot);
     guest.wait_for_step("hold");
-    stands_still(&guest, WRITTEN);
+    guest.stands_still(WRITTEN);
     let served = disk.requests();
     let copy = heir(&disk);
     std::thread::sleep(Duration::from_millis(100));
@@ -39,10 +38,10 @@ fn an_image_is_copied_while_the_guest_is_held() {
     guest.release().unwrap();
     snapshot.answer().unwrap();
     // It goes on, and its disk moves on.
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     let left = guest.kill();
     let mut guest = back(&left, &place.at("1"), &copy);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     assert_eq!(disk.complaints(), Vec::<String>::new());
     assert_eq!(copy.complaints(), Vec::<String>::new());
 }
@@ -79,11 +78,11 @@ fn a_snapshot_is_given_up_at_each_step() {
     let mut guest = patient(&disk);
     let to = || Snapshot::to(&place.at("1"));
     cancelled_at("devices", &mut guest, to());
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     cancelled_at("prepare", &mut guest, to().prepare(Duration::from_secs(50)));
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     cancelled_at("hold", &mut guest, to().hold(Duration::from_secs(50)));
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     // Requests in flight keep it from standing still.
     guest.hold_requests(&disk);
     cancelled_at("pause", &mut guest, to());
@@ -131,7 +130,7 @@ fn a_restore_that_is_given_up_uses_nothing_up() {
     }
     let disk = heir(&disk);
     ferry.restore(&restore(&disk)).unwrap();
-    goes_on(&mut ferry, WRITTEN);
+    ferry.goes_on(WRITTEN);
     assert_eq!(disk.complaints(), Vec::<String>::new());
 }
 
@@ -147,7 +146,7 @@ fn whoever_deletes_what_the_command_line_restores_does_not_end_ferry() {
     ferry.put("vm.delete");
     let disk = heir(&disk);
     ferry.restore(&restore(&disk)).unwrap();
-    goes_on(&mut ferry, WRITTEN);
+    ferry.goes_on(WRITTEN);
 }
 
 #[test]
@@ -224,7 +223,7 @@ fn a_snapshot_goes_on_without_its_client() {
     guest.wait_until("its end", |guest| {
         (guest.progress()["status"] == "done").then_some(())
     });
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     assert!(directory.join("manifest.json").exists());
 }
 

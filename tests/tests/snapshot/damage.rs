@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ferry_tests::{Guest, Left, Restore};
 use serde_json::Value;
 
-use crate::common::{Place, WRITTEN, because, busy, goes_on, heir, saved, stateful};
+use crate::common::{Place, WRITTEN, because, busy, heir, saved, stateful};
 use ferry_tests::backend::Running;
 
 /// A snapshot to be damaged, and a Ferry to be shown it.
@@ -65,7 +65,7 @@ impl Victim {
         if let Err(reasons) = self.ferry.restore(&self.restore()) {
             panic!("{}\n{}", reasons.join(": "), self.ferry.transcript());
         }
-        goes_on(&mut self.ferry, WRITTEN);
+        self.ferry.goes_on(WRITTEN);
         assert_eq!(self.disk.complaints(), Vec::<String>::new());
         drop(self.left);
     }

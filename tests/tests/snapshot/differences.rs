@@ -4,7 +4,7 @@ use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Backend, feature};
 use ferry_tests::{Guest, Left, Restore, Virtiofsd};
 
-use crate::common::{BUSY, Place, WRITTEN, because, goes_on, saved, tiny};
+use crate::common::{BUSY, Place, WRITTEN, because, saved, tiny};
 
 fn refused(ferry: &mut Guest, restore: &Restore, texts: &[&str]) {
     because(ferry.restore(restore), texts);
@@ -56,7 +56,7 @@ fn differences_are_named() {
     if let Err(reasons) = ferry.restore(&restore) {
         panic!("{}", reasons.join(": "));
     }
-    goes_on(&mut ferry, WRITTEN);
+    ferry.goes_on(WRITTEN);
     assert_eq!(same.complaints(), Vec::<String>::new());
 }
 
@@ -70,5 +70,5 @@ fn a_restore_needs_a_ferry_without_a_machine() {
         guest.restore(&Restore::from(&place.at("1"))),
         &["there is a virtual machine already"],
     );
-    goes_on(&mut guest, "tick n=");
+    guest.goes_on("tick n=");
 }

@@ -7,7 +7,7 @@ use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Backend, DeviceState, Direction, Fault, Misbehaviour, Running, When};
 use ferry_tests::{Guest, Left, Restore};
 
-use crate::common::{Place, STATE, WRITTEN, because, busy, goes_on, heir, saved, stateful};
+use crate::common::{Place, STATE, WRITTEN, because, busy, heir, saved, stateful};
 
 const BOUND: Duration = Duration::from_secs(20);
 const LATE: Duration = Duration::from_secs(4);
@@ -72,7 +72,7 @@ impl Saved {
         if let Err(reasons) = ferry.restore(&restore) {
             panic!("{}\n{}", reasons.join(": "), ferry.transcript());
         }
-        goes_on(ferry, WRITTEN);
+        ferry.goes_on(WRITTEN);
         assert_eq!(disk.complaints(), Vec::<String>::new());
         ferry.put("vm.delete");
     }

@@ -8,7 +8,7 @@ use ferry_tests::backend::{Backend, Direction, Fault, Misbehaviour, When};
 use ferry_tests::{Guest, Snapshot};
 
 use crate::common::{
-    Place, STATE, TICK, WRITTEN, because, busy, goes_on, names, next_is_good, stateful, tiny,
+    Place, STATE, TICK, WRITTEN, because, busy, names, next_is_good, stateful, tiny,
 };
 
 /// Far more than any of these takes, and far less than for ever.
@@ -137,10 +137,10 @@ fn breaks_the_device(backend: Backend, texts: &[&str]) {
     let mut guest = tiny(cmdline).with_disk(&disk).start();
     guest.wait_for(WRITTEN);
     fails(&guest, texts);
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     // It cannot be saved any more, and Ferry says why.
     fails(&guest, &["disk0"]);
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn back_ends_are_told_of_a_snapshot_ahead_of_it() {
         let before = disk.accepted_so_far().len();
         let prepared = Snapshot::to(&place.at(attempt)).prepare(Duration::from_millis(50));
         assert_eq!(guest.try_snapshot(&prepared).is_ok(), attempt != "1");
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         let toggles: Vec<bool> = disk.accepted_so_far()[before..]
             .iter()
             .map(|features| features & LOG_ALL != 0)

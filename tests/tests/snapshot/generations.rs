@@ -3,7 +3,7 @@
 use ferry_tests::backend::{Backend, DeviceState, Running};
 use ferry_tests::{Guest, Listener, Qsd, Restore, Virtiofsd, pattern};
 
-use crate::common::{Place, goes_on, heir, saved, tiny};
+use crate::common::{Place, heir, saved, tiny};
 
 const RECORD: usize = 512;
 const COUNT: u32 = 3000;
@@ -21,13 +21,13 @@ fn three_times<D: Listener>(
 ) -> (Guest, D) {
     let place = Place::new();
     for generation in ["1", "2", "3"] {
-        goes_on(&mut guest, text);
+        guest.goes_on(text);
         let directory = place.at(generation);
         let left = saved(guest, &directory);
         device = next(device);
         guest = left.restored(&Restore::from(&directory).device(name, &device));
     }
-    goes_on(&mut guest, text);
+    guest.goes_on(text);
     (guest, device)
 }
 
@@ -102,7 +102,7 @@ fn a_state_of_512_mib_goes_through_without_staying_in_memory() {
     let left = guest.kill();
     let disk = heir(&disk);
     let mut guest = crate::common::back(&left, &place.at("1"), &disk);
-    goes_on(&mut guest, "blk written=");
+    guest.goes_on("blk written=");
     let restored = memory(guest.pid());
     assert!(
         restored < before + 16 * 1024,

@@ -5,9 +5,7 @@ use std::time::Duration;
 use ferry_tests::backend::{Backend, Direction, Fault, Running};
 use ferry_tests::{Guest, Restore, Snapshot};
 
-use crate::common::{
-    Place, STATE, TICK, WRITTEN, back, because, busy, goes_on, saved, stands_still, stateful, tiny,
-};
+use crate::common::{Place, STATE, TICK, WRITTEN, back, because, busy, saved, stateful, tiny};
 
 /// A disk with the same contents, whose back-end takes state and does not miss it.
 fn next(disk: &Running) -> Running {
@@ -73,7 +71,7 @@ fn while_a_device_is_being_reset() {
         let mut disk = disk.start();
         let mut guest = tiny("mode=reset-cycle times=1500").with_disk(&disk).start();
         for generation in 0..10 {
-            goes_on(&mut guest, "reset-cycle n=");
+            guest.goes_on("reset-cycle n=");
             std::thread::sleep(Duration::from_millis(generation * 3));
             let directory = place.at(&generation.to_string());
             let left = saved(guest, &directory);
@@ -123,7 +121,7 @@ fn a_drain_that_fails_leaves_guest_and_disk_as_they_were() {
 
 fn stays_paused(guest: &Guest) {
     assert_eq!(guest.state(), "Paused");
-    stands_still(guest, WRITTEN);
+    guest.stands_still(WRITTEN);
 }
 
 #[test]
@@ -145,14 +143,14 @@ fn a_paused_guest_stays_paused_also_when_its_snapshot_fails() {
     guest.snapshot(&Snapshot::of_paused(&place.at("2")));
     stays_paused(&guest);
     guest.put("vm.resume");
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     // Both are good.
     let left = guest.kill();
     for name in ["1", "2"] {
         let next = Backend::blk("0").with_contents(disk.disk());
         let next = next.awaits_state(STATE).start();
         let mut guest = back(&left, &place.at(name), &next);
-        goes_on(&mut guest, WRITTEN);
+        guest.goes_on(WRITTEN);
         assert_eq!(next.complaints(), Vec::<String>::new());
     }
     assert_eq!(disk.complaints(), Vec::<String>::new());
@@ -170,7 +168,7 @@ fn a_snapshot_of_a_restored_guest_that_has_never_run() {
         left = guest.kill();
     }
     let mut guest = left.restored(&Restore::from(&place.at("3")));
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }
 
 #[test]
@@ -185,6 +183,6 @@ fn a_disk_of_a_restored_guest_that_has_never_run() {
     let left = guest.kill();
     let disk = crate::common::heir(&disk);
     let mut guest = back(&left, &place.at("2"), &disk);
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     assert_eq!(disk.complaints(), Vec::<String>::new());
 }

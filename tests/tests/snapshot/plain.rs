@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ferry_tests::{Left, Line, Restore, Snapshot};
 
-use crate::common::{Place, TICK, TICKS, goes_on, names, saved, stands_still, tiny};
+use crate::common::{Place, TICK, TICKS, names, saved, tiny};
 
 /// What Ferry says where a guest reads the host's counter, and its time goes on without it.
 const NO_COUNTER: &str = "shows guests the host's time stamp counter";
@@ -33,11 +33,11 @@ fn ticks_go_on(timer: &str, restored: impl Fn(&Left, &Restore) -> ferry_tests::G
     let mut guest = tiny(&format!("mode=ticks ticks=1500 period=10 timer={timer}")).start();
     let mut clock = Clock::Own;
     for generation in ["1", "2", "3"] {
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         let left = saved(guest, &place.at(generation));
         std::thread::sleep(Duration::from_secs(3));
         guest = restored(&left, &Restore::from(&place.at(generation)));
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         if guest.log().iter().any(|line| line.0.contains(NO_COUNTER)) {
             clock = Clock::TheHosts;
         }
@@ -72,7 +72,7 @@ fn a_client_that_pauses_and_resumes_by_itself_is_served() {
     guest.put("vm.pause");
     guest.snapshot(&Snapshot::of_paused(&directory));
     assert_eq!(guest.state(), "Paused");
-    stands_still(&guest, TICK);
+    guest.stands_still(TICK);
     guest.put("vm.resume");
     check(&guest.end().succeeded().serial, 100, Clock::TheHosts);
 }
@@ -108,9 +108,9 @@ fn a_restored_guest_waits_if_it_is_to() {
     let left = saved(guest, &place.at("1"));
     let mut guest = left.restored(&Restore::from(&place.at("1")).paused());
     assert_eq!(guest.state(), "Paused");
-    stands_still(&guest, TICK);
+    guest.stands_still(TICK);
     guest.put("vm.resume");
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }
 
 #[test]
@@ -121,6 +121,6 @@ fn a_snapshot_can_be_restored_again_and_again() {
     let left = saved(guest, &place.at("1"));
     for _ in 0..3 {
         let mut guest = left.restored(&Restore::from(&place.at("1")));
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
     }
 }

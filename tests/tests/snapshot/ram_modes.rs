@@ -3,7 +3,7 @@
 use ferry_tests::backend::Backend;
 use ferry_tests::{Restore, pattern};
 
-use crate::common::{Place, TICK, TICKS, WRITTEN, because, goes_on, heir, names, saved, tiny};
+use crate::common::{Place, TICK, TICKS, WRITTEN, because, heir, names, saved, tiny};
 
 #[test]
 fn files_that_become_ram_are_used_up() {
@@ -13,7 +13,7 @@ fn files_that_become_ram_are_used_up() {
     let mut guest = tiny("mode=blk-writer count=3000 report=50")
         .with_disk(&disk)
         .start();
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
     let left = saved(guest, &directory);
     let disk = heir(&disk);
     let restore = || {
@@ -45,7 +45,7 @@ fn an_adopted_guest_is_saved_again() {
     for generation in ["1", "2", "3"] {
         let left = saved(guest, &place.at(generation));
         guest = left.restored(&Restore::from(&place.at(generation)).mode("adopt"));
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
     }
 }
 
@@ -66,7 +66,7 @@ fn an_adoption_that_fails_uses_nothing_up() {
     assert!(names(&directory).contains(&"manifest.json".to_owned()));
     let disk = heir(&disk);
     let mut guest = left.restored(&restore.device("disk0", &disk));
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
 }
 
 /// Whether files can be cloned is up to the file system; where they cannot, the choices are named.
@@ -79,12 +79,12 @@ fn a_clone_leaves_the_snapshot_as_it_is_or_the_choices_are_named() {
     let left = saved(guest, &directory);
     let mut ferry = left.successor().start();
     match ferry.restore(&Restore::from(&directory).mode("ondemand")) {
-        Ok(_) => goes_on(&mut ferry, TICK),
+        Ok(_) => ferry.goes_on(TICK),
         Err(reasons) => {
             because(Err(reasons), &["copy", "adopt"]);
         }
     }
     drop(ferry);
     let mut guest = left.restored(&Restore::from(&directory));
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }

@@ -3,7 +3,7 @@
 use ferry_tests::backend::{Backend, Direction, Fault};
 use ferry_tests::{Guest, Snapshot, Virtiofsd};
 
-use crate::common::{Place, TICK, WRITTEN, because, busy, goes_on, stands_still, stateful, tiny};
+use crate::common::{Place, TICK, WRITTEN, because, busy, stateful, tiny};
 
 /// Refused for this reason, without a pause.
 fn is_refused(guest: &mut Guest, text: &str, reasons: &[&str]) {
@@ -18,7 +18,7 @@ fn is_refused(guest: &mut Guest, text: &str, reasons: &[&str]) {
             .any(|event| ["pausing", "paused"].contains(&event.as_str())),
         "{events:?}"
     );
-    goes_on(guest, text);
+    guest.goes_on(text);
     assert_eq!(guest.state(), "Running");
 }
 
@@ -36,9 +36,9 @@ fn a_share_on_the_old_virtiofsd() {
     let answer = guest.try_snapshot(&Snapshot::of_paused(&place.at("1")));
     because(answer, &["fs0", "DEVICE_STATE"]);
     assert_eq!(guest.state(), "Paused");
-    stands_still(&guest, "fuse at=");
+    guest.stands_still("fuse at=");
     guest.put("vm.resume");
-    goes_on(&mut guest, "fuse at=");
+    guest.goes_on("fuse at=");
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_guest_that_runs_and_nobody_said_that_it_may_be_paused() {
     let answer = guest.try_snapshot(&Snapshot::of_paused(&place.at("1")));
     because(answer, &["pause"]);
     assert!(!place.at("1").exists());
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
 }
 
 #[test]
@@ -100,5 +100,5 @@ fn directories_that_are_not_for_a_snapshot() {
     assert_eq!(crate::common::names(&full), ["note"]);
     let events = guest.events();
     assert!(!events.iter().any(|event| event == "pausing"), "{events:?}");
-    goes_on(&mut guest, WRITTEN);
+    guest.goes_on(WRITTEN);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ferry_tests::{Restore, Snapshot};
 
 use crate::common::{
-    Place, TICK, TICKS, WRITTEN, because, busy, goes_on, names, next_is_good, saved, stateful, tiny,
+    Place, TICK, TICKS, WRITTEN, because, busy, names, next_is_good, saved, stateful, tiny,
 };
 
 #[test]
@@ -25,12 +25,12 @@ fn a_directory_that_another_ferry_writes_to() {
             .then_some(())
     });
     because(second.try_snapshot(&Snapshot::to(&place.at("1"))), &["use"]);
-    goes_on(&mut second, TICK);
+    second.goes_on(TICK);
     first.release().unwrap();
     held.answer().unwrap();
     let left = first.kill();
     let mut guest = left.restored(&Restore::from(&place.at("1")));
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn helper_with_small_file_systems() {
                 bad += 1;
             }
         }
-        goes_on(&mut guest, TICK);
+        guest.goes_on(TICK);
         let status = Command::new("umount").arg(&place).status();
         assert!(status.unwrap().success());
     }
@@ -133,12 +133,12 @@ fn helper_with_small_file_systems() {
     let left = saved(guest, &place.join("good"));
     mount(&["-o", "remount,ro"], &place);
     let mut guest = left.restored(&Restore::from(&place.join("good")));
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     because(
         guest.try_snapshot(&Snapshot::to(&place.join("new"))),
         &["Read-only"],
     );
-    goes_on(&mut guest, TICK);
+    guest.goes_on(TICK);
     let other = left.successor().start();
     because(
         other.restore(&Restore::from(&place.join("good")).mode("adopt")),

@@ -1,6 +1,7 @@
 //! Interrupts that wait at the moment of the snapshot: behind a vector's mask, behind the function's, behind a mask while
 //! the vector is changed, and in the processor's interrupt controller. Each arrives after the restore.
 
+use ferry_tests::MSIX_WAITS;
 use ferry_tests::backend::{Backend, DeviceState};
 
 use crate::common::{Place, back, heir, saved, tiny};
@@ -9,12 +10,7 @@ fn none_is_lost(disk: Backend) {
     let place = Place::new();
     let mut disk = disk.start();
     let mut guest = tiny("mode=msix-wait").with_disk(&disk).start();
-    for (how, size) in [
-        ("vector", "2M"),
-        ("function", "3M"),
-        ("retarget", "4M"),
-        ("cli", "5M"),
-    ] {
+    for (how, size) in MSIX_WAITS {
         guest.wait_for(&format!("msix-wait how={how}"));
         let left = saved(guest, &place.at(how));
         disk = heir(&disk);

@@ -54,7 +54,7 @@ pub struct Sending {
     ownership: Option<Arc<Ownership>>,
     /// Whether the receiver takes this process's place, too.
     carrier: Carrier,
-    /// While clients come to wait until it is known which process answers them.
+    /// As long as whoever connects to this process waits until it is known which process answers.
     pausing: Option<Pausing>,
     /// Who wants the guest back.
     reclaimers: Waiters,
@@ -186,11 +186,16 @@ impl Vmm {
             }
             Carrier::Descriptors | Carrier::Process => {
                 let devices = self.vm.iter().flat_map(|vm| &vm.devices);
-                let devices = devices.map(|device| match device.ready() {
-                    Some(ready) if ready.error().is_none() => Ok(ready.clone()),
-                    _ => Err(Refusal::failed(&Error::Unconnected {
+                let devices = devices.map(|device| {
+                    let error = match device.ready().map(|ready| (ready, ready.error())) {
+                        Some((ready, None)) => return Ok(ready.clone()),
+                        Some((_, error)) => error,
+                        None => None,
+                    };
+                    Err(Refusal::failed(&Error::Unconnected {
                         device: device.spec.id.clone(),
-                    })),
+                        source: error.map(Box::new),
+                    }))
                 });
                 Ok(Prepared {
                     devices: devices.collect::<Result<_, _>>()?,

@@ -100,8 +100,15 @@ pub enum Error {
     Thread(#[source] io::Error),
     #[error("cannot draw a random number")]
     Random(#[source] io::Error),
-    #[error("{device}: there is no connection to its back-end that could be handed over")]
-    Unconnected { device: String },
+    #[error(
+        "{device}: there is no connection to its back-end that could be handed over; it can be once the back-end runs again and the \
+         guest has rebooted"
+    )]
+    Unconnected {
+        device: String,
+        /// What has become of the connection.
+        source: Option<Box<vhost_user::Error>>,
+    },
     #[error("cannot share what says whose the guest is")]
     Ownership(#[source] io::Error),
     #[error("cannot share what the guest is connected to")]

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::migrate::moving::{Moved, migrate};
+use super::migrate::phases::Phases;
 use super::vmm::Vmm;
 use super::{Kind, Options, median, print_command, tiny_guest};
 use crate::assets::{Asset, Cache};
@@ -127,8 +128,7 @@ struct Figures {
     silence: Vec<f64>,
     downtime: Vec<f64>,
     total: Vec<f64>,
-    here: [Vec<f64>; HERE.len()],
-    there: [Vec<f64>; THERE.len()],
+    phases: Phases,
 }
 
 impl Figures {
@@ -147,8 +147,7 @@ impl Figures {
             silence: Vec::new(),
             downtime: Vec::new(),
             total: Vec::new(),
-            here: Default::default(),
-            there: Default::default(),
+            phases: Phases::new(&HERE, &THERE),
         };
         let (receive, send) = match kind {
             // Each process has a pipe of its own for what the guest says.
@@ -172,12 +171,7 @@ impl Figures {
         self.silence.push(moved.silence);
         self.downtime.push(moved.number("/downtime_ms"));
         self.total.push(moved.total);
-        for (times, phase) in self.here.iter_mut().zip(HERE) {
-            times.push(moved.phase("phases", phase));
-        }
-        for (times, phase) in self.there.iter_mut().zip(THERE) {
-            times.push(moved.phase("peer_phases", phase));
-        }
+        self.phases.add(moved);
     }
 }
 
@@ -211,14 +205,8 @@ fn print_phases(figures: &mut [Figures]) {
     println!(
         "\nWhere it goes, in milliseconds; the new process's phases lie within the old one's.\n"
     );
-    let there = THERE.map(|phase| format!("new: {phase}"));
-    println!("| RAM | {} | {} |", HERE.join(" | "), there.join(" | "));
-    println!("|---|{}", "---|".repeat(HERE.len() + THERE.len()));
+    Phases::new(&HERE, &THERE).print_head(Some("RAM"), "new");
     for one in figures.iter_mut().filter(|one| one.kind == Kind::Ferry) {
-        let phases = one.here.iter_mut().chain(&mut one.there);
-        let times: Vec<String> = phases
-            .map(|times| format!("{:.2}", median(times)))
-            .collect();
-        println!("| {} MiB | {} |", one.mib, times.join(" | "));
+        one.phases.print_medians(Some(format!("{} MiB", one.mib)));
     }
 }

@@ -114,6 +114,17 @@ pub enum Failure {
     /// A guest that has not been handed over.
     #[error(transparent)]
     Stays(Box<Failure>),
+    /// A guest that may have been handed over, or not.
+    #[error("nobody has said whether the guest has arrived")]
+    Open {
+        /// Why it is not known.
+        #[source]
+        cause: Box<Failure>,
+        /// The new process, which was left alone.
+        pid: u32,
+        /// The same of its directory.
+        directory: PathBuf,
+    },
     /// A guest of which nobody says that it runs.
     #[error("it was handed over to {url}, and nobody has said that it runs there")]
     Unconfirmed {
@@ -133,7 +144,7 @@ impl Failure {
             | Failure::Snapshot(_)
             | Failure::Damaged { .. } => 1,
             Failure::Ended { .. } | Failure::Mute { .. } => 1,
-            Failure::Stays(cause) => return cause.status(),
+            Failure::Stays(cause) | Failure::Open { cause, .. } => return cause.status(),
             Failure::Directory { .. } | Failure::Start { .. } => 2,
             Failure::Usage(_) | Failure::Read { .. } | Failure::Json { .. } => 2,
             Failure::Client(ClientError::Connect { .. } | ClientError::Closed { .. })
@@ -213,6 +224,14 @@ impl Failure {
                 End::Finished => "the snapshot was finished all the same".into(),
             }),
             Failure::Stays(_) => Some("the guest goes on in the old process".into()),
+            Failure::Open { pid, directory, .. } => {
+                let (api, directory) = (directory.join("api"), directory.display());
+                let api = api.display();
+                Some(format!(
+                    "the new process ({pid}) and {directory} were left as they are; ferryctl --api-socket {api} info asks \
+                     that process as long as it waits for the guest"
+                ))
+            }
             Failure::Interrupted { kind, .. } => Some(kind.given_up().into()),
             Failure::Vanished { .. } => Some(
                 "ask the receiver: ferryctl info there tells whether the guest has arrived".into(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::link::order::Side;
-use crate::link::wire::{Direction, FRAME_HEADER, Preamble};
+use crate::link::wire::{Direction, FRAME_HEADER};
 
 const SHORT: Duration = Duration::from_millis(200);
 /// As fast as it goes, and now and then.
@@ -134,13 +134,7 @@ fn a_message_that_trickles_is_late_and_not_lost() {
     let mut listener = Listener::bind(&place.address(), None).unwrap();
     let mut client = UnixStream::connect(place.path()).unwrap();
     let purpose = Purpose::Join { index: 1 };
-    let preamble = Preamble {
-        oldest: OLDEST,
-        newest: NEWEST,
-        purpose,
-        attempt: ATTEMPT,
-    };
-    client.write_all(&preamble.encode()).unwrap();
+    client.write_all(&preamble(purpose).encode()).unwrap();
     let mut link = listener.accept(&Unwatched, None).unwrap();
     link.accept_it().unwrap();
     let data = [7; 4096];

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::*;
-use crate::link::wire::{Direction, Preamble};
+use crate::link::wire::Direction;
 
 fn hand_over_pair() -> [Link; 2] {
     let place = Place::new();
@@ -115,13 +115,9 @@ fn one_that_sends_more_than_it_announces_is_stopped() {
     let place = Place::new();
     let mut listener = Listener::bind(&place.address(), None).unwrap();
     let mut stream = UnixStream::connect(place.path()).unwrap();
-    let preamble = Preamble {
-        oldest: OLDEST,
-        newest: NEWEST,
-        purpose: Purpose::HandOver,
-        attempt: ATTEMPT,
-    };
-    stream.write_all(&preamble.encode()).unwrap();
+    stream
+        .write_all(&preamble(Purpose::HandOver).encode())
+        .unwrap();
     let mut receiver = listener.accept(&Unwatched, None).unwrap();
     receiver.accept_it().unwrap();
     let files = files(HANDLES_MOST);

@@ -186,13 +186,9 @@ fn receiver_says(kind: u16, flags: u16, length: u32, body: &[u8]) -> Error {
     let place = Place::new();
     let mut listener = Listener::bind(&place.address(), None).unwrap();
     let mut client = UnixStream::connect(place.path()).unwrap();
-    let preamble = Preamble {
-        oldest: OLDEST,
-        newest: NEWEST,
-        purpose: Purpose::Join { index: 1 },
-        attempt: ATTEMPT,
-    };
-    client.write_all(&preamble.encode()).unwrap();
+    client
+        .write_all(&preamble(Purpose::Join { index: 1 }).encode())
+        .unwrap();
     let mut link = listener.accept(&Unwatched, None).unwrap();
     link.accept_it().unwrap();
     let mut header = match Kind::of(kind) {

@@ -28,6 +28,16 @@ pub(super) const BYTES: u64 = 4 << 20;
 /// Nothing in these tests may take this long.
 pub(super) const TOO_LONG: Duration = Duration::from_secs(20);
 
+/// What a sender of this version says first.
+pub(super) fn preamble(purpose: Purpose) -> wire::Preamble {
+    wire::Preamble {
+        oldest: OLDEST,
+        newest: NEWEST,
+        purpose,
+        attempt: ATTEMPT,
+    }
+}
+
 pub(super) fn patience(silence: Duration) -> Patience {
     Patience {
         connect: TOO_LONG,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::link::order::Side;
-use crate::link::wire::{Direction, FRAME_HEADER, Preamble};
+use crate::link::wire::{Direction, FRAME_HEADER};
 use crate::sys::Mapping;
 
 /// RAM that is mapped. Its first half is there already, the rest is a hole.
@@ -43,13 +43,9 @@ impl Liar {
         let place = Place::new();
         let mut listener = Listener::bind(&place.address(), None).unwrap();
         let mut client = UnixStream::connect(place.path()).unwrap();
-        let preamble = Preamble {
-            oldest: OLDEST,
-            newest: NEWEST,
-            purpose: Purpose::Migrate { connections: 1 },
-            attempt: ATTEMPT,
-        };
-        client.write_all(&preamble.encode()).unwrap();
+        client
+            .write_all(&preamble(Purpose::Migrate { connections: 1 }).encode())
+            .unwrap();
         let mut link = listener.accept(&Unwatched, None).unwrap();
         link.set_silence(TOO_LONG);
         link.accept_it().unwrap();

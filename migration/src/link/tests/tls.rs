@@ -142,12 +142,7 @@ fn a_sender_without_a_certificate_is_not_taken() {
         let connection = rustls::ClientConnection::new(config.into(), name).unwrap();
         let socket = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let mut stream = rustls::StreamOwned::new(connection, socket);
-        let preamble = wire::Preamble {
-            oldest: OLDEST,
-            newest: NEWEST,
-            purpose: Purpose::Ask,
-            attempt: ATTEMPT,
-        };
+        let preamble = preamble(Purpose::Ask);
         let mut answer = [0; 48];
         let talked = stream.write_all(&preamble.encode());
         let talked = talked.and_then(|()| stream.read_exact(&mut answer));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmInfo, VmState};
-use ferry_api::migration::{AfterSend, Carrier};
+use ferry_api::migration::AfterSend;
 
 use super::{Sending, Stage};
 use crate::lifecycle::pause::Asker;
@@ -47,7 +47,7 @@ impl Vmm {
         if let Err(error) = sending.meter.commit() {
             return self.fail_migration(Refusal::failed(&error));
         }
-        if let Some(pausing) = sending.pausing.take() {
+        if let Some(pausing) = &sending.pausing {
             pausing.done();
         }
         sending.stage = Stage::HandedOver;
@@ -89,9 +89,7 @@ impl Vmm {
         sending.stage = Stage::Preparing;
         let (meter, boot, before) = (sending.meter.clone(), sending.boot, sending.before);
         let is_local = sending.ownership.is_some();
-        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
-            reception.resume();
-        }
+        sending.pausing = None;
         if let Some(Phase::Live(live)) = self.vm.as_ref().map(|vm| &vm.phase)
             && live.boot == boot
             && matches!(live.activity, Activity::Paused)
@@ -176,15 +174,10 @@ impl Vmm {
         waiters: Waiters,
     ) {
         sending.meter.arrived();
-        if let (Carrier::Process, Some(reception)) = (sending.carrier, &self.reception) {
-            match loss {
-                None => {
-                    reception.leave();
-                    self.succeeded = self.last_words(sending.before);
-                }
-                // So that clients hear of it.
-                Some(_) => reception.resume(),
-            }
+        // If it is lost, clients hear of it here.
+        if let (None, Some(pausing)) = (&loss, sending.pausing) {
+            pausing.leave();
+            self.succeeded = self.last_words(sending.before);
         }
         let gone = "the guest runs elsewhere after all";
         sending

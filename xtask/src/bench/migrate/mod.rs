@@ -7,6 +7,7 @@
 
 mod linux;
 pub mod moving;
+pub mod phases;
 mod plain;
 mod state;
 
@@ -21,6 +22,7 @@ use super::vmm::{FREE_RAM, Vmm};
 use super::{Kind, MIB, Options, median, millis, print_command, tiny_guest};
 use crate::cargo;
 use moving::{Moved, migrate};
+use phases::Phases;
 use plain::{Destination, Source};
 
 /// MiB of RAM.
@@ -92,8 +94,7 @@ struct Figures {
     silence: Vec<f64>,
     /// As the sender measures it.
     downtime: Vec<f64>,
-    still: [Vec<f64>; STILL.len()],
-    there: [Vec<f64>; THERE.len()],
+    phases: Phases,
 }
 
 impl Figures {
@@ -112,8 +113,7 @@ impl Figures {
             prefaulted: course.copying(Destination::Prefaulted)?,
             silence: Vec::new(),
             downtime: Vec::new(),
-            still: Default::default(),
-            there: Default::default(),
+            phases: Phases::new(&STILL, &THERE),
         };
         let mut vmm = course.guest("", TALKATIVE)?;
         for _ in 0..runs {
@@ -127,12 +127,7 @@ impl Figures {
     fn add(&mut self, moved: &Moved) {
         self.silence.push(moved.silence);
         self.downtime.push(moved.number("/downtime_ms"));
-        for (times, phase) in self.still.iter_mut().zip(STILL) {
-            times.push(moved.phase("phases", phase));
-        }
-        for (times, phase) in self.there.iter_mut().zip(THERE) {
-            times.push(moved.phase("peer_phases", phase));
-        }
+        self.phases.add(moved);
     }
 }
 
@@ -247,14 +242,8 @@ fn print_silence(figures: &mut [Figures]) {
 
 fn print_phases(figures: &mut [Figures]) {
     println!("\nWhere it goes, in milliseconds; the receiver's phases lie within the sender's.\n");
-    let there = THERE.map(|phase| format!("receiver: {phase}"));
-    println!("| RAM | {} | {} |", STILL.join(" | "), there.join(" | "));
-    println!("|---|{}", "---|".repeat(STILL.len() + THERE.len()));
+    Phases::new(&STILL, &THERE).print_head(Some("RAM"), "receiver");
     for one in figures.iter_mut().filter(|one| one.kind == Kind::Ferry) {
-        let phases = one.still.iter_mut().chain(&mut one.there);
-        let times: Vec<String> = phases
-            .map(|times| format!("{:.2}", median(times)))
-            .collect();
-        println!("| {} MiB | {} |", one.mib, times.join(" | "));
+        one.phases.print_medians(Some(format!("{} MiB", one.mib)));
     }
 }

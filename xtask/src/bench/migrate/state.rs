@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::moving::{Moved, migrate};
+use super::phases::Phases;
 use super::{STILL, THERE};
 use crate::bench::back_end::BackEnd;
 use crate::bench::vmm::Vmm;
@@ -21,7 +22,6 @@ const TMPFS: &str = "/dev/shm";
 const DEVICE: &str = "disk0";
 
 /// Milliseconds of each run.
-#[derive(Default)]
 struct Times {
     save: Vec<f64>,
     load: Vec<f64>,
@@ -29,8 +29,7 @@ struct Times {
     moved: Vec<f64>,
     silence: Vec<f64>,
     downtime: Vec<f64>,
-    still: [Vec<f64>; STILL.len()],
-    there: [Vec<f64>; THERE.len()],
+    phases: Phases,
 }
 
 /// Measures and prints it.
@@ -46,7 +45,7 @@ pub fn bench(program: &Path, kernel: &Path, runs: usize) -> Result<()> {
         back_end.socket().display()
     );
     let mut vmm = Vmm::with_guest(program, kernel, "size=64M", GUEST, &["--disk", &disk])?;
-    let mut times = Times::default();
+    let mut times = Times::new();
     for _ in 0..runs {
         let directory = place.path().join("snapshot");
         vmm.save(&directory)?;
@@ -88,6 +87,18 @@ fn device_time(vmm: &Vmm, route: &str) -> Result<f64> {
 }
 
 impl Times {
+    fn new() -> Self {
+        Times {
+            save: Vec::new(),
+            load: Vec::new(),
+            both: Vec::new(),
+            moved: Vec::new(),
+            silence: Vec::new(),
+            downtime: Vec::new(),
+            phases: Phases::new(&STILL, &THERE),
+        }
+    }
+
     fn add(&mut self, save: f64, load: f64, moved: &Moved) {
         self.save.push(save);
         self.load.push(load);
@@ -101,12 +112,7 @@ impl Times {
         self.moved.push(time);
         self.silence.push(moved.silence);
         self.downtime.push(moved.number("/downtime_ms"));
-        for (times, phase) in self.still.iter_mut().zip(STILL) {
-            times.push(moved.phase("phases", phase));
-        }
-        for (times, phase) in self.there.iter_mut().zip(THERE) {
-            times.push(moved.phase("peer_phases", phase));
-        }
+        self.phases.add(moved);
     }
 
     fn print(mut self) {
@@ -126,13 +132,7 @@ impl Times {
             median(&mut self.silence),
             median(&mut self.downtime),
         );
-        let there = THERE.map(|phase| format!("receiver: {phase}"));
-        println!("| {} | {} |", STILL.join(" | "), there.join(" | "));
-        println!("|{}", "---|".repeat(STILL.len() + THERE.len()));
-        let phases = self.still.iter_mut().chain(&mut self.there);
-        let times: Vec<String> = phases
-            .map(|times| format!("{:.2}", median(times)))
-            .collect();
-        println!("| {} |", times.join(" | "));
+        self.phases.print_head(None, "receiver");
+        self.phases.print_medians(None);
     }
 }

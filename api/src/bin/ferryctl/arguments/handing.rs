@@ -20,12 +20,12 @@ pub struct Handover {
     #[arg(long, value_name = "URL", conflicts_with = "exec")]
     pub to: Option<String>,
     /// Where the new process's output goes; where ferryctl's does if not said
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "exec")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "to")]
     pub log: Option<PathBuf>,
     /// The serial port now: null, pty, file=PATH or socket=PATH
-    #[arg(long, value_name = "SERIAL", requires = "exec")]
+    #[arg(long, value_name = "SERIAL", conflicts_with = "to")]
     pub serial: Option<String>,
     /// More of the new process's command line
-    #[arg(last = true, value_name = "FLAGS", requires = "exec")]
+    #[arg(last = true, value_name = "FLAGS", conflicts_with = "to")]
     pub flags: Vec<OsString>,
 }

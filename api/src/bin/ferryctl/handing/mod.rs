@@ -11,12 +11,16 @@
 
 mod process;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use ferry_api::client::{ClientError, Refused, Reply};
-use ferry_api::wire::{self, EventReport, Migration, MigrationRole, MigrationState, Ping};
+use ferry_api::wire::{
+    self, Console, ConsoleMode, EventReport, Migration, MigrationRole, MigrationState, Ping,
+    VmInfo, VmState,
+};
 
 use super::arguments::Handover;
 use super::commands::Session;
@@ -33,6 +37,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(10);
 /// How long the old process may take to say why it has failed.
 const REASON: Duration = Duration::from_secs(5);
+/// Flags with which a Ferry boots a guest by itself. It would use the disks before it is found that the new process is not free.
+const BOOTS: [&str; 2] = ["--kernel", "--restore"];
 
 /// Hands the guest over.
 pub fn hand_over(handover: &Handover, session: &Session<'_>) -> Result<(), Failure> {
@@ -46,12 +52,16 @@ pub fn hand_over(handover: &Handover, session: &Session<'_>) -> Result<(), Failu
 
 fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<(), Failure> {
     let signals = Signals::note();
+    let serial = usable(handover)?;
     // One that cannot be reached needs no successor.
     session.questions().get("vm.info")?;
     let directory = Directory::make()?;
     let url = format!("unix:{}", directory.file("guest").display());
-    let begun = begin(handover, program, &directory, session, &signals);
-    let (successor, arrival) = begun.map_err(Failure::stays)?;
+    let api = directory.file("api");
+    let mut successor = Successor::start(handover, program, api.clone())
+        .map_err(|failure| staying(failure, session))?;
+    let begun = begin(&mut successor, serial, &url, &session.at(&api), &signals);
+    let arrival = begun.map_err(|failure| staying(failure, session))?;
     let sent = Sent::begin(&url, arrival, session, &signals);
     let followed = sent.and_then(|mut sent| sent.follow().map(|()| sent));
     let sent = match followed {
@@ -59,9 +69,13 @@ fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<
         Err(Open::Failed(failure)) => return Err(failure),
         Err(Open::Unknown(failure)) => {
             // It may have the guest.
+            let pid = successor.pid();
             successor.let_go();
-            directory.leave();
-            return Err(failure);
+            return Err(Failure::Open {
+                cause: Box::new(failure),
+                pid,
+                directory: directory.leave(),
+            });
         }
     };
     let pid = successor.pid();
@@ -93,30 +107,59 @@ fn to_waiting(url: &str, session: &Session<'_>) -> Result<(), Failure> {
     output::write_end(progress.as_ref(), session.form, migrating::describe)
 }
 
-/// Starts the new process, and has it wait for the guest.
-fn begin(
-    handover: &Handover,
-    program: &Path,
-    directory: &Directory,
-    session: &Session<'_>,
-    signals: &Signals,
-) -> Result<(Successor, Arrival), Failure> {
-    let socket = directory.file("api");
-    let mut successor = Successor::start(handover, program, socket.clone())?;
-    successor.wait_until_it_answers(signals)?;
-    let there = session.at(&socket);
-    let url = format!("unix:{}", directory.file("guest").display());
-    let arrival = receive(handover, &url, &there)?;
-    wait_until_it_listens(&there, &mut successor, &arrival)?;
-    if signals.noted().is_some() {
-        return Err(Failure::interrupted(signals));
+/// Where the serial port is to lead, if what was asked for can be done.
+fn usable(handover: &Handover) -> Result<Option<Console>, Failure> {
+    let boots = |flag: &&OsString| {
+        let flag = flag.to_string_lossy();
+        let name = flag.split('=').next().unwrap_or_default();
+        BOOTS.contains(&name)
+    };
+    if let Some(flag) = handover.flags.iter().find(boots) {
+        let flag = flag.display();
+        return Err(Failure::Usage(format!(
+            "{flag} would boot another guest in the new process, with the same disks; leave away what describes a machine: it \
+             comes along"
+        )));
     }
-    Ok((successor, arrival))
+    let serial = handover.serial.as_deref().map(pairs::console).transpose()?;
+    match &serial {
+        Some(serial) if serial.mode == Some(ConsoleMode::Tty) => Err(Failure::Usage(
+            "--serial: the new process has no terminal; write null, pty, file=PATH or socket=PATH"
+                .into(),
+        )),
+        _ => Ok(serial),
+    }
+}
+
+/// The same failure, saying that the guest goes on in the old process, if there is one.
+fn staying(failure: Failure, session: &Session<'_>) -> Failure {
+    let info = session.questions().get("vm.info").map_err(Failure::from);
+    let info = info.and_then(|reply| session.parse::<VmInfo>(&reply));
+    match info.map(|info| info.state) {
+        Ok(VmState::Running | VmState::Paused) => failure.stays(),
+        Ok(VmState::Created | VmState::Shutdown) | Err(_) => failure,
+    }
+}
+
+/// Has the new process wait for the guest.
+fn begin(
+    successor: &mut Successor,
+    serial: Option<Console>,
+    url: &str,
+    there: &Session<'_>,
+    signals: &Signals,
+) -> Result<Arrival, Failure> {
+    successor.wait_until_it_answers(signals)?;
+    let arrival = receive(serial, url, there)?;
+    wait_until_it_listens(there, successor, &arrival)?;
+    match signals.noted() {
+        Some(_) => Err(Failure::interrupted(signals)),
+        None => Ok(arrival),
+    }
 }
 
 /// Has the new process wait for the guest; what it says in the end comes through the channel.
-fn receive(handover: &Handover, url: &str, there: &Session<'_>) -> Result<Arrival, Failure> {
-    let serial = handover.serial.as_deref().map(pairs::console).transpose()?;
+fn receive(serial: Option<Console>, url: &str, there: &Session<'_>) -> Result<Arrival, Failure> {
     let body = migrating::to_bytes(&wire::ReceiveMigration {
         receiver_url: Some(url.to_owned()),
         serial,
@@ -189,7 +232,7 @@ impl<'a> Sent<'a> {
         let asked = session.questions().put("vm.send-migration", &request);
         asked.map_err(|error| match error {
             ClientError::Refused(_) | ClientError::Connect { .. } => {
-                Open::Failed(Failure::from(error).stays())
+                Open::Failed(staying(error.into(), session))
             }
             // It may have been heard.
             error => Open::Unknown(error.into()),
@@ -223,7 +266,7 @@ impl<'a> Sent<'a> {
                 None => {}
             }
             if self.begun.elapsed() > self.session.total() {
-                return Err(Open::Unknown(self.timed_out()));
+                return Err(Open::Unknown(self.timed_out(self.session.total())));
             }
         };
         self.watch.clear();
@@ -266,10 +309,7 @@ impl<'a> Sent<'a> {
         let reasons = self.watch.last().map(|last| last.error.clone());
         let refused = Refused::because(500, reasons.unwrap_or_default());
         let failure = Failure::Client(ClientError::Refused(refused));
-        match self.session.questions().get("vm.info") {
-            Ok(_) => failure.stays(),
-            Err(_) => failure,
-        }
+        staying(failure, self.session)
     }
 
     /// How it has gone, once the new process answers in the old one's place.
@@ -286,7 +326,7 @@ impl<'a> Sent<'a> {
             match ping {
                 Ok(ping) if is_new(ping.pid) => break,
                 Err(error) if Instant::now() >= deadline => return Err(error),
-                Ok(_) if Instant::now() >= deadline => return Err(self.timed_out()),
+                Ok(_) if Instant::now() >= deadline => return Err(self.timed_out(SETTLE)),
                 Ok(_) | Err(_) => std::thread::sleep(LOOK),
             }
         }
@@ -307,11 +347,11 @@ impl<'a> Sent<'a> {
         }
     }
 
-    fn timed_out(&self) -> Failure {
+    fn timed_out(&self, limit: Duration) -> Failure {
         Failure::Client(ClientError::TimedOut {
             socket: self.session.socket().to_owned(),
             step: "finished the hand-over",
-            limit: self.session.total(),
+            limit,
         })
     }
 }

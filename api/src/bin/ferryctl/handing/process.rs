@@ -59,8 +59,8 @@ impl Directory {
     }
 
     /// Leaves it to a process that may live.
-    pub fn leave(mut self) {
-        self.0.clear();
+    pub fn leave(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
     }
 
     /// Something in it.
@@ -85,9 +85,18 @@ pub struct Successor {
     /// Of the Ferry in it, once that has answered.
     pid: Option<u32>,
     program: PathBuf,
-    log: Option<PathBuf>,
+    log: Option<Log>,
     socket: PathBuf,
     keep: Keep,
+}
+
+/// Where it writes to.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: File,
+    /// Where its own lines begin.
+    start: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,10 +118,10 @@ impl Successor {
             .arg(&socket)
             .args(&handover.flags)
             .stdin(Stdio::null());
-        if let Some(path) = &handover.log {
-            let log = open_log(path)?;
-            let copy = log.try_clone().map_err(failed)?;
-            command.stdout(copy).stderr(log);
+        let log = handover.log.as_deref().map(Log::open).transpose()?;
+        if let Some(log) = &log {
+            let copy = || log.file.try_clone().map_err(failed);
+            command.stdout(copy()?).stderr(copy()?);
         }
         // SAFETY: between fork and exec it makes one call that touches no memory.
         unsafe {
@@ -124,7 +133,7 @@ impl Successor {
         Ok(Successor {
             child: command.spawn().map_err(failed)?,
             program: program.to_owned(),
-            log: handover.log.clone(),
+            log,
             socket,
             pid: None,
             keep: Keep::No,
@@ -179,7 +188,7 @@ impl Successor {
         Failure::Ended {
             program: self.program.clone(),
             status,
-            lines: self.log.as_deref().map(last_lines).unwrap_or_default(),
+            lines: self.log.as_ref().map(Log::last_lines).unwrap_or_default(),
         }
     }
 
@@ -208,29 +217,38 @@ impl Drop for Successor {
     }
 }
 
-fn open_log(path: &Path) -> Result<File, Failure> {
-    let opened = OpenOptions::new().append(true).create(true).open(path);
-    opened.map_err(|cause| Failure::Directory {
-        path: path.to_owned(),
-        cause,
-    })
-}
+impl Log {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let open = || {
+            let file = OpenOptions::new().append(true).create(true).open(path)?;
+            let start = file.metadata()?.len();
+            let path = path.to_owned();
+            io::Result::Ok(Log { path, file, start })
+        };
+        open().map_err(|cause| Failure::Directory {
+            path: path.to_owned(),
+            cause,
+        })
+    }
 
-fn last_lines(path: &Path) -> Vec<String> {
-    let read = || {
-        let mut file = File::open(path)?;
-        let end = file.seek(SeekFrom::End(0))?;
-        file.seek(SeekFrom::Start(end.saturating_sub(TAIL)))?;
+    fn last_lines(&self) -> Vec<String> {
+        let bytes = self.tail().unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().collect();
+        let first = lines.len().saturating_sub(TAIL_LINES);
+        let last = &lines[first..];
+        last.iter().map(|line| (*line).to_owned()).collect()
+    }
+
+    fn tail(&self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        file.take(TAIL).read_to_end(&mut bytes)?;
-        io::Result::Ok(bytes)
-    };
-    let bytes = read().unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    let first = lines.len().saturating_sub(TAIL_LINES);
-    lines[first..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect()
+        // Of a FIFO or a terminal, nothing can be read back.
+        if self.file.metadata()?.is_file() {
+            let mut file = File::open(&self.path)?;
+            let end = file.seek(SeekFrom::End(0))?;
+            file.seek(SeekFrom::Start(end.saturating_sub(TAIL).max(self.start)))?;
+            file.take(TAIL).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
 }
