@@ -195,7 +195,7 @@ enum outcome queue_wait(struct device *device, struct queue *queue, u32 patience
     enum outcome outcome = WORKS;
     if (patience_ms) {
         begin = now_ms();
-        timer_every(10);
+        timer_every(patience_ms < 1000 ? 10 : 50);
     }
     while (queue->used.index == queue->seen) {
         if (patience_ms && (queue->msix_entry == NO_VECTOR || irq_count[VECTOR_TIMER] != ticks)) {

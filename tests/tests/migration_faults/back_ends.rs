@@ -197,7 +197,7 @@ impl BackEnds for Real {
                 disk_writer().replace("mode=", "mode=fuse+")
             ),
             Used::Share => {
-                format!("mode=fuse op=write file={name} blocks=20000 block=512 report=1 pace=100")
+                format!("mode=fuse op=write file={name} blocks=20000 block=512 report=1 pace=200")
             }
         }
     }
@@ -258,10 +258,10 @@ impl BackEnds for Real {
     }
 }
 
-/// Writes one record after the other. Without its disk it goes on all the same.
+/// Writes one record after the other. Without its disk it goes on all the same: once it is told, or after longer than anybody else waits.
 fn disk_writer() -> String {
-    "mode=blk-writer+ticks op=write count=2000 depth=2 report=2 pace=120 patience=600000 \
-     ticks=1000000 period=50 timer=lapic"
+    "mode=blk-writer+ticks op=write count=2000 depth=2 report=2 pace=200 patience=45000 \
+     ticks=1000000 period=200 timer=lapic"
         .to_owned()
 }
 

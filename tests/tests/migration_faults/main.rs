@@ -25,7 +25,7 @@ use party::lock;
 use table::Row;
 
 /// Most of the time they wait.
-const AT_ONCE: usize = 60;
+const AT_ONCE: usize = 40;
 
 /// Plays a row.
 fn play(row: &Row) -> String {

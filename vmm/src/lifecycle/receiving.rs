@@ -5,7 +5,6 @@
 //! the connections to back-ends, for the next attempt.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Instant;
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmState};
@@ -137,17 +136,6 @@ impl Vmm {
         meter.enter(Step::Resume);
         let service = farewell.take_service();
         let started = farewell.started();
-        // There already when the guest begins to run: then it would have to wait for a processor for longer.
-        let (tell, told) = channel();
-        let work = move || {
-            if told.recv().is_ok() {
-                started.run();
-            }
-        };
-        let thread = std::thread::Builder::new()
-            .name("farewell".into())
-            .stack_size(256 << 10)
-            .spawn(work);
         match arrival {
             // The vCPUs run when this returns; who waits may ask for the next thing only once the devices do, too.
             ArrivalV1::Running => self.resume(Asker::Arrival(waiters)),
@@ -156,11 +144,7 @@ impl Vmm {
                 waiters.answer(&Ok(Response::Done));
             }
         }
-        // Without the thread there is nobody to hear it.
-        let _ = tell.send(());
-        if let Err(error) = thread {
-            tracing::warn!("the sender is not told that its guest runs here: {error}");
-        }
+        started.tell();
         if let Some(service) = service {
             self.take_place(service);
         }

@@ -1,6 +1,7 @@
 //! The receiver's last duty: a guest that was committed runs or does not, and the sender is to know.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use ferry_api::migration::Phase;
@@ -12,6 +13,8 @@ use crate::memory::GuestRam;
 
 /// How long a sender has to say that it has heard.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of the teller's stack.
+const STACK: usize = 256 << 10;
 
 /// What is left of a migration once the guest is here. Dropped before [`Farewell::started`], it tells the sender that the guest was
 /// never started, so that it can go on there.
@@ -22,6 +25,7 @@ pub struct Farewell {
     ownership: Option<Ownership>,
     /// If this process takes the sender's place.
     service: Option<Service>,
+    teller: Teller,
     /// Until it is said.
     rest: Option<Box<Rest>>,
 }
@@ -38,12 +42,14 @@ impl Farewell {
         link: Link,
         listener: Listener,
         ownership: Option<Ownership>,
+        teller: Teller,
     ) -> Self {
         Farewell {
             attempts: attempts.clone(),
             meter: meter.clone(),
             ownership,
             service: None,
+            teller,
             rest: Some(Box::new(Rest { link, listener })),
         }
     }
@@ -83,9 +89,12 @@ impl Farewell {
             self.attempts.note(rest.link.attempt(), Outcome::Running);
         }
         Started {
-            attempts: self.attempts.clone(),
-            meter: self.meter.clone(),
-            rest,
+            teller: self.teller.clone(),
+            word: LastWord {
+                attempts: self.attempts.clone(),
+                meter: self.meter.clone(),
+                rest,
+            },
         }
     }
 }
@@ -104,14 +113,48 @@ impl Drop for Farewell {
 
 /// The guest runs, and the sender is still to be told.
 pub struct Started {
+    teller: Teller,
+    word: LastWord,
+}
+
+impl Started {
+    /// Has the sender told.
+    pub fn tell(self) {
+        // The thread ends only when there is nobody left to say something.
+        let _ = self.teller.0.send(self.word);
+    }
+}
+
+/// A thread that waits for the last word to the sender. It is made while nobody waits for it: a guest that runs would have to share its
+/// processor with the making of it.
+#[derive(Clone)]
+pub(super) struct Teller(Sender<LastWord>);
+
+impl Teller {
+    /// Makes it. It ends with the last of those who can have it say something.
+    pub(super) fn start() -> Result<Self, Error> {
+        let (teller, words) = channel::<LastWord>();
+        let work = move || {
+            if let Ok(word) = words.recv() {
+                word.say();
+            }
+        };
+        let builder = std::thread::Builder::new().name("farewell".into());
+        let thread = builder.stack_size(STACK).spawn(work);
+        thread.map_err(Error::Thread)?;
+        Ok(Teller(teller))
+    }
+}
+
+struct LastWord {
     attempts: Arc<Attempts>,
     meter: Arc<Meter>,
     rest: Option<Box<Rest>>,
 }
 
-impl Started {
+impl LastWord {
     /// Tells the sender. One that does not say that it has heard may ask later.
-    pub fn run(self) {
+    fn say(self) {
         let Some(rest) = self.rest else { return };
         let Rest { mut link, listener } = *rest;
         // Of what came before, the guest has not noticed anything.

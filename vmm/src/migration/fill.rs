@@ -18,6 +18,7 @@ use vm_migration::link::{
 use vm_migration::pages::RamTarget;
 use vm_migration::stream::StreamReader;
 
+use super::farewell::Teller;
 use super::listen::Incoming;
 use super::revival::Revival;
 use super::send::ask_all;
@@ -78,17 +79,21 @@ impl Incoming {
     /// The sender has kept it, or takes it back. Devices may have been given some of their state.
     pub fn fill(mut self, place: &Place<'_>) -> Result<Arrived, Error> {
         let mut parts = self.parts.take();
-        let outcome = match &mut parts {
-            Some(parts) => self.take(parts, place),
-            None => self.receive(place),
-        };
+        let outcome = Teller::start().and_then(|teller| {
+            let filled = match &mut parts {
+                Some(parts) => self.take(parts, place)?,
+                None => self.receive(place)?,
+            };
+            Ok((filled, teller))
+        });
         let attempt = self.link.attempt();
         match outcome {
-            Ok(Filled {
-                machine,
-                ram,
-                adopted,
-            }) => {
+            Ok((filled, teller)) => {
+                let Filled {
+                    machine,
+                    ram,
+                    adopted,
+                } = filled;
                 let Incoming {
                     listener,
                     link,
@@ -107,7 +112,7 @@ impl Incoming {
                     machine,
                     ram,
                     adopted,
-                    farewell: Farewell::new(&attempts, &meter, link, listener, ownership)
+                    farewell: Farewell::new(&attempts, &meter, link, listener, ownership, teller)
                         .with_service(service),
                 })
             }
