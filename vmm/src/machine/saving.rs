@@ -48,32 +48,47 @@ pub struct FunctionState {
     pub state: VirtioPciStateV1,
 }
 
-/// A virtual machine with vCPUs that know nothing yet: what of a machine can be made before its state is there.
+/// A virtual machine with vCPUs that know nothing yet but what they say of themselves: what of a machine can be made before its state is
+/// there.
 pub struct Shell {
     host: Host,
     /// What processors could say of themselves here. To ask KVM for it takes longer than most of the rest.
     offered: Cpuid,
     vm: Arc<Vm>,
     vcpus: Vec<VcpuFd>,
+    cpuids: Vec<CpuId>,
 }
 
 impl Shell {
-    /// A virtual machine with that RAM, whose contents may still come.
+    /// A virtual machine with that RAM, whose contents may still come, and with a vCPU for each of `cpuids`.
     ///
     /// # Errors
     /// KVM does not make it.
-    pub fn new(hypervisor: &Hypervisor, ram: &GuestRam, vcpus: u8) -> Result<Self, Error> {
+    pub fn new<'a>(
+        hypervisor: &Hypervisor,
+        ram: &GuestRam,
+        cpuids: impl IntoIterator<Item = &'a Vec<Abi<kvm_cpuid_entry2>>>,
+    ) -> Result<Self, Error> {
+        let cpuids = (0..)
+            .zip(cpuids)
+            .map(|(index, cpuid)| load::cpuid_of(cpuid, index))
+            .collect::<Result<Vec<CpuId>, _>>()?;
+        let count = u8::try_from(cpuids.len()).unwrap_or(u8::MAX);
         let host = Host::ask(hypervisor.kvm())?;
-        let offered = Cpuid::new(hypervisor.kvm(), vcpus)?;
+        let offered = Cpuid::new(hypervisor.kvm(), count)?;
         let vm = Arc::new(hypervisor.create_vm(ram.mapping())?);
-        let vcpus = (0..vcpus)
+        let vcpus = (0..count)
             .map(|index| vm.create_vcpu(index))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        for (index, (vcpu, cpuid)) in (0..).zip(vcpus.iter().zip(&cpuids)) {
+            load::identify(vcpu, index, cpuid)?;
+        }
         Ok(Shell {
             host,
             offered,
             vm,
             vcpus,
+            cpuids,
         })
     }
 }
@@ -248,11 +263,14 @@ impl Machine {
             offered,
             vm,
             vcpus: vcpu_fds,
+            cpuids,
         } = shell;
         if vcpu_fds.len() != state.vcpus.len() {
             return Err(Error::Mismatch("number of vCPUs".into()));
         }
-        let cpuids = check_vcpus(&offered, state)?;
+        if cpuids != check_vcpus(&offered, state)? {
+            return Err(Error::Mismatch("CPUID of a vCPU".into()));
+        }
         let clock = StoppedClock::from_state(&state.clock);
         for (index, (fd, state)) in (0..).zip(vcpu_fds.iter().zip(&state.vcpus)) {
             load::load(fd, index, &host, state, clock.host_ticks())?;

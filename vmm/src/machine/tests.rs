@@ -138,8 +138,8 @@ impl Bench {
             shared: None,
             console: self.console.as_ref(),
         };
-        let vcpus = state.vcpus.len() as u8;
-        let shell = Shell::new(&self.hypervisor, &self.ram, vcpus)?;
+        let cpuids = state.vcpus.iter().map(|vcpu| &vcpu.cpuid);
+        let shell = Shell::new(&self.hypervisor, &self.ram, cpuids)?;
         Machine::from_state(shell, &parts, state)
     }
 

@@ -21,7 +21,7 @@ const TOLERANCE_PPM: u64 = 250;
 ///
 /// The order, each step needing those before it:
 ///
-/// 1. CPUID says which bits and registers there are; KVM checks all that follows against it.
+/// 1. CPUID, which has been [told](identify) already, says which bits and registers there are; KVM checks all that follows against it.
 /// 2. SREGS, which enable the local APIC, set its base, and choose between xAPIC and x2APIC.
 /// 3. The local APIC, whose state is laid out by that mode. It says how its timer works, without which 9 would be ignored.
 /// 4. Nested state, for which EFER and CR4 of 2 have to allow virtualisation, and IA32_FEATURE_CONTROL too.
@@ -42,7 +42,7 @@ pub fn load(
 ) -> Result<(), Error> {
     let set = |step| refused(step, index);
     let VcpuStateV1 {
-        cpuid,
+        cpuid: _,
         tsc,
         tsc_khz,
         tsc_deadline,
@@ -58,8 +58,6 @@ pub fn load(
         nested,
     } = state;
     check_frequency(*tsc_khz, vcpu.get_tsc_khz().ok())?;
-    let cpuid = cpuid_of(cpuid, index)?;
-    vcpu.set_cpuid2(&cpuid).map_err(set("set the CPUID"))?;
     vcpu.set_sregs(&sregs.0)
         .map_err(set("set the segment registers"))?;
     vcpu.set_lapic(&lapic.0)
@@ -87,6 +85,15 @@ pub fn load(
         msrs::write_one(vcpu, index, register)?;
     }
     Ok(())
+}
+
+/// Tells a vCPU that has never run what it says of itself.
+///
+/// # Errors
+/// KVM does not take it.
+pub fn identify(vcpu: &VcpuFd, index: u8, cpuid: &CpuId) -> Result<(), Error> {
+    vcpu.set_cpuid2(cpuid)
+        .map_err(refused("set the CPUID", index))
 }
 
 /// A saved CPUID in KVM's form.

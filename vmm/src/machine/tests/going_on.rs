@@ -146,6 +146,7 @@ fn an_exit_that_waits_for_its_answer_is_completed_before_anything_is_saved() {
         drop(fd);
         let vm = bench.hypervisor.create_vm(bench.ram.mapping()).unwrap();
         let mut fd = vm.create_vcpu(0).unwrap();
+        load::identify(&fd, 0, &cpuids[0]).unwrap();
         load::load(&fd, 0, host, &state, now).unwrap();
         match fd.run().unwrap() {
             VcpuExit::IoOut(0x80, data) => assert_eq!(data, 0x1234u32.to_le_bytes()),

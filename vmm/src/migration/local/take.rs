@@ -41,7 +41,7 @@ impl Incoming {
         let hypervisor = Hypervisor::open()?;
         let files = std::mem::take(&mut parts.ram);
         let ram = GuestRam::of_another_process(&self.config.memory, files)?;
-        let shell = Shell::new(&hypervisor, &ram, self.config.cpus.boot_vcpus)?;
+        let shell = Shell::new(&hypervisor, &ram, &self.guest.cpuids)?;
         let process = Process::this().map_err(Error::Ownership)?;
         self.link.send_handles(&[process.handle()], &*meter)?;
         self.link.send(&Message::Prepared, &*meter)?;

@@ -172,9 +172,9 @@ impl Filled {
             device.set_ram(regions.clone());
         }
         meter.enter(Step::Machine);
-        let vcpus = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
+        let cpuids = state.vcpus.iter().map(|vcpu| &vcpu.cpuid);
         let machine = Machine::from_state(
-            Shell::new(place.hypervisor, &ram, vcpus)?,
+            Shell::new(place.hypervisor, &ram, cpuids)?,
             &RestoreParts {
                 devices: place.devices,
                 shared: None,

@@ -13,7 +13,7 @@ use crate::bench::{Kind, LIMIT, above, millis};
 
 /// The flags of a socket on which somebody listens.
 const LISTENS: &str = "00010000";
-/// How often the sender is asked how far it is. What counts is the time that it measures itself.
+/// How often the sender is asked whether it has noticed the end. What counts is the time that it measures itself.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A guest that was moved. All times are in milliseconds.
@@ -77,12 +77,13 @@ pub fn migrate(
         request["destination_url"] = json!(url);
         request["preserve_source"] = json!(true);
         source.put("vm.send-migration", &request)?;
+        // Nobody is asked meanwhile: who answers needs a processor, and there may be two.
+        let received = received.join();
+        received.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let report = match kind {
             Kind::Ferry => wait_for_end(&source, begun)?,
             _ => Value::Null,
         };
-        let received = received.join();
-        received.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let total = report["elapsed_ms"].as_f64();
         anyhow::Ok((total.unwrap_or_else(|| millis(begun.elapsed())), report))
     })?;
