@@ -13,7 +13,7 @@
 
 use std::io::{self, BufRead, ErrorKind, Read, Write};
 
-use xxhash_rust::xxh3::Xxh3Default;
+use crate::xxh3::Xxh3;
 
 /// The most that one chunk holds, in bytes.
 pub const CHUNK_MOST: usize = 1 << 20;
@@ -92,7 +92,7 @@ pub struct Totals {
 struct Tally {
     bytes: u64,
     most: u64,
-    hash: Xxh3Default,
+    hash: Xxh3,
     failed: bool,
 }
 
@@ -101,7 +101,7 @@ impl Tally {
         Tally {
             bytes: 0,
             most,
-            hash: Xxh3Default::new(),
+            hash: Xxh3::new(),
             failed: false,
         }
     }

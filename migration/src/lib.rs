@@ -23,6 +23,7 @@ pub mod ram;
 pub mod stream;
 mod sys;
 mod watch;
+mod xxh3;
 
 pub use watch::{Unwatched, Watch};
 

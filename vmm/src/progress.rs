@@ -87,7 +87,11 @@ impl Stretch {
     }
 
     pub fn end(&mut self) {
-        self.ended.get_or_insert_with(Instant::now);
+        self.end_at(Instant::now());
+    }
+
+    pub fn end_at(&mut self, ended: Instant) {
+        self.ended.get_or_insert(ended);
     }
 
     pub fn has_begun(self) -> bool {

@@ -1,6 +1,6 @@
 //! The fixed parts of the wire: preamble, its answer, frame headers, and what is summed up.
 
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64, xxh3_64_with_seed};
+use crate::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 use super::error::Violation;
 use super::message::{self, Tally, be_u16, be_u32, be_u64};
@@ -173,7 +173,7 @@ pub(super) struct Direction {
     seed: u64,
     number: u64,
     tally: Tally,
-    digest: Xxh3Default,
+    digest: Xxh3,
 }
 
 impl Direction {
@@ -186,7 +186,7 @@ impl Direction {
             seed: xxh3_64(&origin),
             number: 0,
             tally: Tally::default(),
-            digest: Xxh3Default::new(),
+            digest: Xxh3::new(),
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::xxh3::xxh3_64;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::types::{Bits, Description, Manifest, Region, State};
 use crate::stream::{FORMAT_VERSION, SECTIONS_MOST, StreamId};

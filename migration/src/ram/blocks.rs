@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use xxhash_rust::xxh3::xxh3_64;
+use crate::xxh3::xxh3_64;
 
 use super::BLOCK;
 use crate::stream::{Cause, Error, Form, Label, Place, SectionReader, StreamWriter};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use crate::xxh3::{Xxh3, xxh3_64};
 
 use super::Label;
 use super::error::Cause;
@@ -210,7 +210,7 @@ pub(super) fn frame_header(first: &[u8], second: &[u8]) -> [u8; FRAME_HEADER] {
     let checksum = match (first, second) {
         (one, []) | ([], one) => xxh3_64(one),
         _ => {
-            let mut hash = Xxh3Default::new();
+            let mut hash = Xxh3::new();
             hash.update(first);
             hash.update(second);
             hash.digest()
@@ -251,11 +251,11 @@ pub(super) fn be_u64(bytes: &[u8]) -> u64 {
 }
 
 /// The digest of everything, as it grows.
-pub(super) struct Digest(Xxh3Default);
+pub(super) struct Digest(Xxh3);
 
 impl Digest {
     pub(super) fn new(header: &[u8]) -> Self {
-        let mut hash = Xxh3Default::new();
+        let mut hash = Xxh3::new();
         hash.update(header);
         Digest(hash)
     }
@@ -290,12 +290,12 @@ pub(super) struct Open {
     pub(super) label: Label,
     pub(super) offset: u64,
     pub(super) bytes: u64,
-    digest: Xxh3Default,
+    digest: Xxh3,
 }
 
 impl Open {
     pub(super) fn new(label: Label, header: &[u8], offset: u64) -> Self {
-        let mut digest = Xxh3Default::new();
+        let mut digest = Xxh3::new();
         digest.update(header);
         Open {
             label,

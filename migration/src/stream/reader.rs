@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 
-use xxhash_rust::xxh3::xxh3_64;
+use crate::xxh3::xxh3_64;
 
 use super::error::{Cause, Error, FRAME_TOO_LONG, Place, from_read};
 use super::format::{self, Digest, FRAME_MOST, Form, Open, SECTIONS_MOST, StreamId};

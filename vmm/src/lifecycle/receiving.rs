@@ -144,6 +144,8 @@ impl Vmm {
                 waiters.answer(&Ok(Response::Done));
             }
         }
+        // Those who tell the sender have to wait for a processor that the guest has: it did not stand still for that.
+        meter.enter(Step::Release);
         started.tell();
         if let Some(service) = service {
             self.take_place(service);

@@ -150,11 +150,14 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     fn arrived(&self, timings: Vec<Timing>) {
-        self.meter.guest_goes_on();
         let phases = timings
             .into_iter()
             .map(|timing| (timing.name, Duration::from_micros(timing.micros)));
-        self.meter.set_peer_phases(phases.collect());
+        let (ran, stood): (Vec<_>, Vec<_>) =
+            phases.partition(|(name, _)| name == Phase::Release.name());
+        self.meter
+            .guest_has_gone_on_for(ran.iter().map(|(_, time)| *time).sum());
+        self.meter.set_peer_phases(stood);
     }
 
     /// Asks what has become of a guest that was handed over, until there is an answer, or somebody takes it back.

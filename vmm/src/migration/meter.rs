@@ -236,6 +236,13 @@ impl Meter {
         self.table().paused.end();
     }
 
+    /// It has done so for a while, if the other side can be believed.
+    pub fn guest_has_gone_on_for(&self, time: Duration) {
+        let now = Instant::now();
+        let at = now.checked_sub(time).unwrap_or(now);
+        self.table().paused.end_at(at);
+    }
+
     pub fn set_ram_total(&self, bytes: u64) {
         self.table().ram_total = bytes;
     }

@@ -19,6 +19,8 @@ use super::{BackEnds, DOWNTIME_MS, Moving, SCRIPT, turns};
 /// What has not happened by then never will.
 const LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(50);
+/// How often it is looked whether a guest has moved: seldom, because who answers needs a processor, too.
+const LOOK: Duration = Duration::from_millis(500);
 /// Bytes a second that no socket reaches.
 const UNLIMITED: u64 = 1 << 40;
 
@@ -67,7 +69,7 @@ impl Qemu {
 
     /// Waits for the end of a migration.
     fn migrated(&mut self) -> Value {
-        self.wait_until("end of the migration", |qemu| {
+        self.wait_until("end of the migration", LOOK, |qemu| {
             let report = qemu.monitor.qmp.ask("query-migrate", json!({}));
             match report["status"].as_str() {
                 Some("completed") => Some(report),
@@ -77,7 +79,12 @@ impl Qemu {
         })
     }
 
-    fn wait_until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
+    fn wait_until<T>(
+        &mut self,
+        what: &str,
+        poll: Duration,
+        mut look: impl FnMut(&mut Self) -> Option<T>,
+    ) -> T {
         let begin = Instant::now();
         loop {
             if let Some(found) = look(self) {
@@ -87,7 +94,7 @@ impl Qemu {
             if ended.is_some() || begin.elapsed() > LIMIT {
                 panic!("QEMU: no {what} ({ended:?}): {:?}", self.serial());
             }
-            thread::sleep(POLL);
+            thread::sleep(poll);
         }
     }
 }
@@ -102,7 +109,7 @@ impl Moving for Qemu {
     }
 
     fn wait_for_turns(&mut self, count: u64) {
-        self.wait_until("devices that are used", |qemu| {
+        self.wait_until("devices that are used", POLL, |qemu| {
             (qemu.turns() >= count).then_some(())
         });
     }

@@ -27,8 +27,8 @@ use plain::{Destination, Source};
 
 /// MiB of RAM.
 const SIZES: [u64; 2] = [512, 2048];
-/// It sleeps until the next tick.
-const SLEEPY: &str = "console=ttyS0 mode=ticks ticks=1000000000 period=10 timer=lapic";
+/// It sleeps until the next tick, which takes it about a millisecond where KVM interprets it.
+const SLEEPY: &str = "console=ttyS0 mode=ticks ticks=1000000000 period=100 timer=lapic";
 /// Each tick is said as soon as the one before.
 const TALKATIVE: &str = "console=ttyS0 mode=ticks ticks=1000000000 period=0";
 /// The parts of the silence on the sender's side.
