@@ -272,7 +272,7 @@ pub enum Phase {
     Unconfirmed,
     /// Devices and vCPUs go on.
     Resume,
-    /// The sender releases what it had.
+    /// The guest runs there. The receiver says so, and the sender releases what it had.
     Release,
 }
 

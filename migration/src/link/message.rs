@@ -88,7 +88,7 @@ pub enum Message<'a> {
     Ready,
     /// Receiver: the guest runs.
     Running {
-        /// Where the time went.
+        /// Where the time went while it stood still; and as `release`, for how long it has run by now.
         timings: Cow<'a, [Timing]>,
     },
     /// Receiver, asked: what became of the attempt.

@@ -220,6 +220,8 @@ impl Guest {
     /// The guest is paused, and says nothing for a while.
     pub fn stands_still(&self, text: &str) {
         assert_eq!(self.state(), "Paused");
+        // What it said last may still be on its way.
+        thread::sleep(Duration::from_millis(100));
         let now = self.count(text);
         thread::sleep(Duration::from_millis(300));
         assert_eq!(self.count(text), now, "the guest runs");

@@ -145,6 +145,7 @@ impl Vmm {
             }
         }
         // Those who tell the sender have to wait for a processor that the guest has: it did not stand still for that.
+        meter.guest_goes_on();
         meter.enter(Step::Release);
         started.tell();
         if let Some(service) = service {

@@ -268,9 +268,7 @@ impl Machine {
         if vcpu_fds.len() != state.vcpus.len() {
             return Err(Error::Mismatch("number of vCPUs".into()));
         }
-        if cpuids != check_vcpus(&offered, state)? {
-            return Err(Error::Mismatch("CPUID of a vCPU".into()));
-        }
+        let cpuids = tell_again(&vcpu_fds, cpuids, check_vcpus(&offered, state)?)?;
         let clock = StoppedClock::from_state(&state.clock);
         for (index, (fd, state)) in (0..).zip(vcpu_fds.iter().zip(&state.vcpus)) {
             load::load(fd, index, &host, state, clock.host_ticks())?;
@@ -305,6 +303,17 @@ impl Machine {
             vm,
         })
     }
+}
+
+/// Corrects what vCPUs were told of themselves, where it has become something else: a guest that was booted elsewhere may have begun anew
+/// on the way here.
+fn tell_again(vcpus: &[VcpuFd], told: Vec<CpuId>, right: Vec<CpuId>) -> Result<Vec<CpuId>, Error> {
+    for (index, (vcpu, (told, right))) in (0..).zip(vcpus.iter().zip(told.iter().zip(&right))) {
+        if told != right {
+            load::identify(vcpu, index, right)?;
+        }
+    }
+    Ok(right)
 }
 
 /// Makes sure that this host has what the saved processors have, before anything is built; returns what each says of

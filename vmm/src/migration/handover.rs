@@ -127,9 +127,11 @@ impl<S: Fn(Word)> Job<S> {
             let deadline = Instant::now() + self.timeouts.request;
             match committed.and_then(|()| wait_for_running(&mut link, meter, deadline)) {
                 Ok(timings) => self.arrived(timings),
-                Err(error) => lender.decide(error)?,
+                Err(error) => {
+                    lender.decide(error)?;
+                    meter.enter(Phase::Release);
+                }
             }
-            meter.enter(Phase::Release);
             return Ok(());
         }
         commit(&mut link, meter)?;
@@ -143,12 +145,13 @@ impl<S: Fn(Word)> Job<S> {
                 );
                 drop(link);
                 self.ask_until_clear(way)?;
+                meter.enter(Phase::Release);
             }
         }
-        meter.enter(Phase::Release);
         Ok(())
     }
 
+    /// Of the time since the guest runs there, the receiver speaks as of a phase.
     fn arrived(&self, timings: Vec<Timing>) {
         let phases = timings
             .into_iter()
@@ -156,7 +159,7 @@ impl<S: Fn(Word)> Job<S> {
         let (ran, stood): (Vec<_>, Vec<_>) =
             phases.partition(|(name, _)| name == Phase::Release.name());
         self.meter
-            .guest_has_gone_on_for(ran.iter().map(|(_, time)| *time).sum());
+            .guest_has_run_for(ran.iter().map(|(_, time)| *time).sum());
         self.meter.set_peer_phases(stood);
     }
 

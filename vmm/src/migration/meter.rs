@@ -236,11 +236,14 @@ impl Meter {
         self.table().paused.end();
     }
 
-    /// It has done so for a while, if the other side can be believed.
-    pub fn guest_has_gone_on_for(&self, time: Duration) {
+    /// It has run there for a while, if the other side can be believed; since then what it had here is released.
+    pub fn guest_has_run_for(&self, time: Duration) {
         let now = Instant::now();
-        let at = now.checked_sub(time).unwrap_or(now);
-        self.table().paused.end_at(at);
+        let mut table = self.table();
+        let begun = table.phases.last().map_or(now, |(_, begun)| *begun);
+        let at = now.checked_sub(time).unwrap_or(now).max(begun);
+        table.paused.end_at(at);
+        table.phases.push((Phase::Release, at));
     }
 
     pub fn set_ram_total(&self, bytes: u64) {

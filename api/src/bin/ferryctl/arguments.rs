@@ -24,7 +24,7 @@ Exit status:
   4    the time is over (--timeout); what was asked for may still happen
   5    an answer that is not Ferry's, or output that cannot be written
   6    the command of --while-paused failed, and the snapshot was given up
-  7    the guest was handed over, and nobody has said that it runs there";
+  7    the guest was handed over, or may have been, and nobody has said that it runs there";
 
 /// Controls a running Ferry through its API socket.
 #[derive(Debug, Parser)]

@@ -120,11 +120,12 @@ pub enum Failure {
         /// Why it is not known.
         #[source]
         cause: Box<Failure>,
-        /// The new process, which was left alone.
-        pid: u32,
-        /// The same of its directory.
-        directory: PathBuf,
+        /// What was started for it.
+        left: Option<Left>,
     },
+    /// Nothing to hand over.
+    #[error("there is no guest: it {0}")]
+    NoGuest(&'static str),
     /// A guest of which nobody says that it runs.
     #[error("it was handed over to {url}, and nobody has said that it runs there")]
     Unconfirmed {
@@ -143,8 +144,8 @@ impl Failure {
             Failure::Client(ClientError::Refused(_))
             | Failure::Snapshot(_)
             | Failure::Damaged { .. } => 1,
-            Failure::Ended { .. } | Failure::Mute { .. } => 1,
-            Failure::Stays(cause) | Failure::Open { cause, .. } => return cause.status(),
+            Failure::Ended { .. } | Failure::Mute { .. } | Failure::NoGuest(_) => 1,
+            Failure::Stays(cause) => return cause.status(),
             Failure::Directory { .. } | Failure::Start { .. } => 2,
             Failure::Usage(_) | Failure::Read { .. } | Failure::Json { .. } => 2,
             Failure::Client(ClientError::Connect { .. } | ClientError::Closed { .. })
@@ -152,7 +153,7 @@ impl Failure {
             Failure::Client(ClientError::TimedOut { .. }) => 4,
             Failure::Client(ClientError::Wire { .. }) | Failure::Output(_) => 5,
             Failure::WhilePaused { .. } => 6,
-            Failure::Unconfirmed { .. } => 7,
+            Failure::Unconfirmed { .. } | Failure::Open { .. } => 7,
             // As a shell would have it, if the signal itself does not end ferryctl.
             Failure::Interrupted { signal, .. } => u8::try_from(128 + signal).unwrap_or(1),
         })
@@ -224,7 +225,13 @@ impl Failure {
                 End::Finished => "the snapshot was finished all the same".into(),
             }),
             Failure::Stays(_) => Some("the guest goes on in the old process".into()),
-            Failure::Open { pid, directory, .. } => {
+            Failure::Open { left: None, .. } => {
+                Some("ferryctl info tells who answers, and ferryctl migration how it went".into())
+            }
+            Failure::Open {
+                left: Some(Left { pid, directory }),
+                ..
+            } => {
                 let (api, directory) = (directory.join("api"), directory.display());
                 let api = api.display();
                 Some(format!(
@@ -244,6 +251,14 @@ impl Failure {
             _ => None,
         }
     }
+}
+
+/// A new process that was left alone, because it may have the guest.
+#[derive(Debug)]
+pub struct Left {
+    pub pid: u32,
+    /// What was made for it.
+    pub directory: PathBuf,
 }
 
 /// What has become of a snapshot whose command has failed.

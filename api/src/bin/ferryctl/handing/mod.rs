@@ -24,7 +24,7 @@ use ferry_api::wire::{
 
 use super::arguments::Handover;
 use super::commands::Session;
-use super::failure::Failure;
+use super::failure::{Failure, Left};
 use super::migrating::{self, Watch};
 use super::output::{self, Form};
 use super::pairs;
@@ -53,15 +53,14 @@ pub fn hand_over(handover: &Handover, session: &Session<'_>) -> Result<(), Failu
 fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<(), Failure> {
     let signals = Signals::note();
     let serial = usable(handover)?;
-    // One that cannot be reached needs no successor.
-    session.questions().get("vm.info")?;
+    // One that cannot be reached, or has no guest, needs no successor.
+    guest_of(session)?;
     let directory = Directory::make()?;
     let url = format!("unix:{}", directory.file("guest").display());
     let api = directory.file("api");
-    let mut successor = Successor::start(handover, program, api.clone())
-        .map_err(|failure| staying(failure, session))?;
+    let mut successor = Successor::start(handover, program, api.clone()).map_err(Failure::stays)?;
     let begun = begin(&mut successor, serial, &url, &session.at(&api), &signals);
-    let arrival = begun.map_err(|failure| staying(failure, session))?;
+    let arrival = begun.map_err(Failure::stays)?;
     let sent = Sent::begin(&url, arrival, session, &signals);
     let followed = sent.and_then(|mut sent| sent.follow().map(|()| sent));
     let sent = match followed {
@@ -71,10 +70,10 @@ fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<
             // It may have the guest.
             let pid = successor.pid();
             successor.let_go();
+            let directory = directory.leave();
             return Err(Failure::Open {
                 cause: Box::new(failure),
-                pid,
-                directory: directory.leave(),
+                left: Some(Left { pid, directory }),
             });
         }
     };
@@ -91,6 +90,7 @@ fn to_new(handover: &Handover, program: &Path, session: &Session<'_>) -> Result<
 /// To a process that somebody else has started and has told to receive.
 fn to_waiting(url: &str, session: &Session<'_>) -> Result<(), Failure> {
     let signals = Signals::note();
+    guest_of(session)?;
     let pid = session
         .parse::<Ping>(&session.questions().get("vmm.ping")?)?
         .pid;
@@ -101,7 +101,13 @@ fn to_waiting(url: &str, session: &Session<'_>) -> Result<(), Failure> {
     drop(never);
     let sent = match followed {
         Ok(sent) => sent,
-        Err(Open::Failed(failure) | Open::Unknown(failure)) => return Err(failure),
+        Err(Open::Failed(failure)) => return Err(failure),
+        Err(Open::Unknown(failure)) => {
+            return Err(Failure::Open {
+                cause: Box::new(failure),
+                left: None,
+            });
+        }
     };
     let progress = sent.arrived(url, |ping| ping != pid)?;
     output::write_end(progress.as_ref(), session.form, migrating::describe)
@@ -131,13 +137,21 @@ fn usable(handover: &Handover) -> Result<Option<Console>, Failure> {
     }
 }
 
-/// The same failure, saying that the guest goes on in the old process, if there is one.
+/// Whether the old process has a guest that could be handed over.
+fn guest_of(session: &Session<'_>) -> Result<(), Failure> {
+    let reply = session.questions().get("vm.info")?;
+    match session.parse::<VmInfo>(&reply)?.state {
+        VmState::Running | VmState::Paused => Ok(()),
+        VmState::Created => Err(Failure::NoGuest("has not been booted")),
+        VmState::Shutdown => Err(Failure::NoGuest("has ended")),
+    }
+}
+
+/// The same failure, saying that the guest goes on in the old process, if it does.
 fn staying(failure: Failure, session: &Session<'_>) -> Failure {
-    let info = session.questions().get("vm.info").map_err(Failure::from);
-    let info = info.and_then(|reply| session.parse::<VmInfo>(&reply));
-    match info.map(|info| info.state) {
-        Ok(VmState::Running | VmState::Paused) => failure.stays(),
-        Ok(VmState::Created | VmState::Shutdown) | Err(_) => failure,
+    match guest_of(session) {
+        Ok(()) => failure.stays(),
+        Err(_) => failure,
     }
 }
 
@@ -303,7 +317,7 @@ impl<'a> Sent<'a> {
     /// The old process says that it has failed.
     fn failed(&mut self) -> Failure {
         self.watch.clear();
-        if self.signals.noted().is_some() {
+        if self.signals.noted().is_some() && guest_of(self.session).is_ok() {
             return Failure::interrupted(self.signals);
         }
         let reasons = self.watch.last().map(|last| last.error.clone());
