@@ -68,6 +68,21 @@ fn a_disk_and_a_directory_at_work() {
     assert!(file == pattern::blocks(BLOCK, 4, BLOCKS));
 }
 
+/// Ferry knows nothing of what such a device is.
+#[test]
+fn a_generic_device_at_work() {
+    let disk = Qsd::serving("256M").throttle(2000).start();
+    let mut guest = tiny(crate::common::BUSY)
+        .with_device(&disk, "device_type=2,num_queues=1")
+        .start();
+    guest.goes_on(crate::common::WRITTEN);
+    for _ in 0..5 {
+        guest = handed_over(guest);
+        guest.goes_on(crate::common::WRITTEN);
+        assert_eq!(disk.connected(), 1);
+    }
+}
+
 #[test]
 fn the_old_process_can_stay_and_take_the_guest_again() {
     let disk = Qsd::serving("256M").throttle(2000).start();
