@@ -258,9 +258,9 @@ impl BackEnds for Real {
     }
 }
 
-/// Writes one record after the other. Without its disk it goes on all the same: once it is told, or after longer than anybody else waits.
+/// Writes one record after the other. Without its disk it goes on all the same, once it is told.
 fn disk_writer() -> String {
-    "mode=blk-writer+ticks op=write count=2000 depth=2 report=2 pace=200 patience=45000 \
+    "mode=blk-writer+ticks op=write count=2000 depth=2 report=2 pace=200 patience=600000 \
      ticks=1000000 period=200 timer=lapic"
         .to_owned()
 }

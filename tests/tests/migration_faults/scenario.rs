@@ -146,7 +146,7 @@ impl Field {
         }
         drop(turn);
         let begun = Instant::now();
-        let left = self.settle(&received, row.fault);
+        let left = self.settle(&received, row);
         let took = begun.elapsed().as_secs_f32();
         self.end_what_never_goes_on(row.fault);
         drop(link);
@@ -241,7 +241,7 @@ impl Field {
     }
 
     /// Waits until it is clear whose the guest is. It is never both's.
-    fn settle(&self, received: &Receiver<Result<(), String>>, fault: Fault) -> Left {
+    fn settle(&self, received: &Receiver<Result<(), String>>, row: &Row) -> Left {
         let mut answered = false;
         let mut last = None;
         let mut since: Option<(Left, Instant)> = None;
@@ -283,7 +283,11 @@ impl Field {
             }
         });
         let left = settled.unwrap_or_else(|| panic!("no clarity within {SETTLED:?}: {last:?}"));
-        let dead = has_no_disk(left, fault);
+        let dead = has_no_disk(left, row.fault);
+        if dead && row.owner >= Owner::Destination {
+            // It may have hung when all was asked of it that is asked without the guest. Then its end is what is noticed.
+            self.end_what_never_goes_on(row.fault);
+        }
         match left {
             // All that can be said of it is that it runs.
             Left::Source | Left::Destination if dead && !self.source_disk.is_missed() => {}
