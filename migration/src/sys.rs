@@ -144,11 +144,12 @@ pub(crate) unsafe fn receive(
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether this process has the pages of a mapping, at most 2 MiB of it, mapped to memory. Where the kernel does not tell, they
-/// are not.
+/// Whether this process has all these pages of a mapping mapped to memory. Where the kernel does not tell, they are not. The kernel looks
+/// at all pages around to answer, so that this is worth it for many of them only.
 pub(crate) fn is_present(address: usize, bytes: usize) -> bool {
     const PAGE: usize = 4096;
-    const PAGES_MOST: usize = 512;
+    /// So many are asked for at a time.
+    const PAGES_MOST: usize = 64;
     /// Eight bytes for each page, of which the highest bit says so.
     const ENTRY: usize = 8;
     static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
@@ -156,13 +157,13 @@ pub(crate) fn is_present(address: usize, bytes: usize) -> bool {
         return false;
     };
     let (first, end) = (address / PAGE, (address + bytes).div_ceil(PAGE));
-    let mut entries = [0; ENTRY * PAGES_MOST];
-    let Some(entries) = entries.get_mut(..ENTRY * (end - first)) else {
-        return false;
-    };
-    let read = pagemap.read_exact_at(entries, (ENTRY * first) as u64);
-    let (entries, _) = entries.as_chunks::<ENTRY>();
-    read.is_ok() && entries.iter().all(|it| u64::from_ne_bytes(*it) >> 63 == 1)
+    (first..end).step_by(PAGES_MOST).all(|at| {
+        let mut entries = [0; ENTRY * PAGES_MOST];
+        let entries = &mut entries[..ENTRY * PAGES_MOST.min(end - at)];
+        let read = pagemap.read_exact_at(entries, (ENTRY * at) as u64);
+        let (entries, _) = entries.as_chunks::<ENTRY>();
+        read.is_ok() && entries.iter().all(|it| u64::from_ne_bytes(*it) >> 63 == 1)
+    })
 }
 
 /// Random bytes from the kernel.
@@ -178,7 +179,7 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
 
 /// A shared, writable mapping of the beginning of a file. It lives as long as this value.
 pub(crate) struct Mapping {
-    address: *mut u8,
+    address: NonNull<u8>,
     bytes: usize,
 }
 
@@ -202,19 +203,18 @@ impl Mapping {
                 0,
             )
         };
-        match address == libc::MAP_FAILED {
-            true => Err(io::Error::last_os_error()),
-            false => Ok(Mapping {
-                address: address.cast(),
+        match NonNull::new(address) {
+            Some(start) if address != libc::MAP_FAILED => Ok(Mapping {
+                address: start.cast(),
                 bytes: length,
             }),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 
     /// Where it begins.
-    #[cfg(test)]
     pub(crate) fn start(&self) -> NonNull<u8> {
-        NonNull::new(self.address).unwrap()
+        self.address
     }
 
     /// Copies `data` to `at`, or refuses what is not inside.
@@ -230,6 +230,7 @@ impl Mapping {
         unsafe {
             self.address
                 .add(at)
+                .as_ptr()
                 .copy_from_nonoverlapping(data.as_ptr(), data.len())
         };
         Ok(())
@@ -239,6 +240,6 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this range was mapped by `new`, and nobody has references into it.
-        unsafe { libc::munmap(self.address.cast(), self.bytes) };
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
     }
 }

@@ -10,6 +10,7 @@ use super::order::{Order, Side};
 use super::socket::Transport;
 use super::wire::{Answer, Direction, REASON_MOST};
 use super::{Address, Patience, Purpose, StreamId};
+use crate::pages::Staging;
 use crate::watch::Unwatched;
 
 /// How long the last words may take.
@@ -27,8 +28,10 @@ pub struct Link {
     pub(super) order: Order,
     pub(super) outgoing: Direction,
     pub(super) incoming: Incoming,
-    /// What is left of a small frame that was sent without waiting.
+    /// Small frames that are to go with what follows, or what is left of them.
     pub(super) unsent: Vec<u8>,
+    /// Pages that may be lent to the kernel, between one round of copying and the next.
+    pub(crate) staging: Option<Staging>,
     pub(super) sent_last: Instant,
     /// When the other side last said that it is there, while something was written.
     pub(super) heard: Instant,
@@ -81,6 +84,7 @@ impl Link {
             outgoing: Direction::new(attempt, purpose.index(), side),
             incoming: Incoming::new(attempt, purpose, side.other()),
             unsent: Vec::new(),
+            staging: None,
             sent_last: Instant::now(),
             heard: Instant::now(),
             input: Condition::Whole,

@@ -46,6 +46,10 @@ pub enum Message<'a> {
         /// How many, at most 64.
         count: u16,
     },
+    /// Sender, where pages are lent to the kernel: is to be answered, once all pages before it are in RAM.
+    Sync,
+    /// Receiver: the answer.
+    Synced,
     /// Both, at any time: still there.
     Alive,
     /// Sender: a round of copying begins. Information only.
@@ -174,7 +178,13 @@ pub(super) fn check_length(kind: Kind, length: u32) -> Result<usize, Violation> 
         Kind::Outcome => bytes == 1,
         Kind::Running => bytes <= TIMINGS_MOST * (1 + TIMING_NAME_MOST + 8),
         Kind::Failed => bytes <= FAILURE_MOST,
-        Kind::StateEnd | Kind::Bye | Kind::Prepared | Kind::Ready | Kind::Alive => bytes == 0,
+        Kind::StateEnd
+        | Kind::Bye
+        | Kind::Prepared
+        | Kind::Ready
+        | Kind::Sync
+        | Kind::Synced
+        | Kind::Alive => bytes == 0,
     };
     match right {
         true => Ok(bytes),
@@ -190,6 +200,8 @@ impl Message<'_> {
             Message::Pages { .. } => Kind::Pages,
             Message::Zeros { .. } => Kind::Zeros,
             Message::Handles { .. } => Kind::Handles,
+            Message::Sync => Kind::Sync,
+            Message::Synced => Kind::Synced,
             Message::Alive => Kind::Alive,
             Message::Round { .. } => Kind::Round,
             Message::State(_) => Kind::State,
@@ -263,6 +275,8 @@ impl Message<'_> {
             Message::Running { timings } => encode_timings(timings).into(),
             Message::Outcome(outcome) => vec![*outcome as u8 + 1].into(),
             Message::Alive
+            | Message::Sync
+            | Message::Synced
             | Message::StateEnd
             | Message::Bye
             | Message::Prepared
@@ -300,6 +314,8 @@ pub(super) fn decode(kind: Kind, body: &[u8], attempt: StreamId) -> Result<Messa
         Kind::Handles => Message::Handles {
             count: be_u16(data),
         },
+        Kind::Sync => Message::Sync,
+        Kind::Synced => Message::Synced,
         Kind::Alive => Message::Alive,
         Kind::Round => Message::Round {
             number: (be_u32(data)),

@@ -22,16 +22,19 @@
 //!                  from the sender                    from the receiver
 //! describing       Describe …, the last of them
 //! preparing                                           Prepared
-//! copying          Pages, Zeros, Round …
+//! copying          Pages, Zeros, Round, Sync …           Synced
 //! saving           State …, StateEnd, Chunk …, ChunkEnd; End
 //! loading                                             Ready
 //! committing       Commit
 //! starting         (no Failed any more)               Running
 //! closing          Bye                                (no Failed any more)
 //!
-//! extra            Pages, Zeros …; End
+//! extra            Pages, Zeros, Sync …; End             Synced
 //! asked                                               Outcome
 //! ```
+//!
+//! Over a unix socket without TLS the sender lends its pages to the kernel instead of copying them. It must not change them until they are in
+//! the receiver's RAM: the receiver answers each `Sync` with a `Synced` once all before it is.
 //!
 //! A hand-over within a host goes over a unix socket and has no pages. Descriptors go with `Handles`, which says how many there are, as
 //! SCM_RIGHTS with the first byte of its frame: the sender's while it is describing, copying or saving, the receiver's while it is

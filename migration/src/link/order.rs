@@ -1,5 +1,5 @@
 //! Which message may come when, from which side. One table serves both sides: each follows it with what it sends and what
-//! it receives. All but `Alive` and `Failed` takes turns, and so both see the same order.
+//! it receives. All but `Alive`, `Synced` and `Failed` takes turns, and so both see the same order.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,17 +23,19 @@ pub enum Kind {
     Commit = 10,
     Bye = 11,
     Handles = 12,
+    Sync = 13,
     Prepared = 32,
     Ready = 33,
     Running = 34,
     Outcome = 35,
+    Synced = 36,
     Alive = 64,
     Failed = 65,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Describe,
         Kind::Pages,
         Kind::Zeros,
@@ -46,10 +48,12 @@ impl Kind {
         Kind::Commit,
         Kind::Bye,
         Kind::Handles,
+        Kind::Sync,
         Kind::Prepared,
         Kind::Ready,
         Kind::Running,
         Kind::Outcome,
+        Kind::Synced,
         Kind::Alive,
         Kind::Failed,
     ];
@@ -137,7 +141,9 @@ impl Stage {
             (Describing | Copying | Saving, Sender, Kind::Handles) => self,
             (Preparing, Receiver, Kind::Handles) => Preparing,
             (Preparing, Receiver, Kind::Prepared) => Copying,
-            (Copying, Sender, Kind::Pages | Kind::Zeros | Kind::Round) => Copying,
+            (Copying, Sender, Kind::Pages | Kind::Zeros | Kind::Round | Kind::Sync) => Copying,
+            // The sender may be further by now.
+            (Copying | Saving | Loading | Joined, Receiver, Kind::Synced) => self,
             (Copying | Saving, Sender, Kind::State | Kind::Chunk) => Saving,
             (Copying | Saving, Sender, Kind::StateEnd | Kind::ChunkEnd) => Saving,
             (Saving, Sender, Kind::End) => Loading,
@@ -145,7 +151,7 @@ impl Stage {
             (Committing, Sender, Kind::Commit) => Starting,
             (Starting, Receiver, Kind::Running) => Closing,
             (Closing, Sender, Kind::Bye) => Over,
-            (Joined, Sender, Kind::Pages | Kind::Zeros) => Joined,
+            (Joined, Sender, Kind::Pages | Kind::Zeros | Kind::Sync) => Joined,
             (Joined, Sender, Kind::End) => Over,
             (Asked, Receiver, Kind::Outcome) => Over,
             _ => return None,
@@ -197,6 +203,8 @@ pub(super) struct Order {
     stage: Stage,
     carries: Carries,
     described: u64,
+    /// How many `Sync` have not been answered.
+    syncs: u32,
     state: StateSeen,
     devices: BTreeMap<u16, Device>,
 }
@@ -225,6 +233,7 @@ impl Order {
             stage: Stage::Offered,
             carries: Carries::Pages,
             described: 0,
+            syncs: 0,
             state: StateSeen::No,
             devices: BTreeMap::new(),
         }
@@ -232,6 +241,11 @@ impl Order {
 
     pub(super) fn stage(&self) -> Stage {
         self.stage
+    }
+
+    /// How many `Sync` have not been answered.
+    pub(super) fn syncs(&self) -> u32 {
+        self.syncs
     }
 
     /// The preamble was answered.
@@ -256,7 +270,7 @@ impl Order {
 
     fn is_carried(&self, kind: Kind) -> bool {
         match kind {
-            Kind::Pages | Kind::Zeros => self.carries == Carries::Pages,
+            Kind::Pages | Kind::Zeros | Kind::Sync => self.carries == Carries::Pages,
             Kind::Handles => self.carries == Carries::Descriptors,
             _ => true,
         }
@@ -283,6 +297,11 @@ impl Order {
                     return wrong("the description is too large");
                 }
             }
+            Kind::Sync => self.syncs += 1,
+            Kind::Synced => match self.syncs.checked_sub(1) {
+                Some(syncs) => self.syncs = syncs,
+                None => return wrong("nothing has asked for it"),
+            },
             Kind::State | Kind::StateEnd if self.state == StateSeen::Ended => {
                 return wrong("the state has ended before");
             }

@@ -9,7 +9,7 @@ use super::incoming::{Advance, Wrong, arrived};
 use super::message::{self, HEAD, Message, Tally, be_u64};
 use super::order::{Event, Kind, Last};
 use super::socket::{Waited, Want};
-use crate::pages::Piece;
+use crate::pages::Place;
 use crate::watch::{Unwatched, Watch};
 
 /// How many `Alive` are taken at a time: a side that sends nothing else is not listened to for ever.
@@ -121,17 +121,26 @@ impl Link {
     /// more is read.
     pub(crate) fn receive_pages(
         &mut self,
-        piece: &Piece<'_>,
+        gpa: u64,
+        place: &Place<'_>,
         watch: &dyn Watch,
     ) -> Result<(), Error> {
         self.input = Condition::Broken;
+        let piece = place.piece();
         let mut heard = Instant::now();
         let mut there = 0;
         while there < piece.bytes() {
             if watch.cancelled() {
                 return Err(self.cancelled());
             }
-            let read = self.transport.read_into(piece, there);
+            let read = match place {
+                Place::Memory(piece) => self.transport.read_into(piece, there),
+                Place::File { file, at, .. } => {
+                    let at = at + there as u64;
+                    let moved = self.transport.move_into(file, at, piece.bytes() - there);
+                    moved.map_err(|source| Error::Ram { gpa, source })?
+                }
+            };
             match arrived(read, &mut there).map_err(|wrong| self.wrong(wrong))? {
                 Advance::End => return Err(self.closed()),
                 Advance::None => {
@@ -152,8 +161,9 @@ impl Link {
             device: 0,
             bytes: 0,
         };
+        place.settle();
         self.incoming
-            .check_elsewhere(piece)
+            .check_elsewhere(&piece)
             .and_then(|()| self.order.follow(self.side.other(), event))
             .map_err(|violation| self.violated(violation))?;
         self.input = Condition::Whole;
@@ -191,8 +201,8 @@ impl Link {
                 return Ok(announced);
             }
             match self.advance(pages)? {
-                Advance::Whole(Kind::Alive) => {
-                    self.take_message(Kind::Alive)?;
+                Advance::Whole(kind @ (Kind::Alive | Kind::Synced)) => {
+                    self.take_message(kind)?;
                     heard = Instant::now();
                     late += u32::from(deadline.is_some_and(|deadline| heard >= deadline));
                 }
@@ -294,17 +304,41 @@ impl Link {
         None
     }
 
+    /// Waits until at most so many `Sync` have no answer.
+    ///
+    /// # Errors
+    /// As [`Link::receive`]; something else than an answer has come.
+    pub(crate) fn wait_synced(&mut self, most: u32, watch: &dyn Watch) -> Result<(), Error> {
+        let begun = Instant::now();
+        loop {
+            let listening = self.listen()?;
+            if self.order.syncs() <= most {
+                return Ok(());
+            }
+            if let (Listening::Off, Some(kind)) = (listening, self.incoming.kind()) {
+                return Err(self.reject(Violation::content(kind, "an answer is due first")));
+            }
+            let silent = self.heard.max(begun) + self.silence;
+            let waited = self.transport.wait(Want::Read, watch, silent);
+            match waited.map_err(|error| self.io(error))? {
+                Waited::Ready => (),
+                Waited::Cancelled => return Err(self.cancelled()),
+                Waited::Late => return Err(self.silent()),
+            }
+        }
+    }
+
     /// Looks for a `Failed`, as far as that is possible without taking what is for [`Link::receive`].
     pub(super) fn listen(&mut self) -> Result<Listening, Error> {
         let mut taken = 0;
         while taken < ALIVE_AT_ONCE {
             if let Some(kind) = self.incoming.kind()
-                && !matches!(kind, Kind::Alive | Kind::Failed)
+                && !matches!(kind, Kind::Alive | Kind::Synced | Kind::Failed)
             {
                 return Ok(Listening::Off);
             }
             match self.advance(Pages::Whole)? {
-                Advance::Whole(kind @ (Kind::Alive | Kind::Failed)) => {
+                Advance::Whole(kind @ (Kind::Alive | Kind::Synced | Kind::Failed)) => {
                     self.take_message(kind)?;
                     self.heard = Instant::now();
                     taken += 1;

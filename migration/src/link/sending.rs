@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 use super::connection::{Condition, FAREWELL, Link};
 use super::error::Error;
 use super::failure::Failure;
-use super::message::{self, Message};
+use super::message::{self, Body, HEAD, Message};
 use super::order::Kind;
 use super::receiving::Listening;
-use super::socket::{Waited, Want};
+use super::socket::{Rest, Waited, Want};
 use super::wire::FRAME_HEADER;
+use crate::pages::Staged;
 use crate::watch::{Unwatched, Watch};
 
 /// How long a frame that was begun may take to end after a cancel, so that the connection stays of use for `Failed`.
 const CANCEL_GRACE: Duration = Duration::from_millis(100);
+/// Fewer bytes are copied along with their header: to lend them takes a system call of its own.
+const LENT_LEAST: usize = 32 << 10;
+/// Frames of few pages are sent together, about so many bytes at a time: each time the receiver is woken.
+const TOGETHER: usize = 64 << 10;
 /// For how many silence limits one is waited for that says that it is there, but takes nothing: it may have a back-end that
 /// is slow.
 const STALLED: u32 = 4;
@@ -28,10 +33,72 @@ impl Link {
     /// then nothing follows on this connection. (A frame that was begun is given a moment to end after a cancel, so that
     /// `Failed` can follow.)
     pub fn send(&mut self, message: &Message<'_>, watch: &dyn Watch) -> Result<(), Error> {
+        self.send_with(message, None, watch)
+    }
+
+    /// Whether so many bytes of pages would be lent to the kernel: what is sent with [`Link::send_pages`] must not change then until
+    /// it is [known](Link::wait_synced) to be with the receiver.
+    pub(crate) fn borrows(&self, bytes: usize) -> bool {
+        bytes >= LENT_LEAST && self.transport.borrows()
+    }
+
+    /// Sends whole pages within one block.
+    ///
+    /// # Errors
+    /// As [`Link::send`].
+    pub(crate) fn send_pages(
+        &mut self,
+        gpa: u64,
+        pages: Staged<'_>,
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
+        let data = pages.bytes;
+        if data.len() < LENT_LEAST {
+            return self.gather(gpa, data, watch);
+        }
+        let lent = self.borrows(data.len()).then_some(pages);
+        self.send_with(&Message::Pages { gpa, data }, lent, watch)
+    }
+
+    /// Sends pages soon: with what is sent next, or when they are many.
+    fn gather(&mut self, gpa: u64, data: &[u8], watch: &dyn Watch) -> Result<(), Error> {
+        if self.output == Condition::Broken {
+            return Err(self.broken());
+        }
+        let message = Message::Pages { gpa, data };
+        let body = message.body(self.attempt);
+        let frame = self.frame(&message, &body, watch)?;
+        self.unsent.extend(frame.bytes());
+        self.unsent.extend(data);
+        match self.unsent.len() < TOGETHER {
+            true => Ok(()),
+            false => self.flush(watch),
+        }
+    }
+
+    /// Sends a message, whose data may be lent.
+    fn send_with(
+        &mut self,
+        message: &Message<'_>,
+        lent: Option<Staged<'_>>,
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
+        let body = message.body(self.attempt);
+        let frame = self.frame(message, &body, watch)?;
+        let rest = lent.map_or(Rest::Bytes(&body.data), Rest::Lent);
+        self.write_frame(frame.bytes(), rest, watch)
+    }
+
+    /// What comes before the data of a message, which is due now.
+    fn frame(
+        &mut self,
+        message: &Message<'_>,
+        body: &Body<'_>,
+        watch: &dyn Watch,
+    ) -> Result<Frame, Error> {
         if watch.cancelled() {
             return Err(self.cancelled());
         }
-        let body = message.body(self.attempt);
         let kind = message.kind();
         let head = &body.head[..message::head_bytes(kind)];
         let length = u32::try_from(head.len() + body.data.len()).unwrap_or(u32::MAX);
@@ -43,10 +110,14 @@ impl Link {
             })
             .and_then(|()| self.order.follow(self.side, message.event()))
             .map_err(|violation| self.violated(violation))?;
-        let mut fixed = [0; FRAME_HEADER + 8];
-        fixed[..FRAME_HEADER].copy_from_slice(&self.outgoing.header(kind, head, &body.data));
-        fixed[FRAME_HEADER..][..head.len()].copy_from_slice(head);
-        self.write(&fixed[..FRAME_HEADER + head.len()], &body.data, watch)
+        let mut frame = Frame {
+            bytes: [0; FRAME_HEADER + HEAD],
+            length: FRAME_HEADER + head.len(),
+        };
+        let (header, rest) = frame.bytes.split_at_mut(FRAME_HEADER);
+        header.copy_from_slice(&self.outgoing.header(kind, head, &body.data));
+        rest[..head.len()].copy_from_slice(head);
+        Ok(frame)
     }
 
     /// Sends `Alive` if nothing was sent for a quarter of the silence limit. Never waits.
@@ -109,7 +180,10 @@ impl Link {
     }
 
     /// Hands the kernel what is left of small frames.
-    pub(super) fn flush(&mut self, watch: &dyn Watch) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// As [`Link::send`].
+    pub(crate) fn flush(&mut self, watch: &dyn Watch) -> Result<(), Error> {
         match self.unsent.is_empty() {
             true => Ok(()),
             false => self.write(&[], &[], watch),
@@ -123,12 +197,25 @@ impl Link {
         second: &[u8],
         watch: &dyn Watch,
     ) -> Result<(), Error> {
+        self.write_frame(first, Rest::Bytes(second), watch)
+    }
+
+    fn write_frame(
+        &mut self,
+        first: &[u8],
+        rest: Rest<'_>,
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
         if self.output == Condition::Broken {
             return Err(self.broken());
         }
         // Until this is whole, it is not.
         self.output = Condition::Broken;
-        let unsent = std::mem::take(&mut self.unsent);
+        let mut unsent = std::mem::take(&mut self.unsent);
+        let (second, mut lent) = match rest {
+            Rest::Bytes(bytes) => (bytes, None),
+            Rest::Lent(pages) => (&[][..], Some(pages)),
+        };
         let mut slices = [&unsent[..], first, second].map(IoSlice::new);
         let mut slices = &mut slices[..];
         let mut pace = Pace {
@@ -137,22 +224,25 @@ impl Link {
         };
         IoSlice::advance_slices(&mut slices, 0);
         loop {
-            let written = match slices.is_empty() {
-                true if !self.transport.has_pending() => break,
-                true => self.transport.flush().map(|()| 0),
-                false => self.transport.write(slices),
+            let written = match (slices.is_empty(), &mut lent) {
+                (false, _) => {
+                    let written = self.transport.write(slices);
+                    written.map(|bytes| IoSlice::advance_slices(&mut slices, bytes))
+                }
+                (true, Some(pages)) if !pages.bytes.is_empty() => self.transport.lend(pages),
+                (true, _) if self.transport.has_pending() => self.transport.flush(),
+                (true, _) => break,
             };
             match written {
-                Ok(bytes) => {
-                    IoSlice::advance_slices(&mut slices, bytes);
-                    pace.moved = Instant::now();
-                }
+                Ok(()) => pace.moved = Instant::now(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wait_to_write(&mut pace, watch)?;
                 }
                 Err(error) => return Err(self.write_failed(error)),
             }
         }
+        unsent.clear();
+        self.unsent = unsent;
         self.sent_last = Instant::now();
         self.output = Condition::Whole;
         Ok(())
@@ -205,6 +295,18 @@ impl Link {
             }
             _ => self.io(error),
         }
+    }
+}
+
+/// What comes before the data of a message.
+struct Frame {
+    bytes: [u8; FRAME_HEADER + HEAD],
+    length: usize,
+}
+
+impl Frame {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 

@@ -1,14 +1,17 @@
 //! A connected socket that never blocks by itself, with or without TLS on it, and waiting for it.
 
+use std::fs::File;
 use std::io::{self, IoSlice, Read};
+use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use rustix::pipe::{SpliceFlags, splice};
 use socket2::{SockRef, Socket};
 
 use super::handles::Handles;
 use super::tls::{Handshake, Session};
-use crate::pages::Piece;
+use crate::pages::{Piece, Staged};
 use crate::watch::Watch;
 
 /// How often a wait looks whether it was cancelled.
@@ -34,18 +37,29 @@ pub(super) enum Waited {
     Cancelled,
 }
 
+/// What follows the head of a frame.
+pub(super) enum Rest<'a> {
+    Bytes(&'a [u8]),
+    /// Pages that the kernel borrows.
+    Lent(Staged<'a>),
+}
+
 pub(super) struct Transport {
     socket: Socket,
+    is_unix: bool,
     tls: Option<Box<Session>>,
     /// Where descriptors can come.
     handles: Option<Handles>,
+    /// Through which pages are moved into files.
+    pipe: Option<Pipe>,
 }
 
 impl Transport {
     /// Of a socket that is connected.
     pub(super) fn new(socket: Socket, tls: Option<Session>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        match socket.local_addr()?.is_unix() {
+        let is_unix = socket.local_addr()?.is_unix();
+        match is_unix {
             // TCP finds the right size by itself.
             true => {
                 socket.set_send_buffer_size(UNIX_BUFFER)?;
@@ -62,8 +76,10 @@ impl Transport {
         let tls = tls.map(Box::new);
         Ok(Transport {
             socket,
+            is_unix,
             tls,
             handles: None,
+            pipe: None,
         })
     }
 
@@ -85,6 +101,44 @@ impl Transport {
     pub(super) fn read_into(&self, piece: &Piece<'_>, there: usize) -> io::Result<usize> {
         debug_assert!(self.is_plain());
         retried(|| piece.receive(&self.socket, there))
+    }
+
+    /// As [`Transport::read`], but moves at most so many bytes to `at` in a file in memory. The outer error is the file's.
+    pub(super) fn move_into(
+        &mut self,
+        file: &File,
+        at: u64,
+        bytes: usize,
+    ) -> io::Result<io::Result<usize>> {
+        debug_assert!(self.is_plain());
+        let pipe = match &mut self.pipe {
+            Some(pipe) => pipe,
+            none => none.insert(Pipe::new()?),
+        };
+        match retried(|| pipe.fill(&self.socket, bytes)) {
+            Ok(bytes) => pipe.empty(file, at, bytes).map(|()| Ok(bytes)),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Whether pages can be lent to the kernel. Over TCP it may hold on to them even when the other side has them.
+    pub(super) fn borrows(&self) -> bool {
+        self.is_unix && self.is_plain()
+    }
+
+    /// Lends pages to the kernel, as many as it takes, and leaves the others.
+    pub(super) fn lend(&self, pages: &mut Staged<'_>) -> io::Result<()> {
+        let mut at = pages.at;
+        let lent = retried(|| {
+            let bytes = pages.bytes.len();
+            let lent = rustix::fs::sendfile(&self.socket, pages.file, Some(&mut at), bytes);
+            Ok(lent?)
+        })?;
+        if lent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        *pages = pages.rest(lent);
+        Ok(())
     }
 
     /// Sends descriptors with the next byte.
@@ -180,6 +234,46 @@ impl Transport {
             libc::POLLIN | libc::POLLRDHUP,
         )];
         poll(&mut entry, Duration::ZERO).unwrap_or(true)
+    }
+}
+
+/// What moves pages from a socket into a file: the kernel does it through a pipe.
+struct Pipe {
+    reader: PipeReader,
+    writer: PipeWriter,
+}
+
+impl Pipe {
+    /// What it is to hold, in bytes; a kernel that does not allow it has less.
+    const SIZE: usize = 256 << 10;
+
+    fn new() -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        let _ = rustix::pipe::fcntl_setpipe_size(&writer, Self::SIZE);
+        Ok(Pipe { reader, writer })
+    }
+
+    /// Takes at most so many bytes off a socket; 0 bytes is the end.
+    fn fill(&self, socket: &Socket, bytes: usize) -> io::Result<usize> {
+        let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+        Ok(splice(socket, None, &self.writer, None, bytes, flags)?)
+    }
+
+    /// Moves what it holds, so many bytes, into a file.
+    fn empty(&self, file: &File, mut at: u64, bytes: usize) -> io::Result<()> {
+        let mut left = bytes;
+        while left > 0 {
+            let flags = SpliceFlags::MOVE;
+            let moved = retried(|| {
+                let to = Some(&mut at);
+                Ok(splice(&self.reader, None, file, to, left, flags)?)
+            })?;
+            match left.checked_sub(moved) {
+                Some(rest) if moved > 0 => left = rest,
+                _ => return Err(io::ErrorKind::WriteZero.into()),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Guest RAM where this process has it mapped: as fast a way to its pages as there is, if the kernel has mapped them already.
 //!
-//! Pages that are not mapped are left to reads and writes of the file. To touch them would cost more than it saves: a fault
+//! Pages that are not mapped are read and written as parts of the file. To touch them would cost more than it saves: a fault
 //! for each of them, and a page that is not there would become one by being looked at.
 //!
 //! The guest writes to its RAM whenever it likes, and so may back-ends. So bytes are copied in and out by address, and
@@ -13,7 +13,13 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::slice;
 
+use rustix::mm::Advice;
+
 use crate::sys;
+
+const PAGE: usize = super::PAGE as usize;
+/// For fewer bytes it takes longer to find out whether they are mapped than to read or write them as a part of the file.
+pub(super) const MANY: u64 = 64 << 10;
 
 /// Where a region of guest RAM is mapped.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +45,14 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// So many bytes at `at`, if they are in it, and all their pages are mapped to memory.
+    /// So many bytes at `at`, if they are in it, and all their pages are mapped to memory; of a few pages that is not known.
     pub(super) fn present(&self, at: u64, bytes: u64) -> Option<Piece<'a>> {
+        let piece = self.piece(at, bytes).filter(|_| bytes >= MANY)?;
+        sys::is_present(piece.start.as_ptr() as usize, piece.bytes).then_some(piece)
+    }
+
+    /// So many bytes at `at`, if they are in it.
+    pub(super) fn piece(&self, at: u64, bytes: u64) -> Option<Piece<'a>> {
         let end = at.checked_add(bytes)?;
         if bytes == 0 || end > self.bytes {
             return None;
@@ -48,7 +60,7 @@ impl<'a> Memory<'a> {
         let (at, bytes) = (usize::try_from(at).ok()?, usize::try_from(bytes).ok()?);
         // SAFETY: `at` lies within the mapping, as was just checked.
         let start = unsafe { self.start.add(at) };
-        sys::is_present(start.as_ptr() as usize, bytes).then_some(Piece {
+        Some(Piece {
             start,
             bytes,
             mapping: PhantomData,
@@ -57,6 +69,7 @@ impl<'a> Memory<'a> {
 }
 
 /// Some bytes of guest RAM that are mapped.
+#[derive(Clone, Copy)]
 pub(crate) struct Piece<'a> {
     start: NonNull<u8>,
     bytes: usize,
@@ -72,12 +85,27 @@ impl Piece<'_> {
     /// Copies them out, as many as there is room for.
     pub(super) fn copy_to(&self, buffer: &mut [u8]) {
         let bytes = self.bytes.min(buffer.len());
-        // SAFETY: source and target have so many bytes. They cannot overlap, because the buffer is this process's own. The guest may
-        // write to the source meanwhile: what is copied then is of no use, but bytes it is.
-        unsafe {
-            buffer
-                .as_mut_ptr()
-                .copy_from_nonoverlapping(self.start.as_ptr(), bytes)
+        // Page by page: for more than a page the C library takes an instruction that is slow on some processors, and very slow on emulated ones.
+        for (at, page) in (0..bytes).step_by(PAGE).zip(buffer.chunks_mut(PAGE)) {
+            let bytes = page.len().min(bytes - at);
+            // SAFETY: source and target have so many bytes there. They cannot overlap, because the buffer is this process's own. The
+            // guest may write to the source meanwhile: what is copied then is of no use, but bytes it is.
+            unsafe {
+                page.as_mut_ptr()
+                    .copy_from_nonoverlapping(self.start.as_ptr().add(at), bytes)
+            };
+        }
+    }
+
+    /// Maps their pages, which are there, all at once. (A kernel before 5.14 maps them one by one, as they are read.)
+    pub(super) fn map(&self) {
+        // SAFETY: the range is mapped, and nothing of what it holds changes.
+        let _ = unsafe {
+            rustix::mm::madvise(
+                self.start.as_ptr().cast(),
+                self.bytes,
+                Advice::LinuxPopulateRead,
+            )
         };
     }
 

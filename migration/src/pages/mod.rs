@@ -12,14 +12,17 @@ mod bitmap;
 mod memory;
 mod receive;
 mod send;
+mod staging;
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use bitmap::{Bitmap, Run};
 pub(crate) use memory::Piece;
+pub(crate) use receive::Place;
 pub use receive::RamTarget;
 pub use send::{Sent, end_extra, end_main, send_all, send_dirty};
+pub(crate) use staging::{Staged, Staging};
 
 use crate::link::{BLOCK, PAGE};
 use crate::ram::RamPart;

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::memory::{Memory, Piece};
+use super::Piece;
+use super::memory::{MANY, Memory};
 use super::{BLOCK, PAGE, Region};
 use crate::link::{Arrived, Error, Kind, Link, Message, Violation};
 use crate::sys;
@@ -24,6 +25,37 @@ struct Target<'a> {
     /// Huge pages cannot be written to as a file.
     mapping: Option<sys::Mapping>,
     memory: Option<Memory<'a>>,
+    /// Whether pages can be moved into it without being mapped.
+    splices: bool,
+}
+
+/// Where pages can be received at once.
+pub(crate) enum Place<'a> {
+    /// Where they are mapped.
+    Memory(Piece<'a>),
+    /// In a file, which is mapped as well.
+    File {
+        file: &'a File,
+        /// Where in it, in bytes.
+        at: u64,
+        piece: Piece<'a>,
+    },
+}
+
+impl<'a> Place<'a> {
+    /// Where they are mapped once they are there.
+    pub(crate) fn piece(&self) -> Piece<'a> {
+        match self {
+            Place::Memory(piece) | Place::File { piece, .. } => *piece,
+        }
+    }
+
+    /// They are there: nobody waits for each of them to be mapped any more.
+    pub(crate) fn settle(&self) {
+        if let Place::File { piece, .. } = self {
+            piece.map();
+        }
+    }
 }
 
 impl<'a> RamTarget<'a> {
@@ -41,10 +73,9 @@ impl<'a> RamTarget<'a> {
 
     /// Where pages that are about to come over connection `index` can be received at once; nowhere, if they are to be written
     /// when they are there.
-    fn place(&self, index: u16, gpa: u64, bytes: u64) -> Result<Option<Piece<'a>>, Violation> {
+    fn place(&self, index: u16, gpa: u64, bytes: u64) -> Result<Option<Place<'_>>, Violation> {
         let (target, at) = self.find(Kind::Pages, index, gpa, bytes)?;
-        let at = at - target.offset;
-        Ok(target.memory.and_then(|memory| memory.present(at, bytes)))
+        Ok(target.place(at, bytes))
     }
 
     /// Writes pages that came over connection `index`, and says how many bytes they are. The inner error is the other
@@ -115,8 +146,23 @@ impl<'a> Target<'a> {
                     false => None,
                 },
                 memory,
+                splices: sys::is_tmpfs(part.file)?,
             }),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn place(&self, at: u64, bytes: u64) -> Option<Place<'_>> {
+        let memory = self.memory?;
+        let inside = at - self.offset;
+        match memory.present(inside, bytes) {
+            Some(piece) => Some(Place::Memory(piece)),
+            None if self.splices && bytes >= MANY => Some(Place::File {
+                file: &self.file,
+                at,
+                piece: memory.piece(inside, bytes)?,
+            }),
+            None => None,
         }
     }
 
@@ -153,20 +199,23 @@ impl Link {
             if let Arrived::Pages { gpa, bytes } = self.next_arrived(watch)? {
                 // Before anything of it is anywhere.
                 let place = ram.place(index, gpa, bytes);
-                if let Some(piece) = place.map_err(|violation| self.reject(violation))? {
-                    self.receive_pages(&piece, watch)?;
+                if let Some(place) = place.map_err(|violation| self.reject(violation))? {
+                    self.receive_pages(gpa, &place, watch)?;
                     watch.done(bytes);
                     continue;
                 }
             }
             let kind = self.next_kind(watch)?;
-            if !matches!(kind, Kind::Pages | Kind::Zeros) {
+            if !matches!(kind, Kind::Pages | Kind::Zeros | Kind::Sync) {
                 return self.take_message(kind);
             }
             let placed = match self.take_message(kind)? {
                 Message::Pages { gpa, data } => ram.write(index, gpa, data)?,
                 Message::Zeros { gpa, bytes } => ram.clear(index, gpa, bytes)?,
-                _ => Ok(0),
+                _ => {
+                    self.send(&Message::Synced, watch)?;
+                    continue;
+                }
             };
             match placed {
                 Ok(bytes) => watch.done(bytes),

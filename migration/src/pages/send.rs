@@ -1,12 +1,14 @@
 //! The sending side.
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::staging::{PART, Staging};
 use super::{BLOCK, Bitmap, PAGE, Progress, Region, Run};
 use crate::link::{Error, Link, Message, Tally};
 use crate::ram::is_zero;
@@ -14,7 +16,7 @@ use crate::sys;
 use crate::watch::Watch;
 
 /// Pages are copied, looked at and sent in pieces of this size, which stay in a core's cache.
-const PIECE: u64 = 256 << 10;
+const PIECE: u64 = PART as u64;
 
 /// How long the reason may take to come after a connection was lost.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -109,7 +111,7 @@ struct Lane<'a> {
     index: u64,
     of: u64,
     watch: &'a dyn Watch,
-    buffer: Vec<u8>,
+    staging: Staging,
     sent: Sent,
 }
 
@@ -160,21 +162,13 @@ fn over_all(
         outcome: Ok(Sent::default()),
     });
     let ended = Condvar::new();
-    let run = |(index, link)| {
-        let mut lane = Lane {
-            link,
-            index,
-            of,
-            watch: &watch,
-            buffer: vec![0; PIECE as usize],
-            sent: Sent::default(),
-        };
-        let result = work(&mut lane);
+    let run = |(index, link): (u64, &mut Link)| {
+        let result = Lane::run(link, (index, of), &watch, &work);
         // Under the lock, so that a lane that ends because of this one comes later.
         let mut ending = locked(&ending);
         ending.working = ending.working.saturating_sub(1);
         match (&mut ending.outcome, result) {
-            (Ok(all), Ok(())) => *all += lane.sent,
+            (Ok(all), Ok(sent)) => *all += sent,
             (Ok(_), Err(error)) => {
                 ending.outcome = Err(error);
                 failed.store(true, Ordering::Relaxed);
@@ -183,7 +177,7 @@ fn over_all(
         }
         ended.notify_all();
         // The other side hears from this connection while others are at work.
-        while ending.working > 0 && lane.link.keep_alive_if_due().is_ok() {
+        while ending.working > 0 && link.keep_alive_if_due().is_ok() {
             let waited = ended.wait_timeout(ending, TICK);
             ending = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -220,7 +214,33 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Lane<'_> {
+impl<'a> Lane<'a> {
+    /// Does `work` for this connection of so many.
+    fn run(
+        link: &'a mut Link,
+        (index, of): (u64, u64),
+        watch: &'a dyn Watch,
+        work: impl FnOnce(&mut Self) -> Result<(), Error>,
+    ) -> Result<Sent, Error> {
+        let staging = match link.staging.take() {
+            Some(staging) => staging,
+            None => Staging::new().map_err(|source| Error::Ram { gpa: 0, source })?,
+        };
+        let mut lane = Lane {
+            link,
+            index,
+            of,
+            watch,
+            staging,
+            sent: Sent::default(),
+        };
+        work(&mut lane)?;
+        lane.link.flush(watch)?;
+        // It may be lent. The next round goes on with it.
+        lane.link.staging = Some(lane.staging);
+        Ok(lane.sent)
+    }
+
     fn is_its(&self, gpa: u64) -> bool {
         gpa / BLOCK % self.of == self.index
     }
@@ -244,7 +264,8 @@ impl Lane<'_> {
                 hole_until = next_data(region, run.gpa)?;
             }
             if run.gpa + run.bytes <= hole_until {
-                self.skip(run.bytes, progress)?;
+                self.sent.zeros += run.bytes;
+                skip(self.link, run.bytes, progress, self.watch)?;
                 if self.watch.cancelled() {
                     // The error that names the connection.
                     self.link.send(&Message::Alive, self.watch)?;
@@ -254,14 +275,6 @@ impl Lane<'_> {
             self.pages(region, run, Zeros::There, progress)?;
         }
         Ok(())
-    }
-
-    /// Counts zeros. The other side may have to wait for a long time until they end.
-    fn skip(&mut self, bytes: u64, progress: &Progress) -> Result<(), Error> {
-        self.sent.zeros += bytes;
-        progress.zeros.fetch_add(bytes, Ordering::Relaxed);
-        self.watch.done(bytes);
-        self.link.keep_alive_if_due()
     }
 
     /// Sends the part of a run that is in the region.
@@ -285,50 +298,53 @@ impl Lane<'_> {
         zeros: Zeros,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let mut result = Ok(());
-        let mut at = 0;
-        while at < run.bytes && result.is_ok() {
+        for at in (0..run.bytes).step_by(PIECE as usize) {
             let piece = Run {
                 gpa: run.gpa + at,
                 bytes: PIECE.min(run.bytes - at),
             };
-            at += piece.bytes;
-            let buffer = &mut buffer[..piece.bytes as usize];
-            result = read(region, piece.gpa, buffer)
-                .and_then(|()| self.piece(piece.gpa, buffer, zeros, progress));
-        }
-        self.buffer = buffer;
-        result
-    }
-
-    /// Sends what was copied out of RAM.
-    fn piece(
-        &mut self,
-        gpa: u64,
-        data: &[u8],
-        zeros: Zeros,
-        progress: &Progress,
-    ) -> Result<(), Error> {
-        let mut gpa = gpa;
-        for stretch in stretches(data) {
-            let (run, bytes) = (stretch.data, stretch.data.len() as u64);
-            if stretch.holds == Holds::Data {
-                self.link
-                    .send(&Message::Pages { gpa, data: run }, self.watch)?;
-                self.sent.data += bytes;
-                progress.data.fetch_add(bytes, Ordering::Relaxed);
-                self.watch.done(bytes);
-            } else {
-                if zeros == Zeros::Tell {
-                    self.link.send(&Message::Zeros { gpa, bytes }, self.watch)?;
-                }
-                self.skip(bytes, progress)?;
-            }
-            gpa += bytes;
+            let bytes = piece.bytes as usize;
+            self.staging.make_room(bytes, self.link, self.watch)?;
+            read(region, piece.gpa, self.staging.room(bytes))?;
+            self.piece(piece, zeros, progress)?;
         }
         Ok(())
     }
+
+    /// Sends what was copied out of RAM.
+    fn piece(&mut self, piece: Run, zeros: Zeros, progress: &Progress) -> Result<(), Error> {
+        let staged = self.staging.staged(piece.bytes as usize);
+        let mut end = 0;
+        for stretch in stretches(staged.bytes) {
+            let gpa = piece.gpa + stretch.range.start as u64;
+            let bytes = stretch.range.len() as u64;
+            if stretch.holds == Holds::Data {
+                if self.link.borrows(stretch.range.len()) {
+                    end = stretch.range.end;
+                }
+                let pages = staged.part(stretch.range);
+                self.link.send_pages(gpa, pages, self.watch)?;
+                self.sent.data += bytes;
+                progress.data.fetch_add(bytes, Ordering::Relaxed);
+                self.watch.done(bytes);
+                continue;
+            }
+            if zeros == Zeros::Tell {
+                self.link.send(&Message::Zeros { gpa, bytes }, self.watch)?;
+            }
+            self.sent.zeros += bytes;
+            skip(self.link, bytes, progress, self.watch)?;
+        }
+        self.staging.keep(end);
+        Ok(())
+    }
+}
+
+/// Counts zeros. The other side may have to wait for a long time until they end.
+fn skip(link: &mut Link, bytes: u64, progress: &Progress, watch: &dyn Watch) -> Result<(), Error> {
+    progress.zeros.fetch_add(bytes, Ordering::Relaxed);
+    watch.done(bytes);
+    link.keep_alive_if_due()
 }
 
 /// What a page holds.
@@ -348,23 +364,25 @@ impl Holds {
 }
 
 /// Pages that are alike.
-struct Stretch<'a> {
-    data: &'a [u8],
+struct Stretch {
+    /// Where they are.
+    range: Range<usize>,
     holds: Holds,
 }
 
-fn stretches(mut data: &[u8]) -> impl Iterator<Item = Stretch<'_>> {
+fn stretches(data: &[u8]) -> impl Iterator<Item = Stretch> + '_ {
+    let mut pages = data.chunks(PAGE as usize).map(Holds::of).peekable();
+    let mut end = 0;
     std::iter::from_fn(move || {
-        let (first, rest) = data.split_at_checked(PAGE as usize)?;
-        let holds = Holds::of(first);
-        let more = rest
-            .chunks(PAGE as usize)
-            .take_while(|page| Holds::of(page) == holds)
-            .count();
-        let (stretch, rest) = data.split_at((1 + more) * PAGE as usize);
-        data = rest;
+        let holds = pages.next()?;
+        let mut alike = 1;
+        while pages.next_if_eq(&holds).is_some() {
+            alike += 1;
+        }
+        let start = end;
+        end = data.len().min(start + alike * PAGE as usize);
         Some(Stretch {
-            data: stretch,
+            range: start..end,
             holds,
         })
     })

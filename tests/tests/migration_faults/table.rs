@@ -183,6 +183,9 @@ fn places(kind: Kind) -> Vec<(Place, Owner)> {
         Kind::Failed => vec![source(Before, 1), source(After, 1)],
         // Pages that were written and are zero again: for everybody but the one who fills them the same as `Pages`.
         Kind::Zeros => vec![],
+        Kind::Synced => vec![source(Before, 1)],
+        // For everybody the same as `Pages`.
+        Kind::Sync => vec![],
         // Says nothing.
         Kind::Alive => vec![],
         // Of hand-overs within a host only.

@@ -10,7 +10,7 @@ fn allowed(stage: Stage, side: Side) -> &'static [Kind] {
         (Stage::Offered | Stage::Over, _) => &[],
         (Stage::Describing, Side::Sender) => &[Alive, Failed, Describe, Handles],
         (Stage::Copying, Side::Sender) => &[
-            Alive, Failed, Pages, Zeros, Round, State, StateEnd, Chunk, ChunkEnd, Handles,
+            Alive, Failed, Pages, Zeros, Round, Sync, State, StateEnd, Chunk, ChunkEnd, Handles,
         ],
         (Stage::Saving, Side::Sender) => &[
             Alive, Failed, State, StateEnd, Chunk, ChunkEnd, Handles, End,
@@ -18,9 +18,12 @@ fn allowed(stage: Stage, side: Side) -> &'static [Kind] {
         (Stage::Committing, Side::Sender) => &[Alive, Failed, Commit],
         (Stage::Starting, Side::Sender) => &[Alive],
         (Stage::Closing, Side::Sender) => &[Alive, Failed, Bye],
-        (Stage::Joined, Side::Sender) => &[Alive, Failed, Pages, Zeros, End],
+        (Stage::Joined, Side::Sender) => &[Alive, Failed, Pages, Zeros, Sync, End],
         (Stage::Preparing, Side::Receiver) => &[Alive, Failed, Handles, Prepared],
-        (Stage::Loading, Side::Receiver) => &[Alive, Failed, Ready],
+        (Stage::Copying | Stage::Saving | Stage::Joined, Side::Receiver) => {
+            &[Alive, Failed, Synced]
+        }
+        (Stage::Loading, Side::Receiver) => &[Alive, Failed, Ready, Synced],
         (Stage::Starting, Side::Receiver) => &[Alive, Failed, Running],
         (Stage::Closing, Side::Receiver) => &[Alive],
         (Stage::Asked, Side::Receiver) => &[Alive, Failed, Outcome],
@@ -54,6 +57,8 @@ fn samples() -> Vec<Message<'static>> {
             bytes: 4096,
         },
         Message::Round { number: 1 },
+        Message::Sync,
+        Message::Synced,
         Message::State(b"x"),
         Message::StateEnd,
         Message::Chunk {

@@ -91,35 +91,48 @@ impl Liar {
     }
 }
 
+/// Pages that are written to the file, and pages that are received where they belong.
+const FEW: usize = 3;
+const MANY: usize = 20;
+
 fn pattern(pages: usize) -> Vec<u8> {
     (0..pages * 4096).map(|at| (at / 7 + 1) as u8 | 1).collect()
 }
 
 #[test]
 fn pages_that_are_there_and_pages_that_are_not_arrive() {
-    let (ram, mut liar) = (Mapped::new(), Liar::new());
-    let there = BYTES / 2;
-    let data = pattern(3);
-    let mut expected = vec![0; BYTES as usize];
-    let mut bytes = Vec::new();
-    // Across the end of what is there, too; and again, now that all of it is.
-    for gpa in [0, BLOCK, there - 3 * 4096, there, BYTES - 3 * 4096, there] {
-        bytes.extend(liar.pages(gpa, &data));
-        expected[gpa as usize..][..data.len()].copy_from_slice(&data);
+    for data in [pattern(FEW), pattern(MANY)] {
+        let (ram, mut liar) = (Mapped::new(), Liar::new());
+        let (there, length) = (BYTES / 2, data.len() as u64);
+        let mut expected = vec![0; BYTES as usize];
+        let mut bytes = Vec::new();
+        // To the end of what is there, and behind it; and again, now that all of it is.
+        for gpa in [0, BLOCK, there - length, there, BYTES - length, there] {
+            bytes.extend(liar.pages(gpa, &data));
+            expected[gpa as usize..][..data.len()].copy_from_slice(&data);
+        }
+        bytes.extend(liar.end());
+        let mut client = liar.client.try_clone().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || client.write_all(&bytes).unwrap());
+            assert_eq!(liar.hear(&[ram.region()]).unwrap(), Kind::StateEnd);
+        });
+        assert!(content(&ram.file) == expected);
+        assert_eq!(ram.taken(), there + 2 * length);
+        assert_eq!(liar.link.received().frames, 8);
     }
-    bytes.extend(liar.end());
-    liar.say(&bytes);
-    assert_eq!(liar.hear(&[ram.region()]).unwrap(), Kind::StateEnd);
-    assert!(content(&ram.file) == expected);
-    assert_eq!(ram.taken(), there + 6 * 4096);
-    assert_eq!(liar.link.received().frames, 8);
 }
 
 #[test]
 fn pages_may_come_in_pieces_of_any_size() {
     let (ram, mut liar) = (Mapped::new(), Liar::new());
-    let data = pattern(40);
-    let bytes = [liar.pages(4096, &data), liar.end()].concat();
+    let data = pattern(2 * MANY);
+    let bytes = [
+        liar.pages(4096, &data),
+        liar.pages(BYTES / 2 + BLOCK, &data),
+        liar.end(),
+    ]
+    .concat();
     let (mut client, mut rest) = (liar.client.try_clone().unwrap(), &bytes[..]);
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -136,12 +149,14 @@ fn pages_may_come_in_pieces_of_any_size() {
         });
         assert_eq!(liar.hear(&[ram.region()]).unwrap(), Kind::StateEnd);
     });
-    assert!(content(&ram.file)[4096..][..data.len()] == data);
+    for at in [4096, BYTES / 2 + BLOCK] {
+        assert!(content(&ram.file)[at as usize..][..data.len()] == data);
+    }
 }
 
 #[test]
 fn a_frame_whose_first_half_was_waited_for_in_vain_is_received_all_the_same() {
-    let data = pattern(4);
+    let data = pattern(MANY);
     let frame = FRAME_HEADER + 8 + data.len();
     for there in [
         3,
@@ -163,9 +178,11 @@ fn a_frame_whose_first_half_was_waited_for_in_vain_is_received_all_the_same() {
 
 #[test]
 fn pages_that_are_damaged_end_the_attempt() {
-    for at in [FRAME_HEADER + 8, FRAME_HEADER + 8 + 2 * 4096 - 1] {
+    let (first, last) = (FRAME_HEADER + 8, FRAME_HEADER + 8 + MANY * 4096 - 1);
+    // Where pages are there, and where they are not.
+    for (gpa, at) in [(BLOCK, first), (BLOCK, last), (BYTES / 2, last)] {
         let (ram, mut liar) = (Mapped::new(), Liar::new());
-        let mut bytes = liar.pages(BLOCK, &pattern(2));
+        let mut bytes = liar.pages(gpa, &pattern(MANY));
         bytes[at] ^= 4;
         liar.say(&bytes);
         let error = liar.hear(&[ram.region()]).unwrap_err();
@@ -175,7 +192,7 @@ fn pages_that_are_damaged_end_the_attempt() {
             "{error}"
         );
         // They were received where they belong; nobody gets this RAM.
-        assert!(content(&ram.file)[BLOCK as usize..][..8192] == bytes[FRAME_HEADER + 8..]);
+        assert!(content(&ram.file)[gpa as usize..][..MANY * 4096] == bytes[FRAME_HEADER + 8..]);
         liar.expect_broken();
     }
 }
@@ -208,7 +225,7 @@ fn pages_that_belong_nowhere_change_nothing() {
         liar.expect_broken();
     };
     let end = 2 * BLOCK + 8192;
-    let pages = pattern(4);
+    let (few, many) = (pattern(FEW), pattern(MANY));
     for gpa in [
         // From one region to the other, or behind the last one.
         BLOCK + 4096,
@@ -216,25 +233,28 @@ fn pages_that_belong_nowhere_change_nothing() {
         end,
         1 << 40,
         u64::MAX - 4095,
-        u64::MAX - 4 * 4096 + 1,
+        u64::MAX - FEW as u64 * 4096 + 1,
         // Not whole pages, or not of one block.
         1,
         4095,
         BLOCK - 4096,
     ] {
-        refused(gpa, &pages);
+        refused(gpa, &few);
+        refused(gpa, &many);
     }
-    refused(0, &pages[..4095]);
-    refused(0, &pages[..4097]);
+    refused(0, &few[..4095]);
+    refused(0, &few[..4097]);
     refused(0, &[]);
     refused(0, &vec![1; FRAME_DATA_MOST + 4096]);
 }
 
 #[test]
 fn pages_that_are_cut_off_end_the_attempt() {
-    for missing in [1, 4096, 3 * 4096, 3 * 4096 + 4] {
+    let missing = [1, 4096, FEW * 4096, FEW * 4096 + 4];
+    let all = [(FEW, 0), (MANY, 0), (MANY, BYTES / 2)];
+    for (missing, (pages, gpa)) in missing.into_iter().flat_map(|it| all.map(|at| (it, at))) {
         let (ram, mut liar) = (Mapped::new(), Liar::new());
-        let bytes = liar.pages(0, &pattern(3));
+        let bytes = liar.pages(gpa, &pattern(pages));
         liar.say(&bytes[..bytes.len() - missing]);
         liar.client.shutdown(std::net::Shutdown::Write).unwrap();
         let error = liar.hear(&[ram.region()]).unwrap_err();
@@ -248,9 +268,10 @@ fn a_wait_for_the_rest_of_pages_ends() {
     let silent = |error: &Error| matches!(error, Error::Silent { .. });
     let cancelled = |error: &Error| error.is_cancelled();
     let ends: [&dyn Fn(&Error) -> bool; 2] = [&silent, &cancelled];
-    for (ends, pressed) in ends.into_iter().zip([false, true]) {
+    let ends = ends.into_iter().zip([false, true]);
+    for ((ends, pressed), gpa) in ends.flat_map(|it| [(it, 0), (it, BYTES / 2)]) {
         let (ram, mut liar) = (Mapped::new(), Liar::new());
-        let bytes = liar.pages(0, &pattern(3));
+        let bytes = liar.pages(gpa, &pattern(MANY));
         liar.say(&bytes[..bytes.len() - 1]);
         let target = RamTarget::new(&[ram.region()], 1).unwrap();
         let button = Button::default();
