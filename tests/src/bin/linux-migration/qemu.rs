@@ -133,6 +133,8 @@ impl Moving for Qemu {
         sender.ask("migrate", way);
         let mut report = self.migrated();
         report["version"] = self.monitor.qmp.version.clone();
+        let stopped = self.monitor.qmp.time_of("STOP");
+        report["silence"] = json!(receiver.qmp.time_of("RESUME") - stopped);
         self.monitor = receiver;
         report
     }
@@ -227,6 +229,8 @@ fn listens(socket: &Path) {
 /// A connection to QEMU's monitor (`docs/interop/qmp-spec.rst`).
 struct Qmp {
     stream: BufReader<UnixStream>,
+    /// All that have come.
+    events: Vec<Value>,
     /// "10.0.2"
     version: Value,
 }
@@ -247,6 +251,7 @@ impl Qmp {
         stream.set_read_timeout(Some(LIMIT)).expect("a deadline");
         let mut qmp = Self {
             stream: BufReader::new(stream),
+            events: Vec::new(),
             version: Value::Null,
         };
         let number = qmp.read()["QMP"]["version"]["qemu"].take();
@@ -267,10 +272,24 @@ impl Qmp {
             if let Some(result) = answer.get_mut("return") {
                 return result.take();
             }
-            // Anything else is an event.
             if let Some(error) = answer.get("error") {
                 panic!("QEMU refuses {command}: {error}");
             }
+            self.events.push(answer);
+        }
+    }
+
+    /// When an event last came, in milliseconds by the host's clock. It is waited for, if it has not come yet.
+    fn time_of(&mut self, event: &str) -> f64 {
+        loop {
+            let mut events = self.events.iter().rev();
+            if let Some(event) = events.find(|it| it["event"] == event) {
+                let part = |name: &str| event["timestamp"][name].as_f64();
+                let seconds = part("seconds").expect("a time");
+                return seconds * 1e3 + part("microseconds").expect("a time") / 1e3;
+            }
+            let next = self.read();
+            self.events.push(next);
         }
     }
 

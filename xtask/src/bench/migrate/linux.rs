@@ -157,6 +157,12 @@ fn print(ferry: &Reports, qemu: &Reports) -> Result<()> {
         total / theirs,
         downtime / standing
     );
+    // QEMU's number ends when all was sent; Ferry's when the guest runs again.
+    let silence = qemu.number("/silence")?;
+    println!(
+        "QEMU's guest stands still for {silence:.1} ms from its STOP here to its RESUME there, of which Ferry's downtime is {:.2}.",
+        downtime / silence
+    );
     Ok(())
 }
 
