@@ -75,6 +75,8 @@ pub enum Error {
     },
     #[error("{device}: cannot take its interrupts away")]
     Wiring { device: String, source: io::Error },
+    #[error("cannot write or read the state")]
+    Stream(#[from] vm_migration::stream::Error),
     #[error("cannot restore the serial port")]
     Serial(#[from] BadSerialState),
     #[error("the saved machine has another {0} than this one")]

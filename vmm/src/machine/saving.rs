@@ -10,7 +10,7 @@ use ferry_devices::virtio::pci::{Events, VirtioPci, VirtioPciStateV1};
 use ferry_devices::virtio::{ActiveQueue, VirtioDevice};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd};
-use vm_migration::stream::{self, Saved, StreamReader, StreamWriter};
+use vm_migration::stream::{self, Saved, StreamId, StreamReader, StreamWriter};
 
 use super::{Error, Machine, PARK_LIMIT, Processors};
 use crate::acpi::event::EventLine;
@@ -90,6 +90,52 @@ impl Shell {
             vcpus,
             cpuids,
         })
+    }
+
+    /// Saves and loads the state of such a machine, only to have done so: code that runs for the first time takes many times as long as
+    /// later, and no guest should stand still for that. `devices` are some that no guest has: they are given a function for a moment.
+    pub fn rehearse<'a>(
+        hypervisor: &Hypervisor,
+        ram: &GuestRam,
+        cpuids: impl IntoIterator<Item = &'a Vec<Abi<kvm_cpuid_entry2>>>,
+        devices: &[Arc<VhostUserDevice>],
+    ) {
+        let spare = Shell::new(hypervisor, ram, cpuids);
+        if let Err(error) = spare.and_then(|spare| spare.save_and_load(devices)) {
+            let reasons = ferry_api::chain(&error).join(": ");
+            tracing::debug!("a machine's state was not rehearsed: {reasons}");
+        }
+    }
+
+    fn save_and_load(self, devices: &[Arc<VhostUserDevice>]) -> Result<(), Error> {
+        let clock = StoppedClock::read(self.vm.fd());
+        let vcpus = (0..).zip(self.vcpus.iter().zip(&self.cpuids));
+        let state = MachineState {
+            vcpus: vcpus
+                .map(|(index, (fd, cpuid))| {
+                    capture::capture(fd, index, cpuid, &self.host, clock.host_ticks())
+                })
+                .collect::<Result<_, _>>()?,
+            chips: self.vm.save_chips()?,
+            clock: clock.save(),
+            generation: GenerationStateV1 {
+                address: 0,
+                irq: layout::POWER_BUTTON_IRQ,
+            },
+            pci: PciBus::default().save(),
+            serial: None,
+            functions: new_functions(&self.vm, devices)?,
+        };
+        let mut stream = StreamWriter::new(Vec::new(), StreamId([0; 16]))?;
+        state.write(&mut stream)?;
+        let (bytes, _) = stream.finish()?;
+        let state = MachineState::read(&mut StreamReader::new(&bytes[..])?)?;
+        let parts = RestoreParts {
+            devices,
+            shared: None,
+            console: None,
+        };
+        Machine::from_state(self, &parts, &state).map(drop)
     }
 }
 
@@ -370,6 +416,26 @@ pub fn frequency(kvm: &Kvm) -> Option<u32> {
     // A KVM that refuses even that does so again, and tells why, when a machine is made.
     let vcpu = vm.and_then(|vm| vm.create_vcpu(0));
     vcpu.and_then(|vcpu| vcpu.get_tsc_khz()).ok()
+}
+
+/// The state of functions that no driver has found yet.
+fn new_functions(
+    vm: &Arc<Vm>,
+    devices: &[Arc<VhostUserDevice>],
+) -> Result<Vec<FunctionState>, Error> {
+    let new = |device: &Arc<VhostUserDevice>| {
+        let bar = layout::PCI32.start as u32;
+        let function = VirtioPci::new(device.clone(), bar, vm.clone(), vm.clone());
+        let function = function.map_err(|source| Error::Pci {
+            device: device.id().to_owned(),
+            source,
+        })?;
+        Ok(FunctionState {
+            id: device.id().to_owned(),
+            state: function.save()?,
+        })
+    };
+    devices.iter().map(new).collect()
 }
 
 fn load_bus(

@@ -32,7 +32,7 @@ use crate::hypervisor::Hypervisor;
 use crate::hypervisor::dirty::Loggable;
 use crate::lifecycle::Ready;
 use crate::machine;
-use crate::machine::saving::{MachineState, frequency};
+use crate::machine::saving::{MachineState, Shell, frequency};
 use crate::memory::GuestRam;
 use crate::progress::LOOK;
 
@@ -154,7 +154,11 @@ impl<S: Fn(Word)> Job<S> {
             return self.hand_over(&way, std::mem::take(links));
         }
         // It may take its time: KVM is asked by making a virtual machine. A receiver would wait meanwhile.
-        let description = stream::encode(&self.describe()?)?;
+        let guest = self.describe()?;
+        let description = stream::encode(&guest)?;
+        if let Ok(hypervisor) = Hypervisor::open() {
+            Shell::rehearse(&hypervisor, &self.source.ram, &guest.cpuids, &[]);
+        }
         let connections = self.request.connections;
         self.bound_copying();
         links.push(self.connect(&way, Purpose::Migrate { connections })?);

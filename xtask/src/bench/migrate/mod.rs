@@ -2,7 +2,7 @@
 //!
 //! All of its RAM holds data. Whoever measures the whole lets the guest sleep between its ticks, because a guest that works
 //! takes one of two processors away from those who move it; whoever measures the silence lets it speak without a break. In turns
-//! with each migration, as many bytes are [copied](plain) through a socket. State inside back-ends is moved in
+//! with each migration, as many bytes are [copied](plain) through a socket; both find memory that the host has given already. State inside back-ends is moved in
 //! [`state`], a Linux guest in [`linux`].
 
 mod linux;
@@ -23,7 +23,7 @@ use super::{Kind, MIB, Options, median, millis, print_command, tiny_guest};
 use crate::cargo;
 use moving::{Moved, migrate};
 use phases::Phases;
-use plain::{Destination, Source};
+use plain::{Destination, Source, ask_host_for};
 
 /// MiB of RAM.
 const SIZES: [u64; 2] = [512, 2048];
@@ -117,6 +117,7 @@ impl Figures {
         };
         let mut vmm = course.guest("", TALKATIVE)?;
         for _ in 0..runs {
+            ask_host_for(mib)?;
             let moved = course.step(vmm)?;
             figures.add(&moved);
             vmm = moved.vmm;
@@ -170,7 +171,9 @@ impl Course<'_> {
         #[expect(clippy::cast_precision_loss, reason = "it is a few thousand")]
         let rate = |ms: f64| mib as f64 * 1e3 / ms;
         for _ in 0..self.runs {
+            ask_host_for(self.mib)?;
             copying.plain.push(rate(millis(source.copy(destination)?)));
+            ask_host_for(self.mib)?;
             let moved = self.step(vmm)?;
             let preparation = match destination {
                 Destination::Cold => 0.0,
