@@ -8,9 +8,10 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use vm_migration::Unwatched;
@@ -53,16 +54,12 @@ fuzz_target!(|bytes: &[u8]| {
 impl Receiver {
     fn new() -> Self {
         let path = frames::socket_path();
-        let listener = Listener::bind(&Address::Unix(path.clone()), None).expect("it can listen");
-        let path = path.with_extension("ram");
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
-            .expect("a file can be made");
-        std::fs::remove_file(path).expect("it is there");
+        let listener = Listener::bind(&Address::Unix(path), None).expect("it can listen");
+        // SAFETY: the name is a string with its end; the call has no other memory arguments.
+        let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0, "a file can be made");
+        // SAFETY: the descriptor is new, and nobody else's.
+        let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(RAM).expect("it can be large");
         // Both stay for ever.
         let file: &'static File = Box::leak(Box::new(file));
@@ -91,6 +88,8 @@ impl Receiver {
             .expect("it listens");
         let mut link = self.listener.accept(&Unwatched, None).expect("it is right");
         link.accept_it().expect("it is there");
+        // Nobody reads the answers.
+        link.set_silence(Duration::from_secs(1));
         answer(&mut link, &self.ram).expect_err("everything ends");
         link.receive(&Unwatched).expect_err("and stays so");
     }

@@ -183,7 +183,8 @@ pub(crate) struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: the mapping belongs to no thread, and is written to only through raw copies of plain bytes, without references.
+// SAFETY: the mapping belongs to no thread, and is written to here only through raw copies of plain bytes. Who makes references into it
+// sees to it that nobody else writes there.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; who writes to the same bytes at once gets some mixture of plain bytes.
 unsafe impl Sync for Mapping {}

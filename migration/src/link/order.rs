@@ -129,6 +129,8 @@ impl Stage {
         use Side::{Receiver, Sender};
         use Stage::*;
         let next = match (self, from, kind) {
+            // The answer may come when the sender has ended.
+            (Over, Receiver, Kind::Synced) => Over,
             (Offered | Over, ..) => return None,
             (_, _, Kind::Alive) => self,
             // Whoever has said COMMIT, or RUNNING, cannot take it back.

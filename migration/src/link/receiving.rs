@@ -8,6 +8,7 @@ use super::error::{Error, Violation};
 use super::incoming::{Advance, Wrong, arrived};
 use super::message::{self, HEAD, Message, Tally, be_u64};
 use super::order::{Event, Kind, Last};
+use super::sending::STALLED;
 use super::socket::{Waited, Want};
 use crate::pages::Place;
 use crate::watch::{Unwatched, Watch};
@@ -309,17 +310,26 @@ impl Link {
     /// # Errors
     /// As [`Link::receive`]; something else than an answer has come.
     pub(crate) fn wait_synced(&mut self, most: u32, watch: &dyn Watch) -> Result<(), Error> {
-        let begun = Instant::now();
+        let mut answered = Instant::now();
+        let mut left = u32::MAX;
         loop {
             let listening = self.listen()?;
-            if self.order.syncs() <= most {
+            let syncs = self.order.syncs();
+            if syncs <= most {
                 return Ok(());
+            }
+            if syncs < std::mem::replace(&mut left, syncs) {
+                answered = Instant::now();
             }
             if let (Listening::Off, Some(kind)) = (listening, self.incoming.kind()) {
                 return Err(self.reject(Violation::content(kind, "an answer is due first")));
             }
-            let silent = self.heard.max(begun) + self.silence;
-            let waited = self.transport.wait(Want::Read, watch, silent);
+            let silent = self.heard.max(answered) + self.silence;
+            let silent = silent.min(answered + STALLED * self.silence);
+            let waited = match Instant::now() < silent {
+                true => self.transport.wait(Want::Read, watch, silent),
+                false => Ok(Waited::Late),
+            };
             match waited.map_err(|error| self.io(error))? {
                 Waited::Ready => (),
                 Waited::Cancelled => return Err(self.cancelled()),

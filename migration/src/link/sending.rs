@@ -22,7 +22,7 @@ const LENT_LEAST: usize = 32 << 10;
 const TOGETHER: usize = 64 << 10;
 /// For how many silence limits one is waited for that says that it is there, but takes nothing: it may have a back-end that
 /// is slow.
-const STALLED: u32 = 4;
+pub(super) const STALLED: u32 = 4;
 
 impl Link {
     /// Sends a message, whole. While the other side takes nothing, it is heard: if it failed, that is the error.
@@ -42,7 +42,7 @@ impl Link {
         bytes >= LENT_LEAST && self.transport.borrows()
     }
 
-    /// Sends whole pages within one block.
+    /// Sends whole pages within one block; a few of them only with what follows, or with [`Link::flush`].
     ///
     /// # Errors
     /// As [`Link::send`].

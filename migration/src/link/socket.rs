@@ -129,6 +129,7 @@ impl Transport {
     /// Lends pages to the kernel, as many as it takes, and leaves the others.
     pub(super) fn lend(&self, pages: &mut Staged<'_>) -> io::Result<()> {
         let mut at = pages.at;
+        // Here the kernel cannot be told not to send a SIGPIPE; who begins in Rust ignores it.
         let lent = retried(|| {
             let bytes = pages.bytes.len();
             let lent = rustix::fs::sendfile(&self.socket, pages.file, Some(&mut at), bytes);
@@ -255,17 +256,22 @@ impl Pipe {
 
     /// Takes at most so many bytes off a socket; 0 bytes is the end.
     fn fill(&self, socket: &Socket, bytes: usize) -> io::Result<usize> {
-        let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-        Ok(splice(socket, None, &self.writer, None, bytes, flags)?)
+        Ok(splice(
+            socket,
+            None,
+            &self.writer,
+            None,
+            bytes,
+            SpliceFlags::NONBLOCK,
+        )?)
     }
 
     /// Moves what it holds, so many bytes, into a file.
     fn empty(&self, file: &File, mut at: u64, bytes: usize) -> io::Result<()> {
         let mut left = bytes;
         while left > 0 {
-            let flags = SpliceFlags::MOVE;
             let moved = retried(|| {
-                let to = Some(&mut at);
+                let (to, flags) = (Some(&mut at), SpliceFlags::empty());
                 Ok(splice(&self.reader, None, file, to, left, flags)?)
             })?;
             match left.checked_sub(moved) {

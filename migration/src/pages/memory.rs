@@ -19,7 +19,11 @@ use crate::sys;
 
 const PAGE: usize = super::PAGE as usize;
 /// For fewer bytes it takes longer to find out whether they are mapped than to read or write them as a part of the file.
-pub(super) const MANY: u64 = 64 << 10;
+pub(super) const MANY: u64 = match cfg!(fuzzing) {
+    // Made-up frames are small.
+    true => super::PAGE,
+    false => 64 << 10,
+};
 
 /// Where a region of guest RAM is mapped.
 #[derive(Clone, Copy, Debug)]

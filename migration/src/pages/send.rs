@@ -322,7 +322,7 @@ impl<'a> Lane<'a> {
                 if self.link.borrows(stretch.range.len()) {
                     end = stretch.range.end;
                 }
-                let pages = staged.part(stretch.range);
+                let pages = staged.range(stretch.range);
                 self.link.send_pages(gpa, pages, self.watch)?;
                 self.sent.data += bytes;
                 progress.data.fetch_add(bytes, Ordering::Relaxed);

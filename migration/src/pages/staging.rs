@@ -43,11 +43,11 @@ pub(crate) struct Staged<'a> {
 impl Staged<'_> {
     /// All but the first so many.
     pub(crate) fn rest(&self, bytes: usize) -> Self {
-        self.part(bytes..self.bytes.len())
+        self.range(bytes..self.bytes.len())
     }
 
     /// A part of them, as far as they go.
-    pub(super) fn part(&self, range: Range<usize>) -> Self {
+    pub(super) fn range(&self, range: Range<usize>) -> Self {
         Staged {
             bytes: self.bytes.get(range.clone()).unwrap_or_default(),
             file: self.file,

@@ -221,6 +221,63 @@ fn ram_that_is_mapped_goes_over_as_any_other() {
     assert_eq!(from.ram.taken(), taken);
 }
 
+/// Runs of pages that are lent and ones that are copied, and zeros between them, again and again.
+#[test]
+fn pages_of_several_rounds_do_not_get_into_each_others_way() {
+    let (from, to) = (Ram::new(), Ram::new());
+    transfer(2, &to, |links| {
+        let mut seed = 0;
+        for round in 0..6 {
+            let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
+            let mut gpa = round * 4096;
+            for pages in [1, 7, 8, 9, 20, 63, 64, 100, 3].into_iter().cycle() {
+                let bytes: u64 = pages * 4096;
+                if gpa + bytes > LOW {
+                    break;
+                }
+                seed += 1;
+                let data = match seed % 5 {
+                    0 => vec![0; bytes as usize],
+                    _ => pattern(seed, bytes as usize),
+                };
+                from.write(gpa, &data);
+                dirty.set_range(gpa, bytes);
+                gpa += bytes + 4096 * (seed % 3);
+            }
+            let (regions, progress) = (from.regions(), Progress::default());
+            send_dirty(links, &regions, &dirty, &progress, &Unwatched).unwrap();
+        }
+    });
+    assert!(from.content() == to.content());
+}
+
+/// What is not known to have arrived is not overwritten, whoever holds it.
+#[test]
+fn no_more_pages_are_lent_than_there_is_room_for() {
+    let from = Ram::new();
+    from.write(0, &pattern(1, LOW as usize));
+    let [mut senders, mut receivers] = connected(1);
+    senders[0].set_silence(std::time::Duration::from_millis(300));
+    thread::scope(|scope| {
+        let receiver = scope.spawn(move || {
+            let mut taken = 0;
+            // It takes everything, and answers nothing.
+            while let Ok(message) = receivers[0].receive(&Unwatched) {
+                if let Message::Pages { data, .. } = message {
+                    taken += data.len() as u64;
+                }
+            }
+            taken
+        });
+        let regions = from.regions();
+        let error = send_all(&mut senders, &regions, &Progress::default(), &Unwatched);
+        let error = error.unwrap_err();
+        assert!(matches!(error, Error::Silent { .. }), "{error}");
+        drop(senders);
+        assert_eq!(receiver.join().unwrap(), MIB);
+    });
+}
+
 /// What is sent of a page is what was summed up, whatever becomes of the page.
 #[test]
 fn a_guest_may_write_to_its_ram_while_it_is_sent() {

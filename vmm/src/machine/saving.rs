@@ -92,22 +92,38 @@ impl Shell {
         })
     }
 
-    /// Saves and loads the state of such a machine, only to have done so: code that runs for the first time takes many times as long as
-    /// later, and no guest should stand still for that. `devices` are some that no guest has: they are given a function for a moment.
-    pub fn rehearse<'a>(
+    /// Saves the state of such a machine, only to have done so: code that runs for the first time takes many times as long as later, and
+    /// no guest should stand still for that.
+    pub fn rehearse_saving<'a>(
+        hypervisor: &Hypervisor,
+        ram: &GuestRam,
+        cpuids: impl IntoIterator<Item = &'a Vec<Abi<kvm_cpuid_entry2>>>,
+    ) {
+        let spare = Shell::new(hypervisor, ram, cpuids);
+        rehearsed(spare.and_then(|spare| spare.save(&[])));
+    }
+
+    /// The same with loading. The devices, which no guest has, are given a function for a moment.
+    pub fn rehearse_loading<'a>(
         hypervisor: &Hypervisor,
         ram: &GuestRam,
         cpuids: impl IntoIterator<Item = &'a Vec<Abi<kvm_cpuid_entry2>>>,
         devices: &[Arc<VhostUserDevice>],
     ) {
-        let spare = Shell::new(hypervisor, ram, cpuids);
-        if let Err(error) = spare.and_then(|spare| spare.save_and_load(devices)) {
-            let reasons = ferry_api::chain(&error).join(": ");
-            tracing::debug!("a machine's state was not rehearsed: {reasons}");
-        }
+        let load = |spare: Shell| {
+            let bytes = spare.save(devices)?;
+            let state = MachineState::read(&mut StreamReader::new(&bytes[..])?)?;
+            let parts = RestoreParts {
+                devices,
+                shared: None,
+                console: None,
+            };
+            Machine::from_state(spare, &parts, &state)
+        };
+        rehearsed(Shell::new(hypervisor, ram, cpuids).and_then(load));
     }
 
-    fn save_and_load(self, devices: &[Arc<VhostUserDevice>]) -> Result<(), Error> {
+    fn save(&self, devices: &[Arc<VhostUserDevice>]) -> Result<Vec<u8>, Error> {
         let clock = StoppedClock::read(self.vm.fd());
         let vcpus = (0..).zip(self.vcpus.iter().zip(&self.cpuids));
         let state = MachineState {
@@ -128,14 +144,15 @@ impl Shell {
         };
         let mut stream = StreamWriter::new(Vec::new(), StreamId([0; 16]))?;
         state.write(&mut stream)?;
-        let (bytes, _) = stream.finish()?;
-        let state = MachineState::read(&mut StreamReader::new(&bytes[..])?)?;
-        let parts = RestoreParts {
-            devices,
-            shared: None,
-            console: None,
-        };
-        Machine::from_state(self, &parts, &state).map(drop)
+        Ok(stream.finish()?.0)
+    }
+}
+
+/// Nothing depends on it.
+fn rehearsed<T>(outcome: Result<T, Error>) {
+    if let Err(error) = outcome {
+        let reasons = ferry_api::chain(&error).join(": ");
+        tracing::debug!("moving a machine's state was not rehearsed: {reasons}");
     }
 }
 

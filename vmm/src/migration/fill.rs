@@ -184,7 +184,7 @@ impl Incoming {
         let regions = ram.regions();
         meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
         // Made now, while the guest still runs.
-        Shell::rehearse(hypervisor, ram, &self.guest.cpuids, devices);
+        Shell::rehearse_loading(hypervisor, ram, &self.guest.cpuids, devices);
         let shell = Shell::new(hypervisor, ram, &self.guest.cpuids)?;
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
         self.link.send(&Message::Prepared, &*meter)?;

@@ -157,7 +157,7 @@ impl<S: Fn(Word)> Job<S> {
         let guest = self.describe()?;
         let description = stream::encode(&guest)?;
         if let Ok(hypervisor) = Hypervisor::open() {
-            Shell::rehearse(&hypervisor, &self.source.ram, &guest.cpuids, &[]);
+            Shell::rehearse_saving(&hypervisor, &self.source.ram, &guest.cpuids);
         }
         let connections = self.request.connections;
         self.bound_copying();

@@ -222,6 +222,14 @@ impl Vmm {
         self.memory("VmHWM:")
     }
 
+    /// How much guest RAM it has mapped now, in bytes.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn mapped(&self) -> Result<u64> {
+        self.memory("RssShmem:")
+    }
+
     fn memory(&self, name: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name));

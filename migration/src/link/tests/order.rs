@@ -7,6 +7,7 @@ use super::*;
 fn allowed(stage: Stage, side: Side) -> &'static [Kind] {
     use Kind::*;
     match (stage, side) {
+        (Stage::Over, Side::Receiver) => &[Synced],
         (Stage::Offered | Stage::Over, _) => &[],
         (Stage::Describing, Side::Sender) => &[Alive, Failed, Describe, Handles],
         (Stage::Copying, Side::Sender) => &[

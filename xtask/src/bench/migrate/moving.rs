@@ -24,7 +24,7 @@ pub struct Moved {
     pub total: f64,
     /// Between the last byte from its old place and the first one from the new one, less what is usual.
     pub silence: f64,
-    /// By how many MiB the sender's, and the receiver's memory was above idle.
+    /// By how many MiB the sender's, and the receiver's memory was above idle, apart from guest RAM.
     pub peaks: [f64; 2],
     /// What GET vm.migration says in the end; of others than Ferry nothing.
     pub report: Value,
@@ -99,7 +99,7 @@ pub fn migrate(
         silence: millis(silence),
         peaks: [
             above(source.peak()?, idle[0]),
-            above(target.peak()?, idle[1]),
+            above(target.peak()?.saturating_sub(target.mapped()?), idle[1]),
         ],
         report,
         vmm: target,
