@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use proptest::prelude::*;
@@ -284,9 +285,17 @@ fn a_guest_may_write_to_its_ram_while_it_is_sent() {
     let (from, to) = (Mapped::new(), Mapped::new());
     from.touch(LOW + HIGH);
     to.touch(LOW + HIGH);
-    let over = std::sync::atomic::AtomicBool::new(false);
+    /// A test that fails must not wait for its guest for ever.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = &AtomicBool::new(false);
     let [mut senders, mut receivers] = connected(1);
     thread::scope(|scope| {
+        let end = Over(over);
         let guest = scope.spawn(|| {
             let mut turn = 0;
             while !over.load(Ordering::Relaxed) {
@@ -308,7 +317,7 @@ fn a_guest_may_write_to_its_ram_while_it_is_sent() {
             send_dirty(links, &regions, &dirty, &progress, &Unwatched).unwrap();
         };
         (0..20).for_each(|_| send(&mut senders));
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         guest.join().unwrap();
         send(&mut senders);
         senders[0].send(&Message::StateEnd, &Unwatched).unwrap();
@@ -358,7 +367,7 @@ fn a_connection_without_ram_is_not_silent() {
     let limit = std::time::Duration::from_secs(1);
     let target = RamTarget::new(&to.regions(), 2).unwrap();
     senders.iter_mut().for_each(|link| link.set_silence(limit));
-    let ended = std::sync::atomic::AtomicBool::new(false);
+    let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         let [main, extra] = &mut receivers[..] else {
             panic!("there are two");
