@@ -13,6 +13,9 @@
 //! to be sent or received is remembered. The next request first completes that and throws the late answer away.
 //! A back-end that owes an answer for longer than [`Limits::dead`] is given up.
 //!
+//! Several requests may be sent before the first of them is answered ([`Connection::ask_all`]): the back-end reads them one
+//! after the other, and answers in that order. How long it may take for an answer counts from the one before.
+//!
 //! Anything that is not what the protocol allows poisons the connection: the error says what it was, and
 //! every later request fails.
 
@@ -22,6 +25,7 @@ mod waiting;
 
 pub use self::lending::Lent;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -38,6 +42,10 @@ use super::message::{Acknowledge, Header, ReplyShape, RequestCode};
 use super::socket::Socket;
 use crate::sys::poll::Interest;
 
+/// How many answers may be awaited at a time. The back-end, which may have to wait until they are taken before it reads on,
+/// must have room for as many in the socket: some hundred small messages have.
+const MOST_OWED: usize = 32;
+
 /// A request to the back-end.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -47,6 +55,17 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
     /// File descriptors that go with it.
     pub fds: &'a [BorrowedFd<'a>],
+}
+
+/// A request with what its answer is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// What is asked.
+    pub request: Request<'a>,
+    /// Why it is answered.
+    pub acknowledge: Acknowledge,
+    /// What the answer has to look like.
+    pub shape: ReplyShape,
 }
 
 /// An answer, its shape checked.
@@ -68,7 +87,8 @@ pub struct Connection {
     /// Signalled, and never reset, when the device is to be given up.
     stop: Arc<EventFd>,
     unsent: Option<Unsent>,
-    owed: Option<Owed>,
+    /// In the order in which they come.
+    owed: VecDeque<Owed>,
     incoming: Incoming,
     channel: Option<BackendChannel>,
     counters: Arc<Counters>,
@@ -111,7 +131,7 @@ impl Connection {
             limits,
             stop,
             unsent: None,
-            owed: None,
+            owed: VecDeque::new(),
             incoming: Incoming::default(),
             channel: None,
             counters: Arc::default(),
@@ -143,40 +163,74 @@ impl Connection {
     /// Sends a request that has no answer.
     pub fn tell(&mut self, request: Request<'_>, patience: Duration) -> Result<(), Cause> {
         let deadline = Instant::now() + patience;
-        let result = self.begin(request, Acknowledge::Natural, None, deadline);
+        let result = self
+            .settle(deadline, request.code)
+            .and_then(|()| self.send(request, Acknowledge::Natural, None, deadline));
         self.poison_if_fatal(result)
     }
 
     /// Sends a request and awaits its answer.
-    pub fn ask(
-        &mut self,
-        request: Request<'_>,
-        acknowledge: Acknowledge,
-        shape: ReplyShape,
-        patience: Duration,
-    ) -> Result<Reply, Cause> {
+    pub fn ask(&mut self, question: Question<'_>, patience: Duration) -> Result<Reply, Cause> {
         let deadline = Instant::now() + patience;
         let result = self
-            .begin(request, acknowledge, Some(shape), deadline)
+            .begin(question, deadline)
             .and_then(|()| self.receive_owed(deadline));
         self.poison_if_fatal(result)
+    }
+
+    /// Sends all requests, and awaits their answers, whose order is the requests'. `patience` says for how long the next of them
+    /// is waited for. After an error, none of the answers that are still to come is for anybody.
+    pub fn ask_all(
+        &mut self,
+        questions: &[Question<'_>],
+        patience: impl Fn() -> Duration,
+    ) -> Result<Vec<Reply>, Cause> {
+        let mut replies = Vec::with_capacity(questions.len());
+        let result = questions
+            .chunks(MOST_OWED)
+            .try_for_each(|some| self.ask_some(some, &patience, &mut replies));
+        self.poison_if_fatal(result).map(|()| replies)
+    }
+
+    fn ask_some(
+        &mut self,
+        questions: &[Question<'_>],
+        patience: &impl Fn() -> Duration,
+        replies: &mut Vec<Reply>,
+    ) -> Result<(), Cause> {
+        let Some((first, others)) = questions.split_first() else {
+            return Ok(());
+        };
+        self.begin(*first, Instant::now() + patience())?;
+        for question in others {
+            self.send_question(*question, Instant::now() + patience())?;
+        }
+        for _ in questions {
+            replies.push(self.receive_owed(Instant::now() + patience())?);
+        }
+        Ok(())
     }
 
     /// Sends a request with a descriptor that is closed here as soon as it has been sent, and awaits the answer.
     pub fn ask_giving(
         &mut self,
-        request: Request<'_>,
+        question: Question<'_>,
         gift: OwnedFd,
-        shape: ReplyShape,
         patience: Duration,
     ) -> Result<Reply, Cause> {
         let deadline = Instant::now() + patience;
         let fds = [gift.as_fd()];
         let request = Request {
             fds: &fds,
-            ..request
+            ..question.request
         };
-        let sent = self.begin(request, Acknowledge::Natural, Some(shape), deadline);
+        let sent = self.begin(
+            Question {
+                request,
+                ..question
+            },
+            deadline,
+        );
         drop(gift);
         let result = sent.and_then(|()| self.receive_owed(deadline));
         self.poison_if_fatal(result)
@@ -189,26 +243,49 @@ impl Connection {
         result
     }
 
-    /// Settles what is pending, then sends `request`, whose answer is owed from then on.
-    fn begin(
+    /// Settles what is pending, then asks: from then on, the answer is owed.
+    fn begin(&mut self, question: Question<'_>, deadline: Instant) -> Result<(), Cause> {
+        self.settle(deadline, question.request.code)?;
+        self.send_question(question, deadline)
+    }
+
+    /// Completes what is still to be sent and received, before `request` is sent.
+    fn settle(&mut self, deadline: Instant, request: RequestCode) -> Result<(), Cause> {
+        self.settle_owed(deadline)?;
+        self.check_quiet(During::Request(request))
+    }
+
+    fn settle_owed(&mut self, deadline: Instant) -> Result<(), Cause> {
+        if self.poisoned {
+            return Err(Cause::Poisoned);
+        }
+        self.flush(deadline)?;
+        while !self.owed.is_empty() {
+            let late = self.receive_owed(deadline)?;
+            tracing::debug!(device = %self.device, bytes = late.payload.len(), "a late answer has come");
+        }
+        Ok(())
+    }
+
+    fn send_question(&mut self, question: Question<'_>, deadline: Instant) -> Result<(), Cause> {
+        let Question {
+            request,
+            acknowledge,
+            shape,
+        } = question;
+        self.send(request, acknowledge, Some(shape), deadline)
+    }
+
+    fn send(
         &mut self,
         request: Request<'_>,
         acknowledge: Acknowledge,
         shape: Option<ReplyShape>,
         deadline: Instant,
     ) -> Result<(), Cause> {
-        if self.poisoned {
-            return Err(Cause::Poisoned);
-        }
-        self.flush(deadline)?;
-        if self.owed.is_some() {
-            let late = self.receive_owed(deadline)?;
-            tracing::debug!(device = %self.device, bytes = late.payload.len(), "a late answer has come");
-        }
-        self.check_quiet(During::Request(request.code))?;
         self.send_first(request, acknowledge, deadline)?;
         if let Some(shape) = shape {
-            self.owed = Some(Owed {
+            self.owed.push_back(Owed {
                 request: request.code,
                 shape,
                 since: Instant::now(),
@@ -282,9 +359,10 @@ impl Connection {
         Ok(Flushed::All)
     }
 
+    /// The answer that has been owed the longest.
     fn receive_owed(&mut self, deadline: Instant) -> Result<Reply, Cause> {
         loop {
-            let Some(owed) = self.owed else {
+            let Some(owed) = self.owed.front().copied() else {
                 // Callers make sure that an answer is owed.
                 return Err(Cause::Poisoned);
             };
@@ -295,7 +373,7 @@ impl Connection {
         }
     }
 
-    /// Reads on at the owed answer without waiting.
+    /// Reads on at the answer that has been owed the longest, without waiting.
     fn advance(&mut self, owed: Owed) -> Result<Option<Reply>, Cause> {
         let during = During::Request(owed.request);
         let violation = |reason| Cause::Violation { during, reason };
@@ -316,7 +394,11 @@ impl Connection {
             Progress::Closed => Err(Cause::Closed { during }),
             Progress::Complete(message) => {
                 owed.shape.check_fds(message.fds.len()).map_err(violation)?;
-                self.owed = None;
+                self.owed.pop_front();
+                if let Some(next) = self.owed.front_mut() {
+                    // What it was asked in the meantime it could not begin with before.
+                    next.since = Instant::now();
+                }
                 Ok(Some(Reply {
                     payload: message.payload,
                     fds: message.fds,

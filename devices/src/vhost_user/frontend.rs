@@ -1,10 +1,11 @@
 //! The front-end's messages, typed.
 //!
-//! One method for each message, named after it. Each sends its message over the [`Connection`] and checks what the
+//! One method for each message, named after it (what is said of rings is said together: [`Frontend::tell_of_rings`]). Each sends its message over the [`Connection`] and checks what the
 //! answer says; none waits longer than [`Frontend::set_patience`] says. Where REPLY_ACK is negotiated, every
 //! message without an answer of its own asks for an acknowledgement.
 
 mod log;
+mod rings;
 mod state;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,20 +14,16 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory, VhostUserMemoryRegion,
-    VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vm_memory::ByteValued;
-use vmm_sys_util::eventfd::EventFd;
 
+pub use self::rings::RingMessage;
 pub use self::state::{Direction, StateFd};
-use super::connection::{Connection, Request};
+use super::connection::{Connection, Question, Request};
 use super::error::{Cause, During, Violation};
 use super::memory::{RamRegion, token};
 use super::message::{Acknowledge, ReplyShape, RequestCode, payload};
-use super::negotiated::RingLog;
-use super::rings::Parts;
 use super::socket::MAX_FDS;
-use crate::virtio::ActiveQueue;
 
 /// Bytes of a GET_CONFIG or SET_CONFIG payload before the configuration space itself.
 const CONFIG_HEADER: usize = size_of::<VhostUserConfig>();
@@ -150,76 +147,6 @@ impl Frontend {
         self.set(FrontendReq::SET_MEM_TABLE, &bytes, &fds)
     }
 
-    /// The number of descriptors in a ring.
-    pub fn set_vring_num(&mut self, index: u16, size: u16) -> Result<(), Cause> {
-        self.set_ring_state(FrontendReq::SET_VRING_NUM, index, size)
-    }
-
-    /// The index of the next buffer the back-end is to take from the available ring.
-    pub fn set_vring_base(&mut self, index: u16, base: u16) -> Result<(), Cause> {
-        self.set_ring_state(FrontendReq::SET_VRING_BASE, index, base)
-    }
-
-    /// Where the parts of a ring lie, as address tokens; they are aligned and in guest RAM. Never for a ring that runs: a
-    /// completion could be lost. So the flag that has the used ring logged is given from the beginning; it counts
-    /// while LOG_ALL is accepted.
-    pub fn set_vring_addr(&mut self, ring: &Parts, log: RingLog) -> Result<(), Cause> {
-        let flags = match log {
-            RingLog::Offered => VhostUserVringAddrFlags::VHOST_VRING_F_LOG,
-            RingLog::Absent => VhostUserVringAddrFlags::empty(),
-        };
-        let address = VhostUserVringAddr::new(
-            u32::from(ring.index),
-            flags,
-            token(ring.descriptors),
-            token(ring.used),
-            token(ring.available),
-            // Where the used ring lies in guest-physical memory, for logging; not used without the flag.
-            ring.used.0,
-        );
-        self.set(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])
-    }
-
-    /// Gives the back-end the eventfd by which the guest says that there are buffers. Back-ends start the ring.
-    pub fn set_vring_kick(&mut self, queue: &ActiveQueue) -> Result<(), Cause> {
-        self.set_vring_event(FrontendReq::SET_VRING_KICK, queue.index, &queue.kick)
-    }
-
-    /// Gives the back-end the eventfd by which it is to say that buffers have been used.
-    pub fn set_vring_call(&mut self, queue: &ActiveQueue) -> Result<(), Cause> {
-        self.set_vring_event(FrontendReq::SET_VRING_CALL, queue.index, &queue.call)
-    }
-
-    fn set_vring_event(
-        &mut self,
-        code: FrontendReq,
-        index: u16,
-        event: &EventFd,
-    ) -> Result<(), Cause> {
-        self.set(code, &u64::from(index).to_ne_bytes(), &[borrow(event)])
-    }
-
-    /// Lets the back-end process a ring's buffers.
-    pub fn enable_vring(&mut self, index: u16) -> Result<(), Cause> {
-        self.set_ring_state(FrontendReq::SET_VRING_ENABLE, index, 1)
-    }
-
-    /// Stops a ring; returns the index of the next buffer that the back-end would have taken.
-    pub fn get_vring_base(&mut self, index: u16) -> Result<u16, Cause> {
-        let code = RequestCode::from(FrontendReq::GET_VRING_BASE);
-        let state = VhostUserVringState::new(u32::from(index), 0);
-        let bytes = self.get(code, state.as_slice(), ReplyShape::exactly(8))?;
-        let answer: VhostUserVringState = parse(code, &bytes)?;
-        let (of, base) = (answer.index, answer.num);
-        match u16::try_from(base) {
-            Ok(base) if of == u32::from(index) => Ok(base),
-            _ => Err(contents(
-                code,
-                format!("it answered index {base} of queue {of} when asked for queue {index}"),
-            )),
-        }
-    }
-
     /// The first `size` bytes of the configuration space (needs CONFIG); [`Cause::Refused`] if the back-end
     /// does not have as many.
     pub fn get_config(&mut self, size: u32) -> Result<Vec<u8>, Cause> {
@@ -273,11 +200,6 @@ impl Frontend {
         self.get_features().map(drop)
     }
 
-    fn set_ring_state(&mut self, code: FrontendReq, index: u16, number: u16) -> Result<(), Cause> {
-        let state = VhostUserVringState::new(u32::from(index), u32::from(number));
-        self.set(code, state.as_slice(), &[])
-    }
-
     fn get_u64(&mut self, code: FrontendReq) -> Result<u64, Cause> {
         let code = code.into();
         let bytes = self.get(code, &[], ReplyShape::exactly(8))?;
@@ -291,15 +213,16 @@ impl Frontend {
         bytes: &[u8],
         shape: ReplyShape,
     ) -> Result<Vec<u8>, Cause> {
-        let request = Request {
-            code,
-            payload: bytes,
-            fds: &[],
+        let question = Question {
+            request: Request {
+                code,
+                payload: bytes,
+                fds: &[],
+            },
+            acknowledge: Acknowledge::Natural,
+            shape,
         };
-        let patience = self.patience.for_next();
-        let reply = self
-            .connection
-            .ask(request, Acknowledge::Natural, shape, patience)?;
+        let reply = self.connection.ask(question, self.patience.for_next())?;
         Ok(reply.payload)
     }
 
@@ -310,31 +233,41 @@ impl Frontend {
         bytes: &[u8],
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), Cause> {
-        let code = code.into();
-        let request = Request {
-            code,
+        self.set_all(&[Request {
+            code: code.into(),
             payload: bytes,
             fds,
-        };
-        let patience = self.patience.for_next();
-        if !self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            return self.connection.tell(request, patience);
-        }
-        let shape = ReplyShape::exactly(8);
-        let reply = self
-            .connection
-            .ask(request, Acknowledge::Requested, shape, patience)?;
-        match parse::<u64>(code, &reply.payload)? {
-            0 => Ok(()),
-            _ => Err(Cause::Refused { request: code }),
-        }
+        }])
     }
-}
 
-fn borrow(event: &EventFd) -> BorrowedFd<'_> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the descriptor stays open as long as `event` lives, which the result borrows.
-    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+    /// Requests without answers of their own, all of which are sent before the first acknowledgement is awaited. An error is the
+    /// first one's that is not acknowledged; the back-end has read the other ones all the same, unless it closed the connection.
+    fn set_all(&mut self, requests: &[Request<'_>]) -> Result<(), Cause> {
+        let patience = self.patience;
+        if !self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            let mut requests = requests.iter();
+            return requests
+                .try_for_each(|request| self.connection.tell(*request, patience.for_next()));
+        }
+        let questions: Vec<_> = requests
+            .iter()
+            .map(|request| Question {
+                request: *request,
+                acknowledge: Acknowledge::Requested,
+                shape: ReplyShape::exactly(8),
+            })
+            .collect();
+        let replies = self
+            .connection
+            .ask_all(&questions, || patience.for_next())?;
+        for (request, reply) in requests.iter().zip(replies) {
+            let request = request.code;
+            if parse::<u64>(request, &reply.payload)? != 0 {
+                return Err(Cause::Refused { request });
+            }
+        }
+        Ok(())
+    }
 }
 
 fn parse<T: ByteValued + Default>(code: RequestCode, bytes: &[u8]) -> Result<T, Cause> {

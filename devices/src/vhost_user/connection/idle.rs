@@ -20,7 +20,7 @@ impl Connection {
     /// Whether an earlier request is still to be finished, and when that becomes fatal.
     pub fn dead_at(&self) -> Option<Instant> {
         let unsent = self.unsent.as_ref().map(|unsent| unsent.since);
-        let since = unsent.or(self.owed.map(|owed| owed.since))?;
+        let since = unsent.or(self.owed.front().map(|owed| owed.since))?;
         Some(since + self.limits.dead)
     }
 
@@ -43,14 +43,18 @@ impl Connection {
         }
         if let Some(unsent) = &self.unsent {
             let (request, since) = (unsent.request, unsent.since);
-            // Nothing may come before the request has gone out as a whole.
-            self.check_quiet(During::Request(request))?;
+            match self.owed.front().copied().filter(|_| self.owed.len() > 1) {
+                // To a request before it.
+                Some(owed) => drop(self.advance(owed)?),
+                // Nothing may come before the request has gone out as a whole.
+                None => self.check_quiet(During::Request(request))?,
+            }
             return match self.try_flush()? {
                 Flushed::All => Ok(()),
                 Flushed::Part => self.check_alive(request, since),
             };
         }
-        let Some(owed) = self.owed else {
+        let Some(owed) = self.owed.front().copied() else {
             return self.check_quiet(During::Idle);
         };
         if self.advance(owed)?.is_none() {

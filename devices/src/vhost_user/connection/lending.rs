@@ -20,18 +20,12 @@ impl Connection {
     /// afterwards, unless nobody else does.
     pub fn lend(&mut self, patience: Duration) -> Result<Lent, Cause> {
         let deadline = Instant::now() + patience;
-        let result = self.settle(deadline).and_then(|()| self.copied());
+        let result = self.come_to_rest(deadline).and_then(|()| self.copied());
         self.poison_if_fatal(result)
     }
 
-    fn settle(&mut self, deadline: Instant) -> Result<(), Cause> {
-        if self.poisoned {
-            return Err(Cause::Poisoned);
-        }
-        self.flush(deadline)?;
-        if self.owed.is_some() {
-            self.receive_owed(deadline)?;
-        }
+    fn come_to_rest(&mut self, deadline: Instant) -> Result<(), Cause> {
+        self.settle_owed(deadline)?;
         self.serve_channel_inner()?;
         while self
             .channel

@@ -56,7 +56,7 @@ impl Connection {
 
     /// Tells the log once that an answer takes longer than usual; returns when that would be.
     fn note_if_slow(&mut self, now: Instant) -> Option<Instant> {
-        let owed = self.owed.as_mut().filter(|owed| !owed.noted)?;
+        let owed = self.owed.front_mut().filter(|owed| !owed.noted)?;
         let at = owed.since + self.limits.request;
         if now < at {
             return Some(at);
@@ -73,7 +73,7 @@ impl Connection {
 
     /// Counts the owed answer as late, once.
     fn count_late(&mut self) {
-        if let Some(owed) = self.owed.as_mut().filter(|owed| !owed.counted) {
+        if let Some(owed) = self.owed.front_mut().filter(|owed| !owed.counted) {
             owed.counted = true;
             self.counters.late_answers.add();
         }

@@ -3,7 +3,7 @@
 use vhost::vhost_user::message::FrontendReq;
 
 use super::{Frontend, parse};
-use crate::vhost_user::connection::Request;
+use crate::vhost_user::connection::{Question, Request};
 use crate::vhost_user::dirty_log::DirtyLog;
 use crate::vhost_user::error::Cause;
 use crate::vhost_user::message::{Acknowledge, ReplyShape, RequestCode};
@@ -24,11 +24,12 @@ impl Frontend {
             payload: payload.as_flattened(),
             fds: &[log.file()],
         };
-        let shape = ReplyShape::empty_or(8, 16);
-        let patience = self.patience.for_next();
-        let reply = self
-            .connection
-            .ask(request, Acknowledge::Natural, shape, patience)?;
+        let question = Question {
+            request,
+            acknowledge: Acknowledge::Natural,
+            shape: ReplyShape::empty_or(8, 16),
+        };
+        let reply = self.connection.ask(question, self.patience.for_next())?;
         if reply.payload.len() != 8 {
             return Ok(());
         }

@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::FrontendReq;
 
 use super::{Frontend, contents, parse};
-use crate::vhost_user::connection::Request;
+use crate::vhost_user::connection::{Question, Request};
 use crate::vhost_user::error::Cause;
-use crate::vhost_user::message::{ReplyShape, RequestCode};
+use crate::vhost_user::message::{Acknowledge, ReplyShape, RequestCode};
 
 /// The one phase in which state is moved: while the device is suspended (vhost-user specification, "Migrating back-end state").
 const PHASE_STOPPED: u32 = 0;
@@ -51,11 +51,13 @@ impl Frontend {
             payload: payload.as_flattened(),
             fds: &[],
         };
+        let question = Question {
+            request,
+            acknowledge: Acknowledge::Natural,
+            shape: ReplyShape::with_fd(8),
+        };
         let patience = self.patience.for_next();
-        let shape = ReplyShape::with_fd(8);
-        let reply = self
-            .connection
-            .ask_giving(request, theirs, shape, patience)?;
+        let reply = self.connection.ask_giving(question, theirs, patience)?;
         let said: u64 = parse(code, &reply.payload)?;
         let returned = reply.fds.into_iter().next();
         let impossible = |what: &str| Err(contents(code, format!("it answered {said:#x} {what}")));

@@ -28,5 +28,6 @@ mod suspend;
 mod suspend_hostile;
 mod suspend_real;
 mod suspend_slow;
+mod together;
 mod virtiofsd;
 mod wire;

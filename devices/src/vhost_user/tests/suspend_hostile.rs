@@ -62,14 +62,15 @@ fn fails(script: Script, limits: Limits) -> Error {
     told
 }
 
-fn at_each_message(limits: Limits, words: &str, reaction: fn(FrontendReq) -> Reaction) {
+fn at_each_message(limits: Limits, words: &[&str], reaction: fn(FrontendReq) -> Reaction) {
     thread::scope(|scope| {
         for (request, before) in MESSAGES {
             let script = nth(request, before + 1, reaction(request));
             scope.spawn(move || {
                 let line = chain(&fails(script, limits));
                 assert!(line.contains("disk0"), "{request:?}: {line}");
-                assert!(line.contains(words), "{request:?}: {line}");
+                let says = |word: &&str| line.contains(word);
+                assert!(words.iter().any(says), "{request:?}: {line}");
             });
         }
     });
@@ -77,19 +78,21 @@ fn at_each_message(limits: Limits, words: &str, reaction: fn(FrontendReq) -> Rea
 
 #[test]
 fn it_dies_at_each_message() {
-    at_each_message(Limits::default(), "closed the connection", |_| {
+    at_each_message(Limits::default(), &["closed the connection"], |_| {
         Reaction::Close
     });
 }
 
 #[test]
 fn it_never_answers_at_each_message() {
-    at_each_message(QUICK, "taken for dead", |_| Reaction::Silence);
+    // Or the answer to the next request comes, which has been sent already.
+    let words = ["taken for dead", "its answer is to request"];
+    at_each_message(QUICK, &words, |_| Reaction::Silence);
 }
 
 #[test]
 fn it_answers_something_else_at_each_message() {
-    at_each_message(Limits::default(), "violated", |request| {
+    at_each_message(Limits::default(), &["violated"], |request| {
         Reaction::Send(answer(u32::from(request) + 1, &[0; 8]), 0)
     });
 }

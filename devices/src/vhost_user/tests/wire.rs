@@ -13,26 +13,26 @@ use vmm_sys_util::eventfd::EventFd;
 use super::harness::HANG;
 use super::peer::{answer, send};
 use crate::sys::poll;
-use crate::vhost_user::connection::{Connection, Reply, Request};
+use crate::vhost_user::connection::{Connection, Question, Reply, Request};
 use crate::vhost_user::message::{Acknowledge, HEADER_SIZE, ReplyShape};
 use crate::vhost_user::socket::Socket;
 use crate::vhost_user::{Cause, During, Limits, Violation};
 
-const SHORT: Duration = Duration::from_millis(50);
+pub const SHORT: Duration = Duration::from_millis(50);
 
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     connect: HANG,
     request: HANG,
     dead: HANG,
 };
 
-struct Wire {
-    connection: Connection,
-    peer: UnixStream,
+pub struct Wire {
+    pub connection: Connection,
+    pub peer: UnixStream,
     stop: Arc<EventFd>,
 }
 
-fn wire(limits: Limits) -> Wire {
+pub fn wire(limits: Limits) -> Wire {
     let (ours, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(HANG)).unwrap();
     let stop = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
@@ -44,35 +44,41 @@ fn wire(limits: Limits) -> Wire {
     }
 }
 
-impl Wire {
-    fn ask(&mut self, request: FrontendReq, patience: Duration) -> Result<Reply, Cause> {
-        let request = Request {
+/// Has no payload, and is answered with 8 bytes.
+pub fn question(request: FrontendReq) -> Question<'static> {
+    Question {
+        request: Request {
             code: request.into(),
             payload: &[],
             fds: &[],
-        };
-        let shape = ReplyShape::exactly(8);
-        self.connection
-            .ask(request, Acknowledge::Natural, shape, patience)
+        },
+        acknowledge: Acknowledge::Natural,
+        shape: ReplyShape::exactly(8),
+    }
+}
+
+impl Wire {
+    pub fn ask(&mut self, request: FrontendReq, patience: Duration) -> Result<Reply, Cause> {
+        self.connection.ask(question(request), patience)
     }
 
     /// The code of the next request that has come, which has no payload.
-    fn next_code(&mut self) -> u32 {
+    pub fn next_code(&mut self) -> u32 {
         let mut header = [0; HEADER_SIZE];
         self.peer.read_exact(&mut header).unwrap();
         u32::from_ne_bytes(header[..4].try_into().unwrap())
     }
 
-    fn has_request(&self) -> bool {
+    pub fn has_request(&self) -> bool {
         poll::is_readable(&self.peer)
     }
 }
 
-fn number(value: u64) -> [u8; 8] {
+pub fn number(value: u64) -> [u8; 8] {
     value.to_ne_bytes()
 }
 
-fn is_violation(cause: &Cause, expected: &Violation) -> bool {
+pub fn is_violation(cause: &Cause, expected: &Violation) -> bool {
     matches!(cause, Cause::Violation { reason, .. } if reason == expected)
 }
 

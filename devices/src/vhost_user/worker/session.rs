@@ -7,10 +7,9 @@ use vhost::vhost_user::VhostUserProtocolFeatures;
 use super::Worker;
 use crate::vhost_user::counters::RunningRings;
 use crate::vhost_user::error::Cause;
-use crate::vhost_user::frontend::Frontend;
+use crate::vhost_user::frontend::RingMessage;
 use crate::vhost_user::inbox::Order;
 use crate::vhost_user::memory::{RamRegion, is_ram};
-use crate::vhost_user::negotiated::RingLog;
 use crate::vhost_user::rings;
 use crate::virtio::{Activation, ActiveQueue};
 
@@ -90,27 +89,18 @@ impl Worker {
     ) -> Result<(), Cause> {
         let ram = Arc::clone(&session.ram);
         self.tell_features_and_ram(activation.features, &ram)?;
-        let log = self.negotiated.ring_log();
-        let frontend = &mut self.frontend;
-        for queue in &activation.queues {
-            let given_up = |order: &Order| matches!(order, Order::Reset(_));
-            if self.shared.has_order(given_up) {
-                return Err(Cause::Overtaken);
-            }
-            set_up(frontend, queue, 0, log)?;
-            // Whether the kick arrives may stay unknown, so the ring counts as running before it.
-            session.rings.push(Ring {
-                queue: queue.clone(),
-                place: rings::Place::of(queue),
-                stopped_at: None,
-                told: Told::Past,
-            });
-            frontend.set_vring_kick(queue)?;
-        }
-        for queue in &activation.queues {
-            frontend.enable_vring(queue.index)?;
-        }
-        frontend.fence()?;
+        // Should that fail on the way, each may be known to the back-end already.
+        let set_up = activation.queues.iter().map(|queue| Ring {
+            queue: queue.clone(),
+            place: rings::Place::of(queue),
+            stopped_at: Some(0),
+            told: Told::SetUp,
+        });
+        session.rings = set_up.collect();
+        self.unless_overtaken()?;
+        self.set_up(session.rings.iter().map(|ring| (&ring.queue, 0)))?;
+        self.unless_overtaken()?;
+        self.kick_and_enable(session.rings.iter_mut())?;
         session.service = Service::Complete;
         let running = RunningRings::new(activation.features, &ram, &activation.queues);
         self.shared.set_rings(running);
@@ -120,6 +110,53 @@ impl Worker {
             kick(queue);
         }
         Ok(())
+    }
+
+    /// Ends an activation that is worth nothing any more.
+    fn unless_overtaken(&self) -> Result<(), Cause> {
+        let given_up = |order: &Order| matches!(order, Order::Reset(_));
+        match self.shared.has_order(given_up) {
+            true => Err(Cause::Overtaken),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells the back-end everything that it needs to know of rings, and where they are to go on, before it may start them, which the
+    /// kick's eventfd lets it do. The call comes before that: back-ends start at the kick, and what they complete
+    /// then must raise its interrupt.
+    pub(super) fn set_up<'a>(
+        &mut self,
+        rings: impl Iterator<Item = (&'a ActiveQueue, u16)>,
+    ) -> Result<(), Cause> {
+        let log = self.negotiated.ring_log();
+        let messages = rings.flat_map(|(queue, base)| {
+            let ring = rings::Parts::of(queue);
+            [
+                RingMessage::Num(ring.index, ring.size),
+                RingMessage::Base(ring.index, base),
+                RingMessage::Addr(ring, log),
+                RingMessage::Call(queue),
+            ]
+        });
+        self.frontend.tell_of_rings(&messages.collect::<Vec<_>>())
+    }
+
+    /// Has the back-end start rings that are set up. Whether the kick arrives may stay unknown, so they count as running before it.
+    pub(super) fn kick_and_enable<'a>(
+        &mut self,
+        rings: impl Iterator<Item = &'a mut Ring>,
+    ) -> Result<(), Cause> {
+        let started: Vec<_> = rings
+            .map(|ring| {
+                (ring.stopped_at, ring.told) = (None, Told::Past);
+                &ring.queue
+            })
+            .collect();
+        let kicks = started.iter().map(|queue| RingMessage::Kick(queue));
+        let enables = started.iter().map(|queue| RingMessage::Enable(queue.index));
+        let messages: Vec<_> = kicks.chain(enables).collect();
+        self.frontend.tell_of_rings(&messages)?;
+        self.frontend.fence()
     }
 
     /// The features that the driver has accepted, guest RAM if the back-end does not know it, and the dirty log if there is one: a
@@ -175,15 +212,18 @@ impl Worker {
             return Ok(());
         };
         let log = self.negotiated.ring_log();
-        for ring in self.former.values_mut() {
-            if !ring.begin_in(ram) {
-                let parked = ring.parked_at(place);
+        let former = self.former.values_mut();
+        let lost: Vec<_> = former.filter(|ring| !ring.begin_in(ram)).collect();
+        let messages = lost.iter().flat_map(|ring| {
+            [
                 // Some forget the number with a reset, and look for it first.
-                self.frontend.set_vring_num(ring.index, ring.size)?;
-                self.frontend.set_vring_addr(&parked, log)?;
-                *ring = parked;
-            }
-        }
+                RingMessage::Num(ring.index, ring.size),
+                RingMessage::Addr(ring.parked_at(place), log),
+            ]
+        });
+        self.frontend.tell_of_rings(&messages.collect::<Vec<_>>())?;
+        lost.into_iter()
+            .for_each(|ring| *ring = ring.parked_at(place));
         Ok(())
     }
 
@@ -201,11 +241,7 @@ impl Worker {
     /// have nothing in flight, and asking for them again would tell nothing; the same of those that were only set up.
     pub(super) fn end_session(&mut self, session: &mut Session) -> Result<(), Cause> {
         self.drain_for_reset(session)?;
-        for ring in &mut session.rings {
-            if ring.stopped_at.is_none() {
-                ring.stopped_at = Some(self.frontend.get_vring_base(ring.place.index)?);
-            }
-        }
+        self.stop(session)?;
         let protocol = self.negotiated.protocol;
         if !protocol.contains(VhostUserProtocolFeatures::RESET_DEVICE) {
             return Ok(());
@@ -221,20 +257,18 @@ impl Worker {
         }?;
         self.frontend.fence()
     }
-}
 
-/// Everything that a back-end needs to know of a ring before it may start it, which the kick's eventfd lets it do.
-/// The call comes before that: back-ends start at the kick, and what they complete then must raise its interrupt.
-pub(super) fn set_up(
-    frontend: &mut Frontend,
-    queue: &ActiveQueue,
-    base: u16,
-    log: RingLog,
-) -> Result<(), Cause> {
-    frontend.set_vring_num(queue.index, queue.size)?;
-    frontend.set_vring_base(queue.index, base)?;
-    frontend.set_vring_addr(&rings::Parts::of(queue), log)?;
-    frontend.set_vring_call(queue)
+    /// Stops the rings that may be running, and notes where they are to go on.
+    pub(super) fn stop(&mut self, session: &mut Session) -> Result<(), Cause> {
+        let rings = session.rings.iter_mut();
+        let running: Vec<_> = rings.filter(|ring| ring.stopped_at.is_none()).collect();
+        let indexes: Vec<_> = running.iter().map(|ring| ring.place.index).collect();
+        let bases = self.frontend.get_vring_bases(&indexes)?;
+        for (ring, base) in running.into_iter().zip(bases) {
+            ring.stopped_at = Some(base);
+        }
+        Ok(())
+    }
 }
 
 /// Tells the back-end that there may be buffers in a ring. This can only fail when as many signals are pending that

@@ -20,7 +20,7 @@
 use vhost::vhost_user::message::FrontendReq;
 
 use super::Worker;
-use super::session::{Ring, Service, Session, Told, kick, set_up};
+use super::session::{Ring, Service, Session, Told, kick};
 use crate::vhost_user::device::DeviceState;
 use crate::vhost_user::error::{Cause, During, Violation};
 use crate::vhost_user::frontend::Patience;
@@ -69,19 +69,14 @@ impl Worker {
             self.drain_for_suspend(session)?;
         }
         self.frontend.get_features()?;
-        for position in 0..session.rings.len() {
-            if session.rings[position].stopped_at.is_some() {
-                continue;
-            }
-            self.unless_given_up()?;
-            let base = self
-                .frontend
-                .get_vring_base(session.rings[position].place.index)?;
-            let ring = &mut session.rings[position];
-            ring.stopped_at = Some(base);
-            self.check_base(&session.ram, &session.rings[position], base)?;
-        }
-        Ok(())
+        self.unless_given_up()?;
+        let running = |ring: &Ring| ring.stopped_at.is_none();
+        let ran: Vec<_> = session.rings.iter().map(running).collect();
+        self.stop(session)?;
+        let stopped = session.rings.iter().zip(ran).filter(|(_, ran)| *ran);
+        stopped
+            .into_iter()
+            .try_for_each(|(ring, _)| self.check_base(&session.ram, ring))
     }
 
     /// Ends a suspension that is worth nothing any more.
@@ -96,9 +91,9 @@ impl Worker {
     /// Checks where the back-end says that it has stopped: not before what it has used, and not after what was made
     /// available; and in between only where buffers are parked. Else it does not keep to the protocol, and whatever
     /// it did next would be wrong.
-    fn check_base(&self, ram: &[RamRegion], ring: &Ring, base: u16) -> Result<(), Cause> {
+    fn check_base(&self, ram: &[RamRegion], ring: &Ring) -> Result<(), Cause> {
         let place = &ring.place;
-        let Ok(indexes) = rings::indexes(ram, place) else {
+        let (Some(base), Ok(indexes)) = (ring.stopped_at, rings::indexes(ram, place)) else {
             return Ok(());
         };
         let outstanding = indexes.outstanding();
@@ -162,14 +157,20 @@ impl Worker {
         }
         // Back-ends read where the used ring ends when they are told where it is.
         self.drain_for_resume(session)?;
-        let log = self.negotiated.ring_log();
-        for ring in session.rings.iter_mut().filter(|it| it.told != Told::SetUp) {
-            if let Some(base) = ring.stopped_at {
-                set_up(&mut self.frontend, &ring.queue, base, log)?;
-                ring.told = Told::SetUp;
-            }
-        }
+        self.set_up_others(session)?;
         self.frontend.fence()
+    }
+
+    /// Tells the back-end those of the stopped rings that it has not been told yet.
+    fn set_up_others(&mut self, session: &mut Session) -> Result<(), Cause> {
+        let others = |ring: &&Ring| ring.told != Told::SetUp;
+        let others = session.rings.iter().filter(others);
+        self.set_up(others.filter_map(|ring| Some((&ring.queue, ring.stopped_at?))))?;
+        let stopped = |ring: &&mut Ring| ring.stopped_at.is_some();
+        for ring in session.rings.iter_mut().filter(stopped) {
+            ring.told = Told::SetUp;
+        }
+        Ok(())
     }
 
     fn restart_rings(&mut self, session: &mut Session) -> Result<(), Cause> {
@@ -178,32 +179,17 @@ impl Worker {
             return Ok(());
         }
         self.drain_for_resume(session)?;
-        let log = self.negotiated.ring_log();
-        let frontend = &mut self.frontend;
-        let mut restarted = Vec::new();
-        for ring in &mut session.rings {
-            let Some(base) = ring.stopped_at else {
-                continue;
-            };
-            if ring.told != Told::SetUp {
-                set_up(frontend, &ring.queue, base, log)?;
-            }
-            // Whether the kick arrives may stay unknown.
-            (ring.stopped_at, ring.told) = (None, Told::Past);
-            frontend.set_vring_kick(&ring.queue)?;
-            restarted.push(&ring.queue);
-        }
+        self.set_up_others(session)?;
+        let stopped = |ring: &&mut Ring| ring.stopped_at.is_some();
+        let mut restarted: Vec<_> = session.rings.iter_mut().filter(stopped).collect();
         if restarted.is_empty() {
             return Ok(());
         }
-        for queue in &restarted {
-            frontend.enable_vring(queue.index)?;
-        }
-        frontend.fence()?;
-        for queue in restarted {
+        self.kick_and_enable(restarted.iter_mut().map(|ring| &mut **ring))?;
+        for ring in restarted {
             // A kick may have been taken before the ring was stopped, and an interrupt lost on its way.
-            kick(queue);
-            let _ = queue.call.write(1);
+            kick(&ring.queue);
+            let _ = ring.queue.call.write(1);
         }
         Ok(())
     }
