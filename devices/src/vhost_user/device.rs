@@ -209,7 +209,8 @@ impl VhostUserDevice {
     /// Lets the device go on where [`VhostUserDevice::suspend`] stopped it.
     ///
     /// *Who calls, and when*: the owner, before it lets the vCPUs run, or after a suspension that it has given up; once. Need
-    /// not be waited for: what the guest asks of the device meanwhile is done when it runs again.
+    /// not be waited for: what the guest asks of the device meanwhile is done when it runs again. So the worker need not begin before
+    /// the vCPUs, and compete with them: it does when what is returned is dropped.
     ///
     /// *Afterwards*, if `done` is told `Ok`: every ring that had been stopped runs again from where it was, has
     /// been looked at by the back-end once, and has raised one interrupt. (Of rings that
@@ -220,9 +221,20 @@ impl VhostUserDevice {
     /// *An error* says that the device has failed, which the transport and the observer have been told, too.
     ///
     /// `done` is called as for `suspend`.
-    pub fn resume(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
+    pub fn resume(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) -> Rouse {
         let done = Done::new(&self.shared.spec, done);
-        self.shared.post_order(Order::Resume(done));
+        self.shared.post_quietly(Order::Resume(done));
+        Rouse(Arc::clone(&self.shared))
+    }
+}
+
+/// Wakes the worker of a device that has been told something, when it is dropped.
+#[must_use = "the worker need not begin before it is dropped"]
+pub struct Rouse(Arc<Shared>);
+
+impl Drop for Rouse {
+    fn drop(&mut self) {
+        signal(&self.0.wake);
     }
 }
 

@@ -63,7 +63,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use counters::{DeviceCounters, RingCounters};
-pub use device::{DeviceObserver, DeviceState, Starting, VhostUserDevice};
+pub use device::{DeviceObserver, DeviceState, Rouse, Starting, VhostUserDevice};
 pub use dirty_log::{DirtyLog, LOG_PAGE};
 pub use error::{Cause, During, Error, Violation};
 pub use live::{Live, LiveRingV1, LiveStateV1, NegotiatedV1, PartsV1, ToldV1};

@@ -176,10 +176,15 @@ impl Shared {
 
     /// Hands an order to the worker. One that is not taken is dropped, and answered by that if it is the owner's or a job's.
     pub fn post_order(&self, order: Order) {
+        self.post_quietly(order);
+        signal(&self.wake);
+    }
+
+    /// The same, and does not wake the worker.
+    pub fn post_quietly(&self, order: Order) {
         let posted = lock(&self.inbox).post(order);
         let refused = match posted {
             Ok(moot) => {
-                signal(&self.wake);
                 let given_up = self.error_from(Cause::GivenUp);
                 return moot.into_iter().for_each(|it| it.refuse(&given_up));
             }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use ferry_devices::vhost_user::{
-    self, BackendSpec, DeviceObserver, DeviceState, Limits, Starting, VhostUserDevice,
+    self, BackendSpec, DeviceObserver, DeviceState, Limits, Rouse, Starting, VhostUserDevice,
 };
 use ferry_devices::virtio::{ActivationFailed, TransportEvents, VirtioDevice};
 
@@ -164,12 +164,14 @@ impl Device {
         self.owed += 1;
     }
 
-    /// Resumes the device, or what an unfinished suspend will have stopped. Answered by [`Event::DeviceResumed`].
-    pub fn resume(&mut self, events: &EventSender) {
-        let Some(ready) = self.ready() else { return };
+    /// Resumes the device, or what an unfinished suspend will have stopped: as soon as what is returned is dropped. Answered by
+    /// [`Event::DeviceResumed`].
+    pub fn resume(&mut self, events: &EventSender) -> Option<Rouse> {
+        let ready = self.ready()?;
         let (key, events) = (self.key, events.clone());
-        ready.resume(move |outcome| events.send(Event::DeviceResumed { key, outcome }));
+        let rouse = ready.resume(move |outcome| events.send(Event::DeviceResumed { key, outcome }));
         self.owed += 1;
+        Some(rouse)
     }
 }
 

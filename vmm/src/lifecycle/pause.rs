@@ -2,7 +2,7 @@
 //!
 //! vCPUs stop first, because they feed the devices; then every device is suspended: its requests come to their end,
 //! its rings stop. When the guest goes on, devices are told first, and vCPUs do not wait for them: what they ask of a
-//! device waits in its doorbell.
+//! device waits in its doorbell. The devices' workers begin after the vCPUs, which on a busy processor would have to wait for them.
 //!
 //! The workers have the patience of the dead timeout, an attempt to pause has that of the request timeout. An attempt
 //! that fails leaves nothing behind: devices are told to resume, which they do as soon as their back-ends have
@@ -163,9 +163,14 @@ impl Vmm {
     }
 
     pub(super) fn resume(&mut self, asker: Asker) {
+        self.resume_noting(asker, || {});
+    }
+
+    /// The same; `released` is called when the vCPUs have been let go, and before anything else goes on.
+    pub(super) fn resume_noting(&mut self, asker: Asker, released: impl FnOnce()) {
         let deadline = Instant::now() + self.timeouts.request;
         self.publish("vm", "resuming", []);
-        let waiting = self.release(&[]);
+        let waiting = self.release(&[], released);
         let Some(vm) = &mut self.vm else { return };
         if let Phase::Live(live) = &mut vm.phase {
             live.activity = Activity::Resuming(Attempt {
@@ -184,7 +189,7 @@ impl Vmm {
 
     /// Tells all devices but `except` to resume, then lets the vCPUs go on: what the guest asks of a device whose rings do not run
     /// yet waits in its doorbell. Returns the devices that will answer.
-    fn release(&mut self, except: &[DeviceKey]) -> Vec<DeviceKey> {
+    fn release(&mut self, except: &[DeviceKey], released: impl FnOnce()) -> Vec<DeviceKey> {
         let events = self.events.sender();
         let Some(vm) = &mut self.vm else {
             return Vec::new();
@@ -197,17 +202,16 @@ impl Vmm {
             .iter_mut()
             .rev()
             .filter(|device| device.ready().is_some() && !except.contains(&device.key));
-        let told = asked
-            .map(|device| {
-                device.resume(&events);
-                device.key
-            })
+        let told: Vec<_> = asked
+            .map(|device| (device.key, device.resume(&events)))
             .collect();
+        live.machine.release();
+        released();
         if let Some(console) = vm.outside.as_ref().and_then(Outside::console) {
             console.serve();
         }
-        live.machine.release();
-        told
+        // Their workers begin.
+        told.into_iter().map(|(key, _rouse)| key).collect()
     }
 
     /// Has the devices of a paused guest, but for `except`, be this process's and stay as they are.
@@ -463,7 +467,7 @@ impl Vmm {
             }
             Activity::Pausing(attempt) => {
                 // One that has not been asked has a resume before it already.
-                self.release(&attempt.queued);
+                self.release(&attempt.queued, || {});
                 let text = reason.chain.join(": ");
                 self.publish("vm", "pause-failed", [("reason", text)]);
                 let outermost = "the guest could not be paused, and goes on".to_owned();

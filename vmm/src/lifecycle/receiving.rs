@@ -136,17 +136,20 @@ impl Vmm {
         meter.enter(Step::Resume);
         let service = farewell.take_service();
         let started = farewell.started();
+        // Those who tell the sender have to wait for a processor that the guest has: it does not stand still for that.
+        let arrived = || {
+            meter.guest_goes_on();
+            meter.enter(Step::Release);
+        };
         match arrival {
-            // The vCPUs run when this returns; who waits may ask for the next thing only once the devices do, too.
-            ArrivalV1::Running => self.resume(Asker::Arrival(waiters)),
+            // Who waits may ask for the next thing only once the devices go on, too.
+            ArrivalV1::Running => self.resume_noting(Asker::Arrival(waiters), arrived),
             ArrivalV1::Paused => {
                 self.own_devices(&[]);
+                arrived();
                 waiters.answer(&Ok(Response::Done));
             }
         }
-        // Those who tell the sender have to wait for a processor that the guest has: it did not stand still for that.
-        meter.guest_goes_on();
-        meter.enter(Step::Release);
         started.tell();
         if let Some(service) = service {
             self.take_place(service);

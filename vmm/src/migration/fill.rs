@@ -18,10 +18,10 @@ use vm_migration::link::{
 use vm_migration::pages::RamTarget;
 use vm_migration::stream::StreamReader;
 
+use super::asking::Asked;
 use super::farewell::Teller;
 use super::listen::Incoming;
 use super::revival::Revival;
-use super::send::ask_all;
 use super::{Error, Farewell, Meter};
 use crate::console::Console;
 use crate::hypervisor::Hypervisor;
@@ -209,9 +209,7 @@ impl Incoming {
             meter: &meter,
             limit: place.timeouts.request,
         };
-        revival.restore(&mut self.link, &machine)?;
-        revival.load(&mut self.link, self.state_most, &tallies)?;
-        revival.set_up_rings(&mut self.link)?;
+        revival.revive(&mut self.link, &machine, self.state_most, &tallies)?;
         Ok(machine)
     }
 
@@ -356,19 +354,11 @@ fn tell_ram(
     meter: &Meter,
     limit: Duration,
 ) -> Result<(), Error> {
-    let all: Vec<&Ready> = devices.iter().collect();
-    ask_all(
-        &all,
-        meter,
-        Instant::now() + limit,
-        || look(link),
-        |device, done| device.tell_ram(done),
-        |device| Error::Late {
-            device: device.id().to_owned(),
-            step: "take the guest's memory",
-            limit,
-        },
-    )
+    let mut asked = Asked::new("take the guest's memory", limit);
+    for device in devices {
+        asked.ask(device, |device, done| device.tell_ram(done));
+    }
+    asked.wait(meter, || look(link))
 }
 
 fn receive_main(link: &mut Link, target: &RamTarget<'_>, meter: &Meter) -> Result<Vec<u8>, Error> {

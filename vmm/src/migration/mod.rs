@@ -19,9 +19,11 @@
 //! | `send`, `precopy`, `handover` | the sender's job: its course; RAM while the guest runs; from the pause to the end |
 //! | `listen`, `fill`, `farewell` | the receiver's: until a sender is there; filling a machine; after the commit |
 //! | `local` | the same for a hand-over to a process of the same host |
+//! | `asking` | devices' workers that are asked for something |
 //! | `attempts` | what became of attempts |
 //! | `meter` | how far it is |
 
+mod asking;
 mod attempts;
 mod describe;
 mod error;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use ferry_api::migration::{Phase, Throttle, TimeoutStrategy};
 use ferry_devices::vhost_user::DirtyLog;
-use ferry_devices::virtio::VirtioDevice;
 use std::sync::Arc;
 use vm_migration::link::{Link, Message};
 use vm_migration::pages::{Bitmap, send_all, send_dirty};
 
+use super::asking::Asked;
 use super::meter::Copying;
-use super::send::{Job, Source, Word, ask_all};
+use super::send::{Job, Source, Word};
 use super::{Error, Meter};
 use crate::hypervisor::dirty::{self, Loggable};
 use crate::lifecycle::Ready;
@@ -73,19 +73,13 @@ impl Logs {
         link: &mut Link,
     ) -> Result<(), Error> {
         self.guest = Some(self.loggable.start()?);
-        let loggers: Vec<&Ready> = devices.iter().filter(|device| device.can_log()).collect();
-        ask_all(
-            &loggers,
-            meter,
-            Instant::now() + limit,
-            || Ok(link.keep_alive_if_due()?),
-            |device, done| device.start_log(self.back_ends.clone(), done),
-            |device| Error::Late {
-                device: device.id().to_owned(),
-                step: "log what it writes to RAM",
-                limit,
-            },
-        )
+        let mut asked = Asked::new("log what it writes to RAM", limit);
+        for device in devices.iter().filter(|device| device.can_log()) {
+            asked.ask(device, |device, done| {
+                device.start_log(self.back_ends.clone(), done);
+            });
+        }
+        asked.wait(meter, || Ok(link.keep_alive_if_due()?))
     }
 
     /// Logs what a guest writes that has begun anew. It has written something already.

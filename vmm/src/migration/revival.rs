@@ -1,14 +1,14 @@
 //! The receiver's devices: they get their rings, and their back-ends the state of those that the guest has left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ferry_devices::vhost_user::{BackEndStateV1, Loading, StateLimits, VhostUserStateV1};
 use ferry_devices::virtio::VirtioDevice;
 use vm_migration::link::{Link, Message, Tally};
 
+use super::asking::Asked;
 use super::fill::look;
 use super::pulse::Pulse;
-use super::send::{Done, ask_all};
 use super::{Error, Meter};
 use crate::lifecycle::Ready;
 use crate::machine::Machine;
@@ -23,25 +23,71 @@ pub(super) struct Revival<'a> {
     pub limit: Duration,
 }
 
-impl Revival<'_> {
-    /// Loads what back-ends hold, as it comes, up to the end of the stream.
-    /// `most` bounds what one of them may hold, and `extra` is what went over the extra connections.
-    pub fn load(&self, link: &mut Link, most: u64, extra: &[Tally]) -> Result<(), Error> {
-        let (devices, rests, meter) = (self.devices, self.rests, self.meter);
+impl<'a> Revival<'a> {
+    /// Brings them to where only their rings are to be started. Each goes its own way: memory and features, the state of its back-end as it
+    /// comes, up to the end of the stream, its rings. `most` bounds what a back-end may hold, and `extra` is what went over the extra
+    /// connections.
+    pub fn revive(
+        &self,
+        link: &mut Link,
+        machine: &Machine,
+        most: u64,
+        extra: &[Tally],
+    ) -> Result<(), Error> {
+        let restored = self.restore(machine);
+        let loads = self.begin_loads(most);
+        let mut set_up = Asked::new("take the device's rings", self.limit);
+        let others = self.devices.iter().zip(&loads);
+        for (device, _) in others.filter(|(_, load)| load.is_none()) {
+            set_up.ask(device, |device, done| device.set_up_rings(done));
+        }
+        restored.wait(self.meter, || look(link))?;
+        self.load(link, loads, &mut set_up, extra)?;
+        set_up.wait(self.meter, || look(link))
+    }
+
+    /// Gives every device its rings, and memory and features to its back-end.
+    fn restore(&self, machine: &Machine) -> Asked<'a> {
+        let mut restored = Asked::new("take the device's memory and features", self.limit);
+        let parts = self.devices.iter().zip(self.rests);
+        for ((device, rest), function) in parts.zip(machine.functions()) {
+            let activation = match rest.rings.is_empty() {
+                true => None,
+                false => function.activation(),
+            };
+            restored.ask(device, |device, done| {
+                device.restore(activation, rest, done);
+            });
+        }
+        restored
+    }
+
+    /// For each device: what takes the state of its back-end, if that has some.
+    fn begin_loads(&self, most: u64) -> Vec<Option<Loading>> {
         let limits = StateLimits {
             reply: self.limit,
             silence: self.limit,
             most,
         };
-        let begin = |(device, rest): (&Ready, &VhostUserStateV1)| {
-            (rest.back_end == BackEndStateV1::Carried).then(|| device.begin_load(&limits))
-        };
-        let mut loads: Vec<Option<Loading>> = devices.iter().zip(rests).map(begin).collect();
-        let carriers = devices
-            .iter()
-            .zip(&loads)
-            .filter(|(_, load)| load.is_some());
-        meter.expect_devices(carriers.map(|(device, _)| device.id().to_owned()));
+        let is_carried = |rest: &VhostUserStateV1| rest.back_end == BackEndStateV1::Carried;
+        let pairs = self.devices.iter().zip(self.rests);
+        let carriers = pairs.clone().filter(|(_, rest)| is_carried(rest));
+        self.meter
+            .expect_devices(carriers.map(|(device, _)| device.id().to_owned()));
+        pairs
+            .map(|(device, rest)| is_carried(rest).then(|| device.begin_load(&limits)))
+            .collect()
+    }
+
+    /// Loads what back-ends hold, as it comes, up to the end of the stream; those that have it are told of their rings.
+    fn load(
+        &self,
+        link: &mut Link,
+        mut loads: Vec<Option<Loading>>,
+        set_up: &mut Asked<'a>,
+        extra: &[Tally],
+    ) -> Result<(), Error> {
+        let (devices, meter) = (self.devices, self.meter);
         // What a back-end is given, so that the connection can be used while it takes its time.
         let mut spare = Vec::new();
         loop {
@@ -68,6 +114,7 @@ impl Revival<'_> {
                         return Err(Error::Mismatch("size of a back-end's state"));
                     }
                     watch.checked();
+                    set_up.ask(&devices[index], |device, done| device.set_up_rings(done));
                 }
                 Message::End { tallies } => {
                     if loads.iter().any(Option::is_some) {
@@ -82,62 +129,5 @@ impl Revival<'_> {
                 _ => {}
             }
         }
-    }
-
-    /// Gives every device its rings, and memory and features to its back-end.
-    pub fn restore(&self, link: &mut Link, machine: &Machine) -> Result<(), Error> {
-        let all: Vec<&Ready> = self.devices.iter().collect();
-        let parts = || self.devices.iter().zip(self.rests).zip(machine.functions());
-        self.ask(
-            link,
-            &all,
-            "take the device's memory and features",
-            |device, done| {
-                let part = parts().find(|((it, _), _)| it.id() == device.id());
-                let Some(((_, rest), function)) = part else {
-                    return;
-                };
-                let activation = match rest.rings.is_empty() {
-                    true => None,
-                    false => function.activation(),
-                };
-                device.restore(activation, rest, done);
-            },
-        )
-    }
-
-    /// Tells back-ends of rings, without starting them.
-    pub fn set_up_rings(&self, link: &mut Link) -> Result<(), Error> {
-        let pairs = self.devices.iter().zip(self.rests);
-        let running: Vec<&Ready> = pairs
-            .filter(|(_, rest)| !rest.rings.is_empty())
-            .map(|(device, _)| device)
-            .collect();
-        let step = "take the device's rings";
-        self.ask(link, &running, step, |device, done| {
-            device.set_up_rings(done)
-        })
-    }
-
-    fn ask(
-        &self,
-        link: &mut Link,
-        devices: &[&Ready],
-        step: &'static str,
-        ask: impl Fn(&Ready, Done),
-    ) -> Result<(), Error> {
-        let limit = self.limit;
-        ask_all(
-            devices,
-            self.meter,
-            Instant::now() + limit,
-            || look(link),
-            ask,
-            |device| Error::Late {
-                device: device.id().to_owned(),
-                step,
-                limit,
-            },
-        )
     }
 }

@@ -9,14 +9,14 @@
 //! The owner alone decides that the guest is given up. Until then every error leaves the guest where it is.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
 use ferry_api::migration::{Phase, SendRequest, TimeoutStrategy, Unlogged};
 use ferry_devices::serial::Rest;
-use ferry_devices::vhost_user::{self, Live};
+use ferry_devices::vhost_user::Live;
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::CpuId;
 use vm_migration::link::{
@@ -313,42 +313,4 @@ pub(super) fn send_description(link: &mut Link, bytes: &[u8], meter: &Meter) -> 
 pub(super) struct Way<'a> {
     pub tls: Option<&'a Tls>,
     pub attempt: StreamId,
-}
-
-/// Takes a device's answer.
-pub(super) type Done = Box<dyn FnOnce(Result<(), vhost_user::Error>) + Send>;
-
-/// Asks devices for something, all at once, and waits for their answers; `meanwhile` is called again and again.
-pub(super) fn ask_all(
-    devices: &[&Ready],
-    meter: &Meter,
-    deadline: Instant,
-    mut meanwhile: impl FnMut() -> Result<(), Error>,
-    ask: impl Fn(&Ready, Done),
-    late: impl Fn(&Ready) -> Error,
-) -> Result<(), Error> {
-    let waiting: Vec<_> = devices
-        .iter()
-        .map(|device| {
-            let (sender, receiver) = channel();
-            ask(
-                device,
-                Box::new(move |outcome| {
-                    let _ = sender.send(outcome);
-                }),
-            );
-            receiver
-        })
-        .collect();
-    for (device, receiver) in devices.iter().zip(waiting) {
-        loop {
-            let look = deadline.min(Instant::now() + LOOK);
-            match meter.wait(&receiver, look)? {
-                Some(outcome) => break outcome?,
-                None if look == deadline => return Err(late(device)),
-                None => meanwhile()?,
-            }
-        }
-    }
-    Ok(())
 }

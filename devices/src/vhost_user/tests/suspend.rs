@@ -32,7 +32,7 @@ pub fn suspend(device: &VhostUserDevice) -> Outcome {
 
 pub fn resume(device: &VhostUserDevice) -> Outcome {
     let (sender, receiver) = channel();
-    device.resume(move |outcome| sender.send(outcome).unwrap());
+    drop(device.resume(move |outcome| sender.send(outcome).unwrap()));
     receiver
 }
 
