@@ -121,6 +121,7 @@ fn answer(link: &mut Link, ram: &RamTarget<'_>) -> Result<(), Error> {
             } => Message::Prepared,
             Message::End { tallies } if tallies.len() == 2 => Message::Ready,
             Message::Commit => Message::Running {
+                since: 0,
                 timings: Vec::new().into(),
             },
             message => {

@@ -92,6 +92,8 @@ pub enum Message<'a> {
     Ready,
     /// Receiver: the guest runs.
     Running {
+        /// Since when, by the receiver's clock: microseconds since the Unix epoch.
+        since: u64,
         /// Where the time went while it stood still; and as `release`, for how long it has run by now.
         timings: Cow<'a, [Timing]>,
     },
@@ -176,7 +178,7 @@ pub(super) fn check_length(kind: Kind, length: u32) -> Result<usize, Violation> 
         Kind::Round => bytes == 4,
         Kind::Handles => bytes == 2,
         Kind::Outcome => bytes == 1,
-        Kind::Running => bytes <= TIMINGS_MOST * (1 + TIMING_NAME_MOST + 8),
+        Kind::Running => (8..=8 + TIMINGS_MOST * (1 + TIMING_NAME_MOST + 8)).contains(&bytes),
         Kind::Failed => bytes <= FAILURE_MOST,
         Kind::StateEnd
         | Kind::Bye
@@ -272,7 +274,7 @@ impl Message<'_> {
                 .collect(),
             Message::Commit => attempt.0.to_vec().into(),
             Message::Failed(failure) => failure.encode().into(),
-            Message::Running { timings } => encode_timings(timings).into(),
+            Message::Running { since, timings } => encode_running(*since, timings).into(),
             Message::Outcome(outcome) => vec![*outcome as u8 + 1].into(),
             Message::Alive
             | Message::Sync
@@ -347,9 +349,14 @@ pub(super) fn decode(kind: Kind, body: &[u8], attempt: StreamId) -> Result<Messa
         Kind::Bye => Message::Bye,
         Kind::Prepared => Message::Prepared,
         Kind::Ready => Message::Ready,
-        Kind::Running => Message::Running {
-            timings: decode_timings(data)?.into(),
-        },
+        Kind::Running => {
+            let cut = Violation::content(kind, "it is cut off");
+            let (since, timings) = data.split_at_checked(8).ok_or(cut)?;
+            Message::Running {
+                since: be_u64(since),
+                timings: decode_timings(timings)?.into(),
+            }
+        }
         Kind::Outcome => match Outcome::ALL.get(usize::from(data[0]).wrapping_sub(1)) {
             Some(outcome) => Message::Outcome(*outcome),
             None => return wrong("the outcome is unknown"),
@@ -369,8 +376,8 @@ pub(super) fn check_pages(kind: Kind, gpa: u64, bytes: u64) -> Result<(), Violat
     }
 }
 
-fn encode_timings(timings: &[Timing]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+fn encode_running(since: u64, timings: &[Timing]) -> Vec<u8> {
+    let mut bytes = since.to_be_bytes().to_vec();
     for timing in timings.iter().take(TIMINGS_MOST) {
         let name = &timing.name[..timing.name.floor_char_boundary(TIMING_NAME_MOST)];
         bytes.push(name.len() as u8);

@@ -273,7 +273,7 @@ fn a_sender_that_never_says_goodbye() {
     between.pass_until(Kind::Commit);
     take_until(&mut between.to_receiver, Kind::Running);
     let timings = Vec::new().into();
-    let running = Message::Running { timings };
+    let running = Message::Running { since: 0, timings };
     between.to_sender.send(&running, &Unwatched).unwrap();
     take_until(&mut between.to_sender, Kind::Bye);
     between.guest.departed();

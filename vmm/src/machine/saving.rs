@@ -10,7 +10,7 @@ use ferry_devices::virtio::pci::{Events, VirtioPci, VirtioPciStateV1};
 use ferry_devices::virtio::{ActiveQueue, VirtioDevice};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd};
-use vm_migration::stream::{self, Saved, StreamId, StreamReader, StreamWriter};
+use vm_migration::stream::{self, Saved, StreamReader, StreamWriter};
 
 use super::{Error, Machine, PARK_LIMIT, Processors};
 use crate::acpi::event::EventLine;
@@ -92,41 +92,17 @@ impl Shell {
         })
     }
 
-    /// Saves the state of such a machine, only to have done so: code that runs for the first time takes many times as long as later, and
-    /// no guest should stand still for that.
-    pub fn rehearse_saving<'a>(
-        hypervisor: &Hypervisor,
-        ram: &GuestRam,
-        cpuids: impl IntoIterator<Item = &'a Vec<Abi<kvm_cpuid_entry2>>>,
-    ) {
-        let spare = Shell::new(hypervisor, ram, cpuids);
-        rehearsed(spare.and_then(|spare| spare.save(&[])));
-    }
-
-    /// The same with loading. The devices, which no guest has, are given a function for a moment.
-    pub fn rehearse_loading<'a>(
-        hypervisor: &Hypervisor,
-        ram: &GuestRam,
-        cpuids: impl IntoIterator<Item = &'a Vec<Abi<kvm_cpuid_entry2>>>,
-        devices: &[Arc<VhostUserDevice>],
-    ) {
-        let load = |spare: Shell| {
-            let bytes = spare.save(devices)?;
-            let state = MachineState::read(&mut StreamReader::new(&bytes[..])?)?;
-            let parts = RestoreParts {
-                devices,
-                shared: None,
-                console: None,
-            };
-            Machine::from_state(spare, &parts, &state)
-        };
-        rehearsed(Shell::new(hypervisor, ram, cpuids).and_then(load));
-    }
-
-    fn save(&self, devices: &[Arc<VhostUserDevice>]) -> Result<Vec<u8>, Error> {
+    /// The state of a machine that was made of it just now, with functions for `devices` that no driver has found.
+    ///
+    /// # Errors
+    /// A vCPU cannot be saved.
+    pub fn save<D: VirtioDevice + 'static>(
+        &self,
+        devices: &[Arc<D>],
+    ) -> Result<MachineState, Error> {
         let clock = StoppedClock::read(self.vm.fd());
         let vcpus = (0..).zip(self.vcpus.iter().zip(&self.cpuids));
-        let state = MachineState {
+        Ok(MachineState {
             vcpus: vcpus
                 .map(|(index, (fd, cpuid))| {
                     capture::capture(fd, index, cpuid, &self.host, clock.host_ticks())
@@ -141,18 +117,7 @@ impl Shell {
             pci: PciBus::default().save(),
             serial: None,
             functions: new_functions(&self.vm, devices)?,
-        };
-        let mut stream = StreamWriter::new(Vec::new(), StreamId([0; 16]))?;
-        state.write(&mut stream)?;
-        Ok(stream.finish()?.0)
-    }
-}
-
-/// Nothing depends on it.
-fn rehearsed<T>(outcome: Result<T, Error>) {
-    if let Err(error) = outcome {
-        let reasons = ferry_api::chain(&error).join(": ");
-        tracing::debug!("moving a machine's state was not rehearsed: {reasons}");
+        })
     }
 }
 
@@ -436,11 +401,11 @@ pub fn frequency(kvm: &Kvm) -> Option<u32> {
 }
 
 /// The state of functions that no driver has found yet.
-fn new_functions(
+fn new_functions<D: VirtioDevice + 'static>(
     vm: &Arc<Vm>,
-    devices: &[Arc<VhostUserDevice>],
+    devices: &[Arc<D>],
 ) -> Result<Vec<FunctionState>, Error> {
-    let new = |device: &Arc<VhostUserDevice>| {
+    let new = |device: &Arc<D>| {
         let bar = layout::PCI32.start as u32;
         let function = VirtioPci::new(device.clone(), bar, vm.clone(), vm.clone());
         let function = function.map_err(|source| Error::Pci {

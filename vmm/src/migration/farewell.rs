@@ -8,6 +8,7 @@ use ferry_api::migration::Phase;
 use vm_migration::link::{Link, Listener, Message, Outcome, Timing};
 use vm_migration::ownership::Ownership;
 
+use super::going_on::wall_clock;
 use super::{Attempts, Error, Meter, Service};
 use crate::memory::GuestRam;
 
@@ -165,7 +166,9 @@ impl LastWord {
             micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
         });
         let timings: Vec<Timing> = timings.collect();
-        if let Err(error) = say_goodbye(&mut link, timings) {
+        let ran = timings.last().map_or(0, |timing| timing.micros);
+        let since = wall_clock().saturating_sub(ran);
+        if let Err(error) = say_goodbye(&mut link, since, timings) {
             tracing::warn!("the sender has not heard that its guest runs here: {error}");
             drop(link);
             self.attempts.keep_answering(listener);
@@ -173,10 +176,10 @@ impl LastWord {
     }
 }
 
-fn say_goodbye(link: &mut Link, timings: Vec<Timing>) -> Result<(), Error> {
+fn say_goodbye(link: &mut Link, since: u64, timings: Vec<Timing>) -> Result<(), Error> {
     let watch = vm_migration::Unwatched;
     let timings = timings.into();
-    link.send(&Message::Running { timings }, &watch)?;
+    link.send(&Message::Running { since, timings }, &watch)?;
     link.set_silence(LIMIT);
     let deadline = Instant::now() + LIMIT;
     loop {

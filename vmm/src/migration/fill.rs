@@ -22,7 +22,7 @@ use super::asking::Asked;
 use super::farewell::Teller;
 use super::listen::Incoming;
 use super::revival::Revival;
-use super::{Error, Farewell, Meter};
+use super::{Error, Farewell, Meter, rehearsal};
 use crate::console::Console;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::Ready;
@@ -184,7 +184,7 @@ impl Incoming {
         let regions = ram.regions();
         meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
         // Made now, while the guest still runs.
-        Shell::rehearse_loading(hypervisor, ram, &self.guest.cpuids, devices);
+        rehearsal::loading(hypervisor, ram, &self.guest, devices);
         let shell = Shell::new(hypervisor, ram, &self.guest.cpuids)?;
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
         self.link.send(&Message::Prepared, &*meter)?;
@@ -416,7 +416,7 @@ fn join<T>(thread: Result<ScopedJoinHandle<'_, Result<T, Error>>, Error>) -> Res
     }
 }
 
-fn read_state(
+pub(super) fn read_state(
     bytes: &[u8],
     attempt: StreamId,
     devices: &[Ready],

@@ -7,10 +7,11 @@ use ferry_api::migration::{Phase, Unlogged};
 use ferry_devices::vhost_user::{StateLimits, Transfer};
 use ferry_devices::virtio::VirtioDevice;
 use vm_migration::Watch;
-use vm_migration::link::{FRAME_DATA_MOST, Link, Message, Outcome, Purpose, Timing};
+use vm_migration::link::{FRAME_DATA_MOST, Link, Message, Outcome, Purpose};
 use vm_migration::pages::{Bitmap, end_extra, end_main, send_all, send_dirty};
 use vm_migration::stream::StreamWriter;
 
+use super::going_on::GoingOn;
 use super::precopy::Logs;
 use super::pulse::Pulse;
 use super::send::{Go, Job, Way, Word};
@@ -126,7 +127,7 @@ impl<S: Fn(Word)> Job<S> {
             let committed = commit(&mut link, meter);
             let deadline = Instant::now() + self.timeouts.request;
             match committed.and_then(|()| wait_for_running(&mut link, meter, deadline)) {
-                Ok(timings) => self.arrived(timings),
+                Ok(going_on) => meter.guest_went_on(&going_on),
                 Err(error) => {
                     lender.decide(error)?;
                     meter.enter(Phase::Release);
@@ -137,7 +138,7 @@ impl<S: Fn(Word)> Job<S> {
         commit(&mut link, meter)?;
         let deadline = Instant::now() + STOP_LIMITS * self.timeouts.request;
         match wait_for_running(&mut link, meter, deadline) {
-            Ok(timings) => self.arrived(timings),
+            Ok(going_on) => meter.guest_went_on(&going_on),
             Err(error) => {
                 tracing::warn!(
                     "the guest was handed over, and the receiver has not confirmed it: {}",
@@ -149,18 +150,6 @@ impl<S: Fn(Word)> Job<S> {
             }
         }
         Ok(())
-    }
-
-    /// Of the time since the guest runs there, the receiver speaks as of a phase.
-    fn arrived(&self, timings: Vec<Timing>) {
-        let phases = timings
-            .into_iter()
-            .map(|timing| (timing.name, Duration::from_micros(timing.micros)));
-        let (ran, stood): (Vec<_>, Vec<_>) =
-            phases.partition(|(name, _)| name == Phase::Release.name());
-        self.meter
-            .guest_has_run_for(ran.iter().map(|(_, time)| *time).sum());
-        self.meter.set_peer_phases(stood);
     }
 
     /// Asks what has become of a guest that was handed over, until there is an answer, or somebody takes it back.
@@ -213,21 +202,20 @@ fn commit(link: &mut Link, meter: &Meter) -> Result<(), Error> {
 }
 
 /// It is not known whose the guest is until the answer comes.
-fn wait_for_running(
-    link: &mut Link,
-    meter: &Meter,
-    deadline: Instant,
-) -> Result<Vec<Timing>, Error> {
-    let timings = loop {
+fn wait_for_running(link: &mut Link, meter: &Meter, deadline: Instant) -> Result<GoingOn, Error> {
+    let going_on = loop {
         match link.receive_for(meter, deadline)? {
-            Some(Message::Running { timings }) => break timings.into_owned(),
+            Some(Message::Running { since, timings }) => {
+                let timings = timings.into_owned();
+                break GoingOn { since, timings };
+            }
             Some(_) => {}
             None => return Err(Error::NotConfirmed),
         }
     };
     // A receiver that is not told goes on answering those who ask.
     let _ = link.send(&Message::Bye, meter);
-    Ok(timings)
+    Ok(going_on)
 }
 
 /// Sends what is written to it as pieces of the saved state.

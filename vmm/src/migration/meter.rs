@@ -10,6 +10,7 @@ use vm_migration::Watch;
 use vm_migration::pages;
 
 use super::Error;
+use super::going_on::{GoingOn, wall_clock};
 use crate::progress::{Decision, Device, GivenUp, Stretch, lengths};
 
 /// Whoever moves less than so many bytes in a second, while the guest stands still, is too slow.
@@ -236,14 +237,15 @@ impl Meter {
         self.table().paused.end();
     }
 
-    /// It has run there for a while, if the other side can be believed; since then what it had here is released.
-    pub fn guest_has_run_for(&self, time: Duration) {
-        let now = Instant::now();
+    /// It has gone on there some time ago; since then what it had here is released.
+    pub fn guest_went_on(&self, going_on: &GoingOn) {
+        let (now, wall) = (Instant::now(), wall_clock());
         let mut table = self.table();
-        let begun = table.phases.last().map_or(now, |(_, begun)| *begun);
-        let at = now.checked_sub(time).unwrap_or(now).max(begun);
+        let committed = table.phases.last().map_or(now, |(_, begun)| *begun);
+        let at = going_on.at(committed, now, wall);
         table.paused.end_at(at);
         table.phases.push((Phase::Release, at));
+        table.peer_phases = going_on.phases();
     }
 
     pub fn set_ram_total(&self, bytes: u64) {
@@ -266,11 +268,6 @@ impl Meter {
 
     pub fn set_copying(&self, copying: Copying) {
         self.table().copying = copying;
-    }
-
-    /// What the other side has done while the guest stood still.
-    pub fn set_peer_phases(&self, phases: Vec<(String, Duration)>) {
-        self.table().peer_phases = phases;
     }
 
     /// The devices whose back-ends have state to be moved.

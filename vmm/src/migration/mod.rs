@@ -21,7 +21,8 @@
 //! | `local` | the same for a hand-over to a process of the same host |
 //! | `asking` | devices' workers that are asked for something |
 //! | `attempts` | what became of attempts |
-//! | `meter` | how far it is |
+//! | `rehearsal` | both, for a machine that never runs, so that it is quicker for the guest's |
+//! | `meter`, `going_on` | how far it is; when the guest went on elsewhere |
 
 mod asking;
 mod attempts;
@@ -29,12 +30,14 @@ mod describe;
 mod error;
 mod farewell;
 mod fill;
+mod going_on;
 mod handover;
 mod listen;
 mod local;
 mod meter;
 mod precopy;
 mod pulse;
+mod rehearsal;
 mod revival;
 pub mod send;
 

@@ -27,12 +27,12 @@ use vm_migration::stream;
 
 use super::describe::{ArrivalV1, GuestV1};
 use super::precopy::Logs;
-use super::{Error, Lender, Meter, address};
+use super::{Error, Lender, Meter, address, rehearsal};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::dirty::Loggable;
 use crate::lifecycle::Ready;
 use crate::machine;
-use crate::machine::saving::{MachineState, Shell, frequency};
+use crate::machine::saving::{MachineState, frequency};
 use crate::memory::GuestRam;
 use crate::progress::LOOK;
 
@@ -154,11 +154,10 @@ impl<S: Fn(Word)> Job<S> {
             return self.hand_over(&way, std::mem::take(links));
         }
         // It may take its time: KVM is asked by making a virtual machine. A receiver would wait meanwhile.
-        let guest = self.describe()?;
+        let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
+        let guest = self.describe(&hypervisor);
         let description = stream::encode(&guest)?;
-        if let Ok(hypervisor) = Hypervisor::open() {
-            Shell::rehearse_saving(&hypervisor, &self.source.ram, &guest.cpuids);
-        }
+        rehearsal::saving(&hypervisor, &self.source.ram, &guest);
         let connections = self.request.connections;
         self.bound_copying();
         links.push(self.connect(&way, Purpose::Migrate { connections })?);
@@ -285,15 +284,14 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     /// What the receiver is to be told beforehand.
-    pub(super) fn describe(&self) -> Result<GuestV1, Error> {
-        let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
-        Ok(GuestV1::new(
+    pub(super) fn describe(&self, hypervisor: &Hypervisor) -> GuestV1 {
+        GuestV1::new(
             &self.config,
             &self.cpuids,
             frequency(hypervisor.kvm()),
             &self.devices,
             self.arrival,
-        ))
+        )
     }
 }
 

@@ -293,12 +293,23 @@ fn answers_that_cannot_be_are_refused() {
     for outcome in [0, 6, 255] {
         assert!(decode(Kind::Outcome, &[outcome]).is_err());
     }
-    let timing = |length: u8| [&[length][..], &[b'x'; 8], &vec![b'x'; length.into()]].concat();
+    let timing = |length: u8| {
+        let since = [0; 8];
+        [
+            &since[..],
+            &[length],
+            &[b'x'; 8],
+            &vec![b'x'; length.into()],
+        ]
+        .concat()
+    };
     assert!(decode(Kind::Running, &timing(32)).is_ok());
     assert!(decode(Kind::Running, &timing(33)).is_err());
-    assert!(decode(Kind::Running, &timing(32)[..40]).is_err());
-    assert!(decode(Kind::Running, &[0; 64 * 9]).is_ok());
-    assert!(decode(Kind::Running, &[0; 65 * 9]).is_err());
+    for length in [0, 7, 48] {
+        assert!(decode(Kind::Running, &timing(32)[..length]).is_err());
+    }
+    assert!(decode(Kind::Running, &[0; 8 + 64 * 9]).is_ok());
+    assert!(decode(Kind::Running, &[0; 8 + 65 * 9]).is_err());
     assert!(decode(Kind::Commit, &[1; 16]).is_err());
     assert!(decode(Kind::Chunk, &[0, 1, 0, 0, 0, 0, 0, 1, 9]).is_err());
     assert!(decode(Kind::Describe, &[2, 0, 0, 0, 0, 0, 0, 0]).is_err());

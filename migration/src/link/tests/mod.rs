@@ -207,7 +207,7 @@ pub(super) fn send_guest(links: &mut [Link], from: &File) -> Result<Vec<Timing>,
     let main = &mut links[0];
     assert_eq!(main.receive(watch)?, Message::Ready);
     main.send(&Message::Commit, watch)?;
-    let Message::Running { timings } = main.receive(watch)? else {
+    let Message::Running { since: 7, timings } = main.receive(watch)? else {
         panic!("nothing else is admitted");
     };
     let timings = timings.into_owned();
@@ -227,7 +227,7 @@ pub(super) fn receive_guest(mut links: Vec<Link>, to: &File) -> Result<(), Error
     main.send(&Message::Ready, watch)?;
     assert_eq!(main.receive(watch)?, Message::Commit);
     let timings = timings().into();
-    main.send(&Message::Running { timings }, watch)?;
+    main.send(&Message::Running { since: 7, timings }, watch)?;
     assert_eq!(main.receive(watch)?, Message::Bye);
     Ok(())
 }

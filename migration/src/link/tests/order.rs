@@ -78,6 +78,7 @@ fn samples() -> Vec<Message<'static>> {
         Message::Prepared,
         Message::Ready,
         Message::Running {
+            since: 1,
             timings: timings().into(),
         },
         Message::Outcome(Outcome::Running),

@@ -13,6 +13,8 @@ use vm_migration::stream::{self, StreamWriter};
 
 use super::describe::{HandOverV1, Parts};
 use super::outside::{self, LentOutside};
+use crate::hypervisor::Hypervisor;
+use crate::machine;
 use crate::machine::saving::MachineState;
 use crate::migration::handover::Pieces;
 use crate::migration::send::{Job, Stopped, Way, Word, send_description};
@@ -61,8 +63,9 @@ impl<S: Fn(Word)> Job<S> {
             return Err(Error::Cancelled);
         };
         let process = Process::this().map_err(Error::Ownership)?;
+        let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
         let description = stream::encode(&HandOverV1 {
-            guest: self.describe()?,
+            guest: self.describe(&hypervisor),
             ram_files: self.source.ram.parts().len() as u8,
             outside: lender.outside.description.clone(),
         })?;
