@@ -22,14 +22,14 @@
 //!                  from the sender                    from the receiver
 //! describing       Describe …, the last of them
 //! preparing                                           Prepared
-//! copying          Pages, Zeros, Round, Sync …           Synced
+//! copying          Pages, Zeros, Round, Sync …        Synced …
 //! saving           State …, StateEnd, Chunk …, ChunkEnd; End
 //! loading                                             Ready
 //! committing       Commit
 //! starting         (no Failed any more)               Running
 //! closing          Bye                                (no Failed any more)
 //!
-//! extra            Pages, Zeros, Sync …; End             Synced
+//! extra            Pages, Zeros, Sync …; End          Synced …
 //! asked                                               Outcome
 //! ```
 //!

@@ -8,7 +8,6 @@ use super::error::{Error, Violation};
 use super::incoming::{Advance, Wrong, arrived};
 use super::message::{self, HEAD, Message, Tally, be_u64};
 use super::order::{Event, Kind, Last};
-use super::sending::STALLED;
 use super::socket::{Waited, Want};
 use crate::pages::Place;
 use crate::watch::{Unwatched, Watch};
@@ -324,13 +323,8 @@ impl Link {
             if let (Listening::Off, Some(kind)) = (listening, self.incoming.kind()) {
                 return Err(self.reject(Violation::content(kind, "an answer is due first")));
             }
-            let silent = self.heard.max(answered) + self.silence;
-            let silent = silent.min(answered + STALLED * self.silence);
-            let waited = match Instant::now() < silent {
-                true => self.transport.wait(Want::Read, watch, silent),
-                false => Ok(Waited::Late),
-            };
-            match waited.map_err(|error| self.io(error))? {
+            let silent = self.silent_at(answered);
+            match self.wait_until(Want::Read, watch, silent)? {
                 Waited::Ready => (),
                 Waited::Cancelled => return Err(self.cancelled()),
                 Waited::Late => return Err(self.silent()),

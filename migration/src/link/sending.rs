@@ -22,7 +22,7 @@ const LENT_LEAST: usize = 32 << 10;
 const TOGETHER: usize = 64 << 10;
 /// For how many silence limits one is waited for that says that it is there, but takes nothing: it may have a back-end that
 /// is slow.
-pub(super) const STALLED: u32 = 4;
+const STALLED: u32 = 4;
 
 impl Link {
     /// Sends a message, whole. While the other side takes nothing, it is heard: if it failed, that is the error.
@@ -253,18 +253,12 @@ impl Link {
             Listening::On => Want::Both,
             Listening::Off => Want::Write,
         };
-        let silent = self.heard.max(pace.moved) + self.silence;
-        let silent = silent.min(pace.moved + STALLED * self.silence);
+        let silent = self.silent_at(pace.moved);
         let (watch, until) = match pace.cancelled {
             None => (watch, silent),
             Some(since) => (&Unwatched as &dyn Watch, silent.min(since + CANCEL_GRACE)),
         };
-        // What it has to say may have no end, so that a wait for both ends at once: but a write has just been tried.
-        let waited = match Instant::now() < until {
-            true => self.transport.wait(want, watch, until),
-            false => Ok(Waited::Late),
-        };
-        match waited.map_err(|error| self.io(error))? {
+        match self.wait_until(want, watch, until)? {
             Waited::Ready => Ok(()),
             Waited::Cancelled => {
                 pace.cancelled = Some(Instant::now());
@@ -273,6 +267,26 @@ impl Link {
             _ if pace.cancelled.is_some() => Err(self.cancelled()),
             _ => Err(self.silent()),
         }
+    }
+
+    /// When one is silent that has done nothing of what it is to do since that time. To say that it is there helps for a while.
+    pub(super) fn silent_at(&self, since: Instant) -> Instant {
+        let silent = self.heard.max(since) + self.silence;
+        silent.min(since + STALLED * self.silence)
+    }
+
+    /// Waits, and not at all once it is late: what the other side has to say may have no end, so that it is always ready.
+    pub(super) fn wait_until(
+        &mut self,
+        want: Want,
+        watch: &dyn Watch,
+        until: Instant,
+    ) -> Result<Waited, Error> {
+        let waited = match Instant::now() < until {
+            true => self.transport.wait(want, watch, until),
+            false => Ok(Waited::Late),
+        };
+        waited.map_err(|error| self.io(error))
     }
 
     /// A write failed: the other side may have said why.

@@ -1,7 +1,8 @@
 //! Copying RAM while the guest runs.
 //!
 //! A first round sends all of it, each further one what was written since. This goes on as long as it helps: until so little is
-//! left that it can be sent within the downtime that is allowed, and further rounds would not make it less.
+//! left that it can be sent within the downtime that is allowed, and further rounds would not make it less. A guest that writes in bursts
+//! is not paused behind one, if it has been seen to leave less.
 
 use std::time::{Duration, Instant};
 
@@ -183,16 +184,18 @@ impl<S: Fn(Word)> Job<S> {
     fn next(&self, pace: &mut Pace, elapsed: Duration) -> Result<Next, Error> {
         let request = &self.request;
         let estimate = pace.estimate();
-        if estimate <= request.downtime && !pace.gets_better(estimate) {
+        let is_kept = estimate <= request.downtime;
+        let is_over = elapsed >= request.timeout;
+        if is_kept && (is_over || !pace.gets_better(estimate)) {
             return Ok(Next::Stop);
         }
-        if elapsed >= request.timeout && estimate > request.downtime {
+        if is_over {
             return match request.timeout_strategy {
                 TimeoutStrategy::Ignore => Ok(Next::Stop),
                 TimeoutStrategy::Cancel => Err(Error::Timeout(request.timeout)),
             };
         }
-        if request.throttle == Throttle::On && pace.stagnates() {
+        if request.throttle == Throttle::On && !is_kept && pace.stagnates() {
             let throttle = match pace.copying.throttle {
                 0 => THROTTLE_FIRST,
                 before => (before + THROTTLE_MORE).min(THROTTLE_MOST),
@@ -211,6 +214,8 @@ struct Pace {
     /// Bytes that were left after the last rounds.
     before: u64,
     left: u64,
+    /// The fewest that were left so far.
+    least: u64,
 }
 
 impl Pace {
@@ -220,6 +225,7 @@ impl Pace {
             begun: Instant::now(),
             before: total,
             left: total,
+            least: total,
         }
     }
 
@@ -241,12 +247,17 @@ impl Pace {
             _ => {}
         }
         self.copying.dirty_rate = per_second(written);
-        self.before = self.left;
-        self.left = written;
+        self.note_left(written);
         self.copying.remaining = written;
         self.copying.done_before = meter.ram_done();
         self.copying.downtime = Some(self.estimate());
         meter.set_copying(self.copying);
+    }
+
+    fn note_left(&mut self, bytes: u64) {
+        self.before = self.left;
+        self.left = bytes;
+        self.least = self.least.min(bytes);
     }
 
     /// How long it takes to send what is left.
@@ -257,11 +268,59 @@ impl Pace {
 
     /// Whether another round is worth it although the downtime is kept.
     fn gets_better(&self, estimate: Duration) -> bool {
-        estimate > LITTLE && self.left < self.before / 4 * 3 && self.copying.round < ROUNDS_MOST
+        let shrinks = self.left < self.before / 4 * 3;
+        let was_less = self.left / 2 > self.least;
+        estimate > LITTLE && (shrinks || was_less) && self.copying.round < ROUNDS_MOST
     }
 
     /// Whether rounds do not make the rest less.
     fn stagnates(&self) -> bool {
         self.copying.round > 1 && self.left >= self.before / 10 * 7
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether another round is worth it after rounds that have left so many bytes.
+    fn is_worth_it(left: &[u64]) -> bool {
+        let mut pace = Pace::new(left[0]);
+        pace.copying.rate = ASSUMED;
+        for left in &left[1..] {
+            pace.note_left(*left);
+            pace.copying.round += 1;
+        }
+        pace.gets_better(pace.estimate())
+    }
+
+    #[test]
+    fn rounds_go_on_as_long_as_they_help() {
+        const MIB: u64 = 1 << 20;
+        assert!(is_worth_it(&[512 * MIB, 20 * MIB]));
+        assert!(is_worth_it(&[512 * MIB, 20 * MIB, 8 * MIB]));
+        // It writes as much in every round.
+        assert!(!is_worth_it(&[512 * MIB, 20 * MIB, 18 * MIB]));
+        // Next to nothing is left.
+        assert!(!is_worth_it(&[512 * MIB, 20 * MIB, 1024]));
+    }
+
+    #[test]
+    fn the_end_of_a_burst_is_waited_for_but_not_for_ever() {
+        const MIB: u64 = 1 << 20;
+        let mut rounds = vec![512 * MIB, 4 * MIB, 3 * MIB, 30 * MIB];
+        assert!(is_worth_it(&rounds));
+        rounds.push(31 * MIB);
+        assert!(is_worth_it(&rounds));
+        // It is over.
+        assert!(!is_worth_it(&[
+            512 * MIB,
+            3 * MIB,
+            30 * MIB,
+            5 * MIB,
+            5 * MIB
+        ]));
+        rounds.resize(ROUNDS_MOST as usize + 1, 31 * MIB);
+        assert!(!is_worth_it(&rounds));
     }
 }

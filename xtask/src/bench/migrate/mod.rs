@@ -2,8 +2,8 @@
 //!
 //! All of its RAM holds data. Whoever measures the whole lets the guest sleep between its ticks, because a guest that works
 //! takes one of two processors away from those who move it; whoever measures the silence lets it speak without a break. In turns
-//! with each migration, as many bytes are [copied](plain) through a socket; both find memory that the host has given already. State inside back-ends is moved in
-//! [`state`], a Linux guest in [`linux`].
+//! with each migration, as many bytes are [copied](plain) through a socket; both find memory that the host has given already.
+//! State inside back-ends is moved in [`state`], a Linux guest in [`linux`].
 
 mod linux;
 pub mod moving;
@@ -194,7 +194,7 @@ impl Course<'_> {
 fn print_totals(figures: &mut [Figures]) {
     println!(
         "| VMM | RAM | receiver's RAM | plain copy, MiB/s | total, ms | whole, MiB/s | while RAM travels, MiB/s | the \
-         fastest of each | peak memory above idle: sender | receiver |"
+         fastest of each | peak memory apart from guest RAM: sender | receiver |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for one in figures {
@@ -226,7 +226,7 @@ fn print_totals(figures: &mut [Figures]) {
     );
 }
 
-/// The others have had something else in their way, too: where memory is slow to come, each run has another share of that.
+/// The best of some runs: where memory is slow to come, the other ones had more of that in their way.
 fn most(rates: &[f64]) -> f64 {
     rates.iter().copied().fold(f64::NAN, f64::max)
 }
