@@ -178,37 +178,41 @@ impl Connection {
         self.poison_if_fatal(result)
     }
 
-    /// Sends all requests, and awaits their answers, whose order is the requests'. `patience` says for how long the next of them
-    /// is waited for. After an error, none of the answers that are still to come is for anybody.
+    /// Sends all requests, and hands each with its answer to `take`, in their order. `patience` says for how long the next answer
+    /// is waited for. After an error, also one of `take`, the answers that are still to come are for nobody.
     pub fn ask_all(
         &mut self,
         questions: &[Question<'_>],
         patience: impl Fn() -> Duration,
-    ) -> Result<Vec<Reply>, Cause> {
-        let mut replies = Vec::with_capacity(questions.len());
+        mut take: impl FnMut(RequestCode, Reply) -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
         let result = questions
             .chunks(MOST_OWED)
-            .try_for_each(|some| self.ask_some(some, &patience, &mut replies));
-        self.poison_if_fatal(result).map(|()| replies)
+            .try_for_each(|some| self.ask_some(some, &patience, &mut take));
+        self.poison_if_fatal(result)
     }
 
     fn ask_some(
         &mut self,
         questions: &[Question<'_>],
         patience: &impl Fn() -> Duration,
-        replies: &mut Vec<Reply>,
+        take: &mut impl FnMut(RequestCode, Reply) -> Result<(), Cause>,
     ) -> Result<(), Cause> {
         let Some((first, others)) = questions.split_first() else {
             return Ok(());
         };
         self.begin(*first, Instant::now() + patience())?;
-        for question in others {
-            self.send_question(*question, Instant::now() + patience())?;
+        let mut others = others.iter();
+        let sent = others.try_for_each(|it| self.send_question(*it, Instant::now() + patience()));
+        if !matches!(sent, Ok(()) | Err(Cause::Closed { .. })) {
+            return sent;
         }
-        for _ in questions {
-            replies.push(self.receive_owed(Instant::now() + patience())?);
+        // One that has closed may have said before what it did not like.
+        while let Some(request) = self.owed.front().map(|owed| owed.request) {
+            let reply = self.receive_owed(Instant::now() + patience())?;
+            take(request, reply)?;
         }
-        Ok(())
+        sent
     }
 
     /// Sends a request with a descriptor that is closed here as soon as it has been sent, and awaits the answer.

@@ -193,7 +193,7 @@ impl VhostUserDevice {
     /// without rings, and one that has failed, has nothing to stop: `Ok` at once.
     ///
     /// *An error* says that the device did not come to rest. Whether it lives on is said by [`VhostUserDevice::state`]; if it does,
-    /// some of its rings may be stopped, and `resume` must follow.
+    /// `resume` must follow.
     ///
     /// *How long*: the worker waits for its back-end as long as it would for a reset. An owner with less
     /// patience gives its attempt up by calling `resume`, and lets the guest go on at once. That ends a suspension that has not come

@@ -19,7 +19,7 @@ use vm_memory::ByteValued;
 
 pub use self::rings::RingMessage;
 pub use self::state::{Direction, StateFd};
-use super::connection::{Connection, Question, Request};
+use super::connection::{Connection, Question, Reply, Request};
 use super::error::{Cause, During, Violation};
 use super::memory::{RamRegion, token};
 use super::message::{Acknowledge, ReplyShape, RequestCode, payload};
@@ -257,16 +257,12 @@ impl Frontend {
                 shape: ReplyShape::exactly(8),
             })
             .collect();
-        let replies = self
-            .connection
-            .ask_all(&questions, || patience.for_next())?;
-        for (request, reply) in requests.iter().zip(replies) {
-            let request = request.code;
-            if parse::<u64>(request, &reply.payload)? != 0 {
-                return Err(Cause::Refused { request });
-            }
-        }
-        Ok(())
+        let acknowledged = |request, reply: Reply| match parse::<u64>(request, &reply.payload)? {
+            0 => Ok(()),
+            _ => Err(Cause::Refused { request }),
+        };
+        self.connection
+            .ask_all(&questions, || patience.for_next(), acknowledged)
     }
 }
 

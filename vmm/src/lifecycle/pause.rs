@@ -205,11 +205,12 @@ impl Vmm {
         let told: Vec<_> = asked
             .map(|device| (device.key, device.resume(&events)))
             .collect();
-        live.machine.release();
-        released();
+        // What it held back comes before anything that the guest says now.
         if let Some(console) = vm.outside.as_ref().and_then(Outside::console) {
             console.serve();
         }
+        live.machine.release();
+        released();
         // Their workers begin.
         told.into_iter().map(|(key, _rouse)| key).collect()
     }

@@ -17,7 +17,7 @@ pub type Done = Box<dyn FnOnce(Result<(), vhost_user::Error>) + Send>;
 pub struct Asked<'a> {
     /// What they are to do, in words.
     step: &'static str,
-    /// How long each may take.
+    /// How long each may take, with what it was told before and has not done yet.
     limit: Duration,
     waiting: Vec<Waiting<'a>>,
 }

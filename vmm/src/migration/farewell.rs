@@ -8,7 +8,6 @@ use ferry_api::migration::Phase;
 use vm_migration::link::{Link, Listener, Message, Outcome, Timing};
 use vm_migration::ownership::Ownership;
 
-use super::going_on::wall_clock;
 use super::{Attempts, Error, Meter, Service};
 use crate::memory::GuestRam;
 
@@ -166,8 +165,7 @@ impl LastWord {
             micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
         });
         let timings: Vec<Timing> = timings.collect();
-        let ran = timings.last().map_or(0, |timing| timing.micros);
-        let since = wall_clock().saturating_sub(ran);
+        let since = self.meter.in_last_phase_since();
         if let Err(error) = say_goodbye(&mut link, since, timings) {
             tracing::warn!("the sender has not heard that its guest runs here: {error}");
             drop(link);

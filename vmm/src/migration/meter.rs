@@ -286,6 +286,15 @@ impl Meter {
         lengths(&self.table().phases, Instant::now())
     }
 
+    /// When the last phase began: microseconds since the Unix epoch.
+    pub fn in_last_phase_since(&self) -> u64 {
+        let table = self.table();
+        let (now, wall) = (Instant::now(), wall_clock());
+        let begun = table.phases.last().map_or(now, |(_, begun)| *begun);
+        let micros = now.saturating_duration_since(begun).as_micros();
+        wall.saturating_sub(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
     /// The guest runs on the other side: what takes time from now on is not part of its way there.
     pub fn arrived(&self) {
         self.table().ended.get_or_insert_with(Instant::now);

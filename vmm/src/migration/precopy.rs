@@ -172,6 +172,7 @@ impl<S: Fn(Word)> Job<S> {
             if self.has_rebooted() {
                 logs.follow(&self.source)?;
                 rest = Some(logs.everything());
+                pace.begin_anew(total);
                 continue;
             }
             match self.next(&mut pace, begun.elapsed())? {
@@ -252,6 +253,11 @@ impl Pace {
         self.copying.done_before = meter.ram_done();
         self.copying.downtime = Some(self.estimate());
         meter.set_copying(self.copying);
+    }
+
+    /// What the guest before has left says nothing.
+    fn begin_anew(&mut self, total: u64) {
+        (self.before, self.left, self.least) = (total, total, total);
     }
 
     fn note_left(&mut self, bytes: u64) {

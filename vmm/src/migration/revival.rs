@@ -19,7 +19,7 @@ pub(super) struct Revival<'a> {
     /// What the sender says of each of them, in the same order.
     pub rests: &'a [VhostUserStateV1],
     pub meter: &'a Meter,
-    /// How long each step may take.
+    /// How long each step of a device may take, with those before it that it was told of at the same time.
     pub limit: Duration,
 }
 

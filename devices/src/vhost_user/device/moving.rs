@@ -151,7 +151,7 @@ impl VhostUserDevice {
     /// back-ends start a ring at its kick. They may have raised an interrupt. A device without rings, or with rings that run, has
     /// nothing to be set up: `Ok` at once.
     ///
-    /// *An error* that leaves the device alive changes nothing: it can be asked for again, or be reset; if `resume` follows, it tries
+    /// *An error* that leaves the device alive leaves the rings stopped, whatever the back-end was told of them: it can be asked for again, or be reset; if `resume` follows, it tries
     /// once more.
     ///
     /// `done` is called as for `suspend`.

@@ -106,13 +106,18 @@ impl Frontend {
             })
             .collect();
         let patience = self.patience;
-        let replies = self
-            .connection
-            .ask_all(&questions, || patience.for_next())?;
-        let bases = indexes.iter().zip(replies);
-        bases
-            .map(|(index, reply)| base(code, *index, &reply.payload))
-            .collect()
+        let (mut asked, mut bases) = (indexes.iter(), Vec::new());
+        self.connection.ask_all(
+            &questions,
+            || patience.for_next(),
+            |code, reply| {
+                if let Some(index) = asked.next() {
+                    bases.push(base(code, *index, &reply.payload)?);
+                }
+                Ok(())
+            },
+        )?;
+        Ok(bases)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Telling a back-end its rings before the guest is certain to go on behind it.
 
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -192,4 +193,40 @@ fn what_a_back_end_refuses_can_be_tried_again() {
             disk.is_well();
         }
     }
+}
+
+#[test]
+fn nothing_is_enabled_where_something_could_not_be_started() {
+    let ram = TestRam::new();
+    let refusal = answer(FrontendReq::SET_VRING_KICK.into(), &1u64.to_ne_bytes());
+    let script = once(FrontendReq::SET_VRING_KICK, Reaction::Send(refusal, 0));
+    let (disk, _rings) = restored(script, &ram);
+    outcome(&set_up(&disk.device)).unwrap();
+    disk.codes();
+    outcome(&resume(&disk.device)).unwrap_err();
+    assert_eq!(disk.codes(), ["SET_VRING_KICK"; 2]);
+}
+
+/// What it has read before and behind what it refused it knows, and looks for in any RAM that it is told of.
+#[test]
+fn rings_that_a_back_end_may_know_are_parked_later() {
+    let ram = TestRam::new();
+    let refusal = answer(FrontendReq::SET_VRING_CALL.into(), &1u64.to_ne_bytes());
+    let script = once(FrontendReq::SET_VRING_CALL, Reaction::Send(refusal, 0));
+    let (disk, _rings) = restored(script, &ram);
+    outcome(&set_up(&disk.device)).unwrap_err();
+    disk.reset();
+    disk.codes();
+    let other = TestRam::new();
+    disk.device.set_ram(Arc::from(&other.regions[..1]));
+    disk.post_activation(&[&Ring::new(&other, 0, LOW)]);
+    assert_eq!(next(&disk.events), Event::Activated(Ok(())));
+    let parks = [
+        "SET_FEATURES",
+        "SET_VRING_NUM",
+        "SET_VRING_ADDR",
+        "SET_MEM_TABLE",
+    ];
+    assert_eq!(disk.codes()[..4], parks);
+    disk.is_well();
 }

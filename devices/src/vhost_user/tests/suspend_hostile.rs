@@ -86,7 +86,11 @@ fn it_dies_at_each_message() {
 #[test]
 fn it_never_answers_at_each_message() {
     // Or the answer to the next request comes, which has been sent already.
-    let words = ["taken for dead", "its answer is to request"];
+    let words = [
+        "taken for dead",
+        "its answer is to request SET_VRING_",
+        "of queue 1 when asked for queue 0",
+    ];
     at_each_message(QUICK, &words, |_| Reaction::Silence);
 }
 

@@ -1,6 +1,8 @@
 //! Several questions that are on their way at a time, and a peer that writes its bytes by hand.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,8 +26,21 @@ fn ask_all(
     requests: &[FrontendReq],
     patience: Duration,
 ) -> Result<Vec<Reply>, Cause> {
+    ask_all_within(wire, requests, || patience)
+}
+
+fn ask_all_within(
+    wire: &mut Wire,
+    requests: &[FrontendReq],
+    patience: impl Fn() -> Duration,
+) -> Result<Vec<Reply>, Cause> {
     let questions: Vec<_> = requests.iter().copied().map(question).collect();
-    wire.connection.ask_all(&questions, || patience)
+    let mut replies = Vec::new();
+    wire.connection.ask_all(&questions, patience, |_, reply| {
+        replies.push(reply);
+        Ok(())
+    })?;
+    Ok(replies)
 }
 
 /// What the peer answers to one of `THREE`.
@@ -71,7 +86,16 @@ fn answers_that_are_late_are_for_nobody() {
                 peer.write_all(&answer_to(request, value)).unwrap();
             }
         });
-        let late = ask_all(&mut wire, &THREE, 4 * SHORT).unwrap_err();
+        // Three are sent, and those that are answered are waited for.
+        let unhurried = Cell::new(3 + answered);
+        let patience = || match unhurried.get() {
+            0 => SHORT,
+            left => {
+                unhurried.set(left - 1);
+                HANG
+            }
+        };
+        let late = ask_all_within(&mut wire, &THREE, patience).unwrap_err();
         let expected = THREE[answered as usize].into();
         assert!(
             matches!(late, Cause::Late { request, .. } if request == expected),
@@ -115,6 +139,32 @@ fn answers_come_in_the_order_of_the_questions() {
         Err(Cause::Poisoned)
     ));
     replier.join().unwrap();
+}
+
+/// As those of the `vhost` crate do, and virtiofsd.
+#[test]
+fn what_a_back_end_did_not_like_is_known_when_it_closes() {
+    let mut wire = wire(LIMITS);
+    let mut peer = std::mem::replace(&mut wire.peer, UnixStream::pair().unwrap().0);
+    let replier = thread::spawn(move || {
+        // It does not read the others.
+        peer.read_exact(&mut [0; HEADER_SIZE]).unwrap();
+        peer.write_all(&answer_to(THREE[0], 1)).unwrap();
+    });
+    let refused = |request, _| Err(Cause::Refused { request });
+    let questions = THREE.map(question);
+    let cause = wire
+        .connection
+        .ask_all(&questions, || HANG, refused)
+        .unwrap_err();
+    let first = THREE[0].into();
+    assert!(
+        matches!(cause, Cause::Refused { request } if request == first),
+        "{cause}"
+    );
+    replier.join().unwrap();
+    let cause = wire.connection.idle().unwrap_err();
+    assert!(matches!(cause, Cause::Closed { .. }), "{cause}");
 }
 
 /// A back-end that waits until its answers are taken before it reads on, and more questions than a socket has room for.
@@ -175,7 +225,10 @@ fn what_could_not_be_sent_goes_out_before_the_next_question() {
             large
         })
         .collect();
-    let late = wire.connection.ask_all(&large, || SHORT).unwrap_err();
+    let late = wire
+        .connection
+        .ask_all(&large, || SHORT, |_, _| Ok(()))
+        .unwrap_err();
     assert!(matches!(late, Cause::Late { .. }), "{late}");
     // An answer to the first one, while the last of them is still on its way.
     answer_those(&mut wire, &[0]);

@@ -89,7 +89,8 @@ impl Worker {
     ) -> Result<(), Cause> {
         let ram = Arc::clone(&session.ram);
         self.tell_features_and_ram(activation.features, &ram)?;
-        // Should that fail on the way, each may be known to the back-end already.
+        self.unless_overtaken()?;
+        // Should it fail on the way, each may be known to the back-end already.
         let set_up = activation.queues.iter().map(|queue| Ring {
             queue: queue.clone(),
             place: rings::Place::of(queue),
@@ -97,7 +98,6 @@ impl Worker {
             told: Told::SetUp,
         });
         session.rings = set_up.collect();
-        self.unless_overtaken()?;
         self.set_up(session.rings.iter().map(|ring| (&ring.queue, 0)))?;
         self.unless_overtaken()?;
         self.kick_and_enable(session.rings.iter_mut())?;
@@ -153,9 +153,9 @@ impl Worker {
             })
             .collect();
         let kicks = started.iter().map(|queue| RingMessage::Kick(queue));
+        self.frontend.tell_of_rings(&kicks.collect::<Vec<_>>())?;
         let enables = started.iter().map(|queue| RingMessage::Enable(queue.index));
-        let messages: Vec<_> = kicks.chain(enables).collect();
-        self.frontend.tell_of_rings(&messages)?;
+        self.frontend.tell_of_rings(&enables.collect::<Vec<_>>())?;
         self.frontend.fence()
     }
 
@@ -258,8 +258,8 @@ impl Worker {
         self.frontend.fence()
     }
 
-    /// Stops the rings that may be running, and notes where they are to go on.
-    pub(super) fn stop(&mut self, session: &mut Session) -> Result<(), Cause> {
+    /// Stops the rings that may be running, and notes where they are to go on. Returns which they are.
+    pub(super) fn stop(&mut self, session: &mut Session) -> Result<Vec<u16>, Cause> {
         let rings = session.rings.iter_mut();
         let running: Vec<_> = rings.filter(|ring| ring.stopped_at.is_none()).collect();
         let indexes: Vec<_> = running.iter().map(|ring| ring.place.index).collect();
@@ -267,7 +267,7 @@ impl Worker {
         for (ring, base) in running.into_iter().zip(bases) {
             ring.stopped_at = Some(base);
         }
-        Ok(())
+        Ok(indexes)
     }
 }
 

@@ -3,19 +3,22 @@
 //! ```text
 //!          no requests in flight   something harmless answered    GET_VRING_BASE of each ring
 //!   Active ─────────┬──────────────────────────┬─────────────────────────────┬───────────▶ Suspended
-//!     ▲             │ given up                 │ given up                    │ given up        │
-//!     │             ▼                          ▼                             ▼                 ▼
+//!     ▲             │ given up                 │ given up                                      │
+//!     │             ▼                          ▼                                               ▼
 //!     └──────── nothing to do ─────────────────┘                      start what is stopped: NUM, BASE, …
 //! ```
 //!
 //! The guest's processors stand still before the device is suspended, so that what is available does not grow. But
 //! an owner may lose its patience and let the guest go on in the midst of it; from then on an order to resume waits in
 //! the inbox, and what is read of a ring says little. An answer to GET_VRING_BASE that is
-//! owed by then is waited for all the same: without it nobody knows where the ring is to go on.
+//! owed by then is waited for all the same: without it nobody knows where the ring is to go on. All rings are asked for together, so
+//! that from there on the suspension ends as if nobody had lost patience.
 //!
 //! qemu-storage-daemon does not survive GET_VRING_BASE while it has requests in flight. That is the reason for
 //! the harmless question: a back-end that stands still (stopped by a signal, say) is left owing that answer, which
 //! stops nothing, whenever it comes.
+
+use std::time::Instant;
 
 use vhost::vhost_user::message::FrontendReq;
 
@@ -70,13 +73,15 @@ impl Worker {
         }
         self.frontend.get_features()?;
         self.unless_given_up()?;
-        let running = |ring: &Ring| ring.stopped_at.is_none();
-        let ran: Vec<_> = session.rings.iter().map(running).collect();
-        self.stop(session)?;
-        let stopped = session.rings.iter().zip(ran).filter(|(_, ran)| *ran);
-        stopped
-            .into_iter()
-            .try_for_each(|(ring, _)| self.check_base(&session.ram, ring))
+        // They are asked all at once, and may take as long as one of them.
+        let by_then = Patience::Until(Instant::now() + self.limits.dead);
+        self.frontend.set_patience(by_then);
+        let stopped = self.stop(session)?;
+        let mut rings = session.rings.iter();
+        rings
+            .by_ref()
+            .filter(|ring| stopped.contains(&ring.place.index))
+            .try_for_each(|ring| self.check_base(&session.ram, ring))
     }
 
     /// Ends a suspension that is worth nothing any more.
@@ -163,13 +168,13 @@ impl Worker {
 
     /// Tells the back-end those of the stopped rings that it has not been told yet.
     fn set_up_others(&mut self, session: &mut Session) -> Result<(), Cause> {
-        let others = |ring: &&Ring| ring.told != Told::SetUp;
-        let others = session.rings.iter().filter(others);
-        self.set_up(others.filter_map(|ring| Some((&ring.queue, ring.stopped_at?))))?;
-        let stopped = |ring: &&mut Ring| ring.stopped_at.is_some();
-        for ring in session.rings.iter_mut().filter(stopped) {
-            ring.told = Told::SetUp;
-        }
+        let other = |ring: &&mut Ring| ring.stopped_at.is_some() && ring.told != Told::SetUp;
+        let mut others: Vec<_> = session.rings.iter_mut().filter(other).collect();
+        // Should that fail on the way, each may be known to the back-end already.
+        others.iter_mut().for_each(|ring| ring.told = Told::Past);
+        let places = others.iter();
+        self.set_up(places.filter_map(|ring| Some((&ring.queue, ring.stopped_at?))))?;
+        others.iter_mut().for_each(|ring| ring.told = Told::SetUp);
         Ok(())
     }
 
