@@ -33,8 +33,7 @@ const MAX_FROM_TRANSPORT: usize = 16;
 const MAX_FROM_OWNER: usize = 2;
 
 /// Orders of jobs that may wait, as one job goes on at a time: one to prepare or the opposite, whoever gave it; the same of the dirty
-/// log; one to move state and the one that gives that up; and telling RAM, a restoration and setting up its rings, which come before
-/// and after any move and are given up with their machine.
+/// log; one to move state and the one that gives that up; and telling RAM, a restoration and setting up rings, once for each machine.
 const MAX_FROM_JOBS: usize = 7;
 
 /// Writes to the configuration space that may wait.
