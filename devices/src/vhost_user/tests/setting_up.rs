@@ -44,6 +44,12 @@ fn restored<'a>(script: Script, ram: &'a TestRam) -> (Disk, [Ring<'a>; 2]) {
     (disk, rings)
 }
 
+/// Refuses the first of these requests.
+fn refusing(request: FrontendReq) -> Script {
+    let refusal = answer(request.into(), &1u64.to_ne_bytes());
+    once(request, Reaction::Send(refusal, 0))
+}
+
 #[test]
 fn nothing_starts_before_the_guest_goes_on() {
     let ram = TestRam::new();
@@ -84,9 +90,7 @@ fn nothing_starts_before_the_guest_goes_on() {
 #[test]
 fn a_ring_is_kicked_when_it_is_enabled() {
     let ram = TestRam::new();
-    let refusal = answer(FrontendReq::SET_VRING_ENABLE.into(), &1u64.to_ne_bytes());
-    let script = once(FrontendReq::SET_VRING_ENABLE, Reaction::Send(refusal, 0));
-    let (disk, rings) = restored(script, &ram);
+    let (disk, rings) = restored(refusing(FrontendReq::SET_VRING_ENABLE), &ram);
     outcome(&set_up(&disk.device)).unwrap();
     // It cannot be enabled.
     let _ = outcome(&resume(&disk.device));
@@ -198,9 +202,7 @@ fn what_a_back_end_refuses_can_be_tried_again() {
 #[test]
 fn nothing_is_enabled_where_something_could_not_be_started() {
     let ram = TestRam::new();
-    let refusal = answer(FrontendReq::SET_VRING_KICK.into(), &1u64.to_ne_bytes());
-    let script = once(FrontendReq::SET_VRING_KICK, Reaction::Send(refusal, 0));
-    let (disk, _rings) = restored(script, &ram);
+    let (disk, _rings) = restored(refusing(FrontendReq::SET_VRING_KICK), &ram);
     outcome(&set_up(&disk.device)).unwrap();
     disk.codes();
     outcome(&resume(&disk.device)).unwrap_err();
@@ -214,9 +216,7 @@ fn nothing_is_enabled_where_something_could_not_be_started() {
 #[test]
 fn rings_that_a_back_end_may_know_are_parked_later() {
     let ram = TestRam::new();
-    let refusal = answer(FrontendReq::SET_VRING_CALL.into(), &1u64.to_ne_bytes());
-    let script = once(FrontendReq::SET_VRING_CALL, Reaction::Send(refusal, 0));
-    let (disk, _rings) = restored(script, &ram);
+    let (disk, _rings) = restored(refusing(FrontendReq::SET_VRING_CALL), &ram);
     outcome(&set_up(&disk.device)).unwrap_err();
     disk.reset();
     disk.codes();

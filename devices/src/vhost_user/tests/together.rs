@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::FrontendReq;
@@ -56,17 +56,20 @@ fn answer_those(wire: &mut Wire, which: &[u64]) {
     }
 }
 
+/// Waits for all of `THREE`, and answers those with 0, 1 and 2.
+fn answers_after_all(wire: &Wire, which: impl Iterator<Item = u64>) -> JoinHandle<()> {
+    let mut peer = wire.peer.try_clone().unwrap();
+    let answers: Vec<_> = which.map(|at| answer_to(THREE[at as usize], at)).collect();
+    thread::spawn(move || {
+        peer.read_exact(&mut [0; 3 * HEADER_SIZE]).unwrap();
+        peer.write_all(&answers.concat()).unwrap();
+    })
+}
+
 #[test]
 fn all_are_sent_before_the_first_is_answered() {
     let mut wire = wire(LIMITS);
-    let mut peer = wire.peer.try_clone().unwrap();
-    let replier = thread::spawn(move || {
-        // Waits for all of them.
-        peer.read_exact(&mut [0; 3 * HEADER_SIZE]).unwrap();
-        for (value, request) in (0..).zip(THREE) {
-            peer.write_all(&answer_to(request, value)).unwrap();
-        }
-    });
+    let replier = answers_after_all(&wire, 0..3);
     let replies = ask_all(&mut wire, &THREE, HANG).unwrap();
     let values: Vec<_> = replies.into_iter().map(|reply| reply.payload).collect();
     assert_eq!(values, [0, 1, 2].map(number));
@@ -79,13 +82,7 @@ fn all_are_sent_before_the_first_is_answered() {
 fn answers_that_are_late_are_for_nobody() {
     for answered in 0..3 {
         let mut wire = wire(LIMITS);
-        let mut peer = wire.peer.try_clone().unwrap();
-        let replier = thread::spawn(move || {
-            peer.read_exact(&mut [0; 3 * HEADER_SIZE]).unwrap();
-            for (value, request) in (0..answered).zip(THREE) {
-                peer.write_all(&answer_to(request, value)).unwrap();
-            }
-        });
+        let replier = answers_after_all(&wire, 0..answered);
         // Three are sent, and those that are answered are waited for.
         let unhurried = Cell::new(3 + answered);
         let patience = || match unhurried.get() {
@@ -124,13 +121,7 @@ fn answers_that_are_late_are_for_nobody() {
 #[test]
 fn answers_come_in_the_order_of_the_questions() {
     let mut wire = wire(LIMITS);
-    let mut peer = wire.peer.try_clone().unwrap();
-    let replier = thread::spawn(move || {
-        peer.read_exact(&mut [0; 3 * HEADER_SIZE]).unwrap();
-        for at in [0, 2] {
-            peer.write_all(&answer_to(THREE[at], 0)).unwrap();
-        }
-    });
+    let replier = answers_after_all(&wire, [0, 2].into_iter());
     let cause = ask_all(&mut wire, &THREE, HANG).unwrap_err();
     let wrong = Violation::WrongRequest(THREE[2].into());
     assert!(is_violation(&cause, &wrong), "{cause}");
