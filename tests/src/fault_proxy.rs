@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,25 @@ pub enum Then {
 }
 
 /// What is done at a place.
-pub type Act = Box<dyn FnOnce() -> Then + Send>;
+pub enum Act {
+    /// This. Who is cut off behind a frame does not hear the answer to it.
+    Just(Then),
+    /// What this says, which may take its time. Meanwhile other frames are passed on.
+    Ask(Box<dyn FnOnce() -> Then + Send>),
+}
+
+impl Act {
+    pub fn ask(act: impl FnOnce() -> Then + Send + 'static) -> Act {
+        Act::Ask(Box::new(act))
+    }
+
+    pub fn then(self) -> Then {
+        match self {
+            Act::Just(then) => then,
+            Act::Ask(act) => act(),
+        }
+    }
+}
 
 /// A place at which the frame waits for the test.
 pub struct Halt {
@@ -79,7 +97,7 @@ impl Halt {
             // The test has ended.
             orders.recv().unwrap_or(Then::Freeze)
         };
-        (Halt { reached, order }, Box::new(act))
+        (Halt { reached, order }, Act::ask(act))
     }
 
     /// Waits until the frame is there, and waits.
@@ -104,6 +122,8 @@ struct Shared {
     to: PathBuf,
     state: Mutex<State>,
     done: Condvar,
+    /// Locked for writing where no other frame may be passed on.
+    passing: RwLock<()>,
 }
 
 struct State {
@@ -152,6 +172,7 @@ impl FaultProxy {
                 over: false,
             }),
             done: Condvar::new(),
+            passing: RwLock::new(()),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || accepting.accept(&listener));
@@ -262,27 +283,40 @@ impl Shared {
             let (kind, length) = header(&frame)?;
             frame.resize(HEADER + length, 0);
             receive(from, &mut frame[HEADER..], &mut handles)?;
-            let due = self.due_at(kind);
-            let act = match due {
+            match self.due_at(kind) {
+                None => self.forward(connection, to, &frame, handles)?,
                 Some((When::Before, act)) => {
                     if let Then::Damage(at) = self.act(act)? {
                         frame[at] ^= 0x10;
                     }
-                    None
+                    self.forward(connection, to, &frame, handles)?;
                 }
-                Some((When::After, act)) => Some(act),
-                None => None,
-            };
-            if is_frozen(connection) {
-                return Err(io::ErrorKind::BrokenPipe.into());
+                Some((When::After, Act::Just(then))) => {
+                    let alone = self.passing.write();
+                    let passed = forward(connection, to, &frame, handles);
+                    self.act(Act::Just(then))?;
+                    drop(alone);
+                    passed?;
+                }
+                Some((When::After, act)) => {
+                    let passed = self.forward(connection, to, &frame, handles);
+                    self.act(act)?;
+                    passed?;
+                }
             }
-            let passed = send(to, &frame, handles);
-            if let Some(act) = act {
-                self.act(act)?;
-            }
-            // As without a proxy, who writes to somebody who is gone finds out.
-            passed.inspect_err(|_| connection.close())?;
         }
+    }
+
+    /// Passes a frame on, unless somebody else's has to be the last.
+    fn forward(
+        &self,
+        connection: &Connection,
+        to: &UnixStream,
+        frame: &[u8],
+        handles: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let _with_others = self.passing.read();
+        forward(connection, to, frame, handles)
     }
 
     /// What is to be done at this frame.
@@ -302,7 +336,7 @@ impl Shared {
     }
 
     fn act(&self, act: Act) -> io::Result<Then> {
-        let then = act();
+        let then = act.then();
         let mut state = self.state();
         let outcome = match then {
             Then::PassOn | Then::Damage(_) => Ok(then),
@@ -344,6 +378,19 @@ fn receive(from: &UnixStream, mut buffer: &mut [u8], handles: &mut Vec<OwnedFd>)
         buffer = &mut buffer[received.bytes..];
     }
     Ok(())
+}
+
+fn forward(
+    connection: &Connection,
+    to: &UnixStream,
+    frame: &[u8],
+    handles: Vec<OwnedFd>,
+) -> io::Result<()> {
+    if is_frozen(connection) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    // As without a proxy, who writes to somebody who is gone finds out.
+    send(to, frame, handles).inspect_err(|_| connection.close())
 }
 
 /// Sends a frame, with its descriptors.

@@ -289,7 +289,7 @@ impl SlowWay {
         };
         let due = (0..Self::SLOW).map(|_| {
             let hurries = Arc::clone(&hurries);
-            let act: Act = Box::new(move || {
+            let act = Act::ask(move || {
                 let begin = Instant::now();
                 while !hurries.load(Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(1) {
                     sleep(Duration::from_millis(20));

@@ -56,7 +56,7 @@ fn a_guest_survives_faults_in_each_part_of_a_migration() {
 
     // When the guest has been handed over, and runs there, but nobody says so. The sender asks, and ends.
     let mut receiver = Party::beside(&writing, &place);
-    let dark = Box::new(|| Then::Cut(Duration::from_secs(3)));
+    let dark = Act::Just(Then::Cut(Duration::from_secs(3)));
     let at = before(Kind::Running, 1);
     let attempt = Attempt::begin(&writing, &mut receiver, &place, "7", at, dark);
     writing.guest.wait_for_migration("unconfirmed");
@@ -171,13 +171,13 @@ pub fn before(kind: Kind, nth: u32) -> At {
 
 /// Cuts the connection.
 fn cut() -> Act {
-    Box::new(|| Then::Cut(Duration::ZERO))
+    Act::Just(Then::Cut(Duration::ZERO))
 }
 
 /// Gives the migration up, from its sender's side.
 fn cancelling(sender: &Guest) -> Act {
     let client = sender.api().clone();
-    Box::new(move || {
+    Act::ask(move || {
         client.put("vm.migration-cancel", b"").expect("a migration");
         Then::PassOn
     })
@@ -185,7 +185,7 @@ fn cancelling(sender: &Guest) -> Act {
 
 /// Kills a Ferry or a back-end.
 pub fn killing(process: u32) -> Act {
-    Box::new(move || {
+    Act::ask(move || {
         // SAFETY: the process is a child of this one, which waits for it only later.
         unsafe { libc::kill(process as libc::pid_t, libc::SIGKILL) };
         Then::PassOn

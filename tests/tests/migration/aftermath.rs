@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Misbehaviour, Running, When as Moment};
-use ferry_tests::fault_proxy::{Place, Then, When};
+use ferry_tests::fault_proxy::{Act, Place, Then, When};
 use ferry_tests::{Guest, Receive, Send};
 use serde_json::{Value, json};
 use vm_migration::link::Kind;
@@ -112,7 +112,7 @@ fn a_guest_after_one_that_was_handed_over_and_deleted() {
         nth: 1,
     };
     let cut = Then::Cut(Duration::from_secs(600));
-    let way = Way::with([(after_commit, Box::new(move || cut) as _)]);
+    let way = Way::with([(after_commit, Act::Just(cut))]);
     let received = there.listen(&Receive::at(way.receiver()));
     guest.send(&Send::to(way.sender()));
     received.answer().expect("a guest");

@@ -144,7 +144,7 @@ fn while_the_receiver_waits_for_the_commit() {
         let received = there.listen(&Receive::at(way.receiver()).device("disk0", &next));
         guest.send(&Send::to(way.sender()));
         ready.reached();
-        assert_eq!(guest.migration()["phase"], "ready");
+        guest.wait_for_phase("ready");
         assert_eq!(there.migration()["phase"], "ready");
         assert_eq!(next.requests(), 0);
         let (asked, reasons) = match side {

@@ -13,7 +13,7 @@ use crate::way::{Way, before};
 const BYTES: [usize; 3] = [1, 3, 8];
 
 fn damage(kind: Kind, byte: usize) -> (Place, Act) {
-    (before(kind), Box::new(move || Then::Damage(byte)))
+    (before(kind), Act::Just(Then::Damage(byte)))
 }
 
 /// A sender that cannot read READY has not given its guest up.
@@ -65,7 +65,7 @@ fn of_running_and_of_the_outcome() {
     guest.goes_on(TICK);
     let lost = || -> (Place, Act) {
         let cut = Then::Cut(Duration::ZERO);
-        (before(Kind::Running), Box::new(move || cut))
+        (before(Kind::Running), Act::Just(cut))
     };
     let mut damages: Vec<Vec<(Place, Act)>> = BYTES
         .into_iter()

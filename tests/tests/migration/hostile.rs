@@ -194,7 +194,7 @@ fn a_stream_that_is_damaged_later() {
             scene.listens();
             let at = place.path().join(format!("{number}-{part}"));
             let to = scene.url.strip_prefix("unix:").expect("a unix socket");
-            let act: Act = Box::new(move || damage);
+            let act = Act::Just(damage);
             let proxy = FaultProxy::start(&at, to.as_ref(), [(before(kind), act)]);
             scene.sending_fails(&format!("unix:{}", at.display()));
             drop(proxy);

@@ -19,18 +19,18 @@ const HELD: Duration = Duration::from_secs(2);
 
 /// The frame goes on afterwards.
 pub fn pass(act: impl FnOnce() + Send + 'static) -> Act {
-    Box::new(move || {
+    Act::ask(move || {
         act();
         Then::PassOn
     })
 }
 
 pub fn cut() -> Act {
-    Box::new(|| Then::Cut(DARK))
+    Act::Just(Then::Cut(DARK))
 }
 
 pub fn freeze() -> Act {
-    Box::new(|| Then::Freeze)
+    Act::Just(Then::Freeze)
 }
 
 pub fn kill(party: Arc<Party>) -> Act {

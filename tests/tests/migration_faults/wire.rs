@@ -150,7 +150,7 @@ impl Shared {
             return Ok(());
         };
         drop(state);
-        let then = act();
+        let then = act.then();
         let mut state = lock(&self.state);
         match then {
             Then::PassOn | Then::Damage(_) => {}
