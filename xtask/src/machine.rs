@@ -92,6 +92,8 @@ pub struct Job {
     pub streams: Streams,
     /// After this the machine is stopped, and the run has failed.
     pub timeout: Duration,
+    /// Memory of the machine in MiB. What it does not touch costs nothing.
+    pub memory: u64,
 }
 
 impl Job {
@@ -106,6 +108,7 @@ impl Job {
             directory: std::env::current_dir()?,
             streams: Streams::Plain,
             timeout,
+            memory: memory_mib(1),
         };
         job.set("FERRY_MACHINE", "native");
         // Memory, made by stage2. The overlay over 9p lacks file handles, for example.
@@ -117,6 +120,11 @@ impl Job {
     pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
         self.environment.retain(|(other, _)| other != name);
         self.environment.push((name.into(), value.into()));
+    }
+
+    /// Leaves memory for others: so many machines run at the same time.
+    pub fn share_memory(&mut self, machines: usize) {
+        self.memory = memory_mib(machines as u64);
     }
 
     /// The shell script that the machine runs.
@@ -187,7 +195,7 @@ pub fn run<W: Write + Send + 'static>(cache: &Cache, job: &Job, output: W) -> Re
         &kernel.join("bzImage"),
         &with_job,
         dir.path(),
-        job.streams,
+        job,
     );
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let machine = Process::start("QEMU", &mut command)?;
@@ -205,8 +213,8 @@ pub fn run<W: Write + Send + 'static>(cache: &Cache, job: &Job, output: W) -> Re
 }
 
 /// QEMU's command line.
-fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path, streams: Streams) {
-    let terminal = match streams {
+fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path, job: &Job) {
+    let terminal = match job.streams {
         Streams::Plain => "",
         Streams::Terminal => " ferry.terminal",
     };
@@ -219,7 +227,7 @@ fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path,
         // Without "enhanced REP MOVSB", by which a kernel copies byte by byte: that takes an emulated processor up to three times as
         // long as its other ways.
         .args(["-cpu", "max,+svm,+npt,-erms"])
-        .args(["-m", &memory_mib().to_string()])
+        .args(["-m", &job.memory.to_string()])
         .args([
             "-display",
             "none",
@@ -246,7 +254,7 @@ fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path,
     let socket = |name: &str| format!("socket,id={name},path={}", dir.join(name).display());
     for name in ["out", "err", "status"] {
         command.arg("-chardev").arg(socket(name));
-        if (streams, name) == (Streams::Terminal, "out") {
+        if (job.streams, name) == (Streams::Terminal, "out") {
             command.args(["-serial", "chardev:out"]);
         } else {
             let port = format!("virtserialport,chardev={name},name=ferry.{name}");
@@ -255,15 +263,15 @@ fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path,
     }
 }
 
-/// Memory of the machine in MiB: 8 GiB, or less where the host has little. What it does not touch costs nothing.
-fn memory_mib() -> u64 {
+/// Memory in MiB for each of so many machines: 8 GiB, or less where the host has little.
+fn memory_mib(machines: u64) -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = info
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))
         .and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
         .map_or(8192, |kib| kib / 1024);
-    (available * 3 / 4).clamp(1024, 8192)
+    (available * 3 / 4 / machines).clamp(1024, 8192)
 }
 
 /// Our ends of the machine's ports.
@@ -309,6 +317,9 @@ impl Listeners {
         let err = copy(err, std::io::stderr());
         while machine.ended()?.is_none() {
             if Instant::now() > deadline {
+                drop(machine);
+                // What it has printed shows where it was.
+                let _ = (out.join(), err.join());
                 bail!("the job did not end within {} s", job.timeout.as_secs());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -395,6 +406,7 @@ mod tests {
             directory: "/".into(),
             streams: Streams::Plain,
             timeout: Duration::from_secs(1),
+            memory: 0,
         };
         let out = Command::new("sh")
             .arg("-c")

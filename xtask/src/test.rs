@@ -9,9 +9,10 @@ use std::fs;
 use std::io::{BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::assets::{self, Asset, Cache};
 use crate::cargo::{self, Executable};
@@ -23,8 +24,10 @@ use crate::progress::output;
 const PACKAGE: &str = "ferry-tests";
 /// Its test target with Linux guests.
 const LINUX: &str = "linux";
-/// All Linux tests together, in the emulated machine.
+/// All Linux tests of one emulated machine together.
 const MACHINE_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// How many emulated machines run at the same time at most: each has a few GiB of memory.
+const MACHINES_MOST: usize = 4;
 
 /// Packages whose tests talk to real back-ends without booting Linux, and to which.
 const NATIVE_ASSETS: [(&str, &[Asset]); 2] = [
@@ -137,7 +140,7 @@ fn kvm_place() -> Result<Place> {
 /// An executable with tests that match.
 struct Suite {
     executable: Executable,
-    tests: usize,
+    tests: Vec<String>,
 }
 
 /// Leaves out what has no matching test.
@@ -154,8 +157,9 @@ fn with_matches(executables: Vec<Executable>, filter: Option<&str>) -> Result<Ve
                 .args(filter)
                 .current_dir(&executable.package),
         )?;
-        let tests = list.lines().filter(|line| line.ends_with(": test")).count();
-        if tests > 0 {
+        let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+        let tests: Vec<_> = names.map(str::to_owned).collect();
+        if !tests.is_empty() {
             suites.push(Suite { executable, tests });
         }
     }
@@ -182,9 +186,7 @@ impl Runner {
                 }
             }
             Place::Emulated(reason) => {
-                let tests: usize = suites.iter().map(|suite| suite.tests).sum();
-                println!("\n{tests} tests in an emulated machine, because {reason}:");
-                self.run_in_machine(suites)?;
+                self.run_in_machines(suites, reason)?;
             }
         }
         Ok(())
@@ -235,30 +237,55 @@ impl Runner {
         Ok(())
     }
 
-    /// Runs all suites in one emulated machine.
-    fn run_in_machine(&mut self, suites: &[Suite]) -> Result<()> {
+    /// Deals the tests out to emulated machines, one for each processor here, which run them at the same time.
+    fn run_in_machines(&mut self, suites: &[Suite], reason: &str) -> Result<()> {
+        let tests: usize = suites.iter().map(|suite| suite.tests.len()).sum();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let machines = processors.min(MACHINES_MOST).min(tests);
+        println!("\n{tests} tests in {machines} emulated machines, because {reason}:");
+        let jobs = (0..machines).map(|nth| self.job(suites, nth, machines));
+        let jobs = jobs.collect::<Result<Vec<_>>>()?;
+        let cache = &self.cache;
+        let run = |job: &Job| machine::run(cache, job, Counter::new(std::io::stdout()));
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = jobs.iter().map(|job| scope.spawn(|| run(job))).collect();
+            running.into_iter().map(ScopedJoinHandle::join).collect()
+        });
+        for outcome in outcomes {
+            match outcome.map_err(|_| anyhow!("the thread of an emulated machine panicked"))? {
+                Ok(outcome) => self.tally.add(outcome.output.tally, outcome.status == 0),
+                Err(error) => {
+                    eprintln!("ferry: {error:#}");
+                    self.tally.add(Tally::default(), false);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the `nth` of so many machines runs: each of its tests after the other, as it has one processor.
+    fn job(&self, suites: &[Suite], nth: usize, machines: usize) -> Result<Job> {
         let script = "status=0; while [ $# -gt 0 ]; do cd \"$1\" || exit 126; \
-                      CARGO_MANIFEST_DIR=$1 \"$2\" $FERRY_FILTER || status=1; shift 2; done; exit $status";
+                      CARGO_MANIFEST_DIR=$1 \"$2\" --exact $3 || status=1; shift 3; done; exit $status";
         let mut argv: Vec<OsString> = ["sh", "-c", script, "sh"].map(OsString::from).to_vec();
         for suite in suites {
+            let tests = suite.tests.iter().skip(nth).step_by(machines);
+            let tests: Vec<_> = tests.map(String::as_str).collect();
+            if tests.is_empty() {
+                // Without a name, all of them would run.
+                continue;
+            }
             argv.push(suite.executable.package.clone().into());
             argv.push(suite.executable.path.clone().into());
+            argv.push(tests.join(" ").into());
         }
         let mut job = Job::new(argv, MACHINE_LIMIT)?;
-        // One guest at a time: the machine has one processor.
+        job.share_memory(machines);
         job.set("RUST_TEST_THREADS", "1");
         for (name, value) in &self.variables {
             job.set(name, value);
         }
-        job.set("FERRY_FILTER", self.filter.as_deref().unwrap_or_default());
-        match machine::run(&self.cache, &job, Counter::new(std::io::stdout())) {
-            Ok(outcome) => self.tally.add(outcome.output.tally, outcome.status == 0),
-            Err(error) => {
-                eprintln!("ferry: {error:#}");
-                self.tally.add(Tally::default(), false);
-            }
-        }
-        Ok(())
+        Ok(job)
     }
 }
 
@@ -307,11 +334,18 @@ impl Tally {
     }
 }
 
-/// Passes output on, and counts the tests in it.
-struct Counter<W> {
+/// Passes output on, each line as a whole (others may print there, too), and counts the tests in it.
+struct Counter<W: Write> {
     to: W,
     line: Vec<u8>,
     tally: Tally,
+}
+
+impl<W: Write> Drop for Counter<W> {
+    fn drop(&mut self) {
+        // Nobody is left who could be told.
+        let _ = self.to.write_all(&self.line);
+    }
 }
 
 impl<W: Write> Counter<W> {
@@ -326,15 +360,13 @@ impl<W: Write> Counter<W> {
 
 impl<W: Write> Write for Counter<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        for byte in bytes {
-            if *byte == b'\n' {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
                 self.tally.read(&String::from_utf8_lossy(&self.line));
-                self.line.clear();
-            } else {
-                self.line.push(*byte);
+                self.to.write_all(&std::mem::take(&mut self.line))?;
             }
         }
-        self.to.write_all(bytes)?;
         self.to.flush()?;
         Ok(bytes.len())
     }
