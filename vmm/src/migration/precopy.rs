@@ -1,8 +1,9 @@
 //! Copying RAM while the guest runs.
 //!
 //! A first round sends all of it, each further one what was written since. This goes on as long as it helps: until so little is
-//! left that it can be sent within the downtime that is allowed, and further rounds would not make it less. A guest that writes in bursts
-//! is not paused behind one, if it has been seen to leave less.
+//! left that it can be sent within the downtime that is allowed, and further rounds would not make it less. Guests write in bursts: a
+//! quiet moment is waited for then, which takes a few rounds more, and the guest is not paused behind a burst if it has been seen to
+//! leave less.
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use crate::lifecycle::Ready;
 const PAGE: u64 = 4096;
 /// A rest that is sent in so short a time is not worth another round.
 const LITTLE: Duration = Duration::from_millis(1);
+/// A quiet moment is waited for by so small a part of the time that it took to get there.
+const PATIENCE: u32 = 16;
 /// The most rounds, if the downtime is kept already.
 const ROUNDS_MOST: u32 = 30;
 /// A round with fewer bytes says nothing about the connection.
@@ -187,7 +190,7 @@ impl<S: Fn(Word)> Job<S> {
         let estimate = pace.estimate();
         let is_kept = estimate <= request.downtime;
         let is_over = elapsed >= request.timeout;
-        if is_kept && (is_over || !pace.gets_better(estimate)) {
+        if is_kept && (is_over || !pace.gets_better(estimate, elapsed)) {
             return Ok(Next::Stop);
         }
         if is_over {
@@ -217,6 +220,8 @@ struct Pace {
     left: u64,
     /// The fewest that were left so far.
     least: u64,
+    /// When rounds no longer made the rest less, after the beginning.
+    settled: Option<Duration>,
 }
 
 impl Pace {
@@ -227,6 +232,7 @@ impl Pace {
             before: total,
             left: total,
             least: total,
+            settled: None,
         }
     }
 
@@ -258,6 +264,7 @@ impl Pace {
     /// What the guest before has left says nothing.
     fn begin_anew(&mut self, total: u64) {
         (self.before, self.left, self.least) = (total, total, total);
+        self.settled = None;
     }
 
     fn note_left(&mut self, bytes: u64) {
@@ -272,11 +279,18 @@ impl Pace {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
-    /// Whether another round is worth it although the downtime is kept.
-    fn gets_better(&self, estimate: Duration) -> bool {
+    /// Whether another round is worth it although the downtime is kept, which it is after `elapsed`.
+    fn gets_better(&mut self, estimate: Duration, elapsed: Duration) -> bool {
+        if estimate <= LITTLE || self.copying.round >= ROUNDS_MOST {
+            return false;
+        }
         let shrinks = self.left < self.before / 4 * 3;
         let was_less = self.left / 2 > self.least;
-        estimate > LITTLE && (shrinks || was_less) && self.copying.round < ROUNDS_MOST
+        if shrinks || was_less {
+            return true;
+        }
+        let settled = *self.settled.get_or_insert(elapsed);
+        elapsed < settled + settled / PATIENCE
     }
 
     /// Whether rounds do not make the rest less.
@@ -289,44 +303,45 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Whether another round is worth it after rounds that have left so many bytes.
-    fn is_worth_it(left: &[u64]) -> bool {
-        let mut pace = Pace::new(left[0]);
+    const MIB: u64 = 1 << 20;
+
+    /// How many more rounds are taken, each of a tenth of a second, after a first one of 16 seconds, if they leave so many bytes.
+    fn rounds_after(left: impl IntoIterator<Item = u64>) -> usize {
+        let mut pace = Pace::new(512 * MIB);
         pace.copying.rate = ASSUMED;
-        for left in &left[1..] {
-            pace.note_left(*left);
+        let mut elapsed = Duration::from_secs(16);
+        let worth_it = left.into_iter().map(|left| {
             pace.copying.round += 1;
-        }
-        pace.gets_better(pace.estimate())
+            pace.note_left(left);
+            elapsed += Duration::from_millis(100);
+            pace.gets_better(pace.estimate(), elapsed)
+        });
+        worth_it.take_while(|is_worth_it| *is_worth_it).count()
     }
 
     #[test]
     fn rounds_go_on_as_long_as_they_help() {
-        const MIB: u64 = 1 << 20;
-        assert!(is_worth_it(&[512 * MIB, 20 * MIB]));
-        assert!(is_worth_it(&[512 * MIB, 20 * MIB, 8 * MIB]));
-        // It writes as much in every round.
-        assert!(!is_worth_it(&[512 * MIB, 20 * MIB, 18 * MIB]));
+        let shrinking = [200, 100, 50, 20, 10, 5, 3].map(|left| left * MIB);
+        assert_eq!(rounds_after(shrinking), shrinking.len());
         // Next to nothing is left.
-        assert!(!is_worth_it(&[512 * MIB, 20 * MIB, 1024]));
+        assert_eq!(rounds_after([20 * MIB, 1024, 1024]), 1);
+    }
+
+    #[test]
+    fn a_quiet_moment_is_waited_for_but_not_for_long() {
+        let busy = [20 * MIB; 100];
+        // It shrinks once; and then for a sixteenth of 16 seconds.
+        assert_eq!(rounds_after(busy), 1 + 11);
+        let quiet = busy[..5].iter().copied().chain([1024; 10]);
+        assert_eq!(rounds_after(quiet), 5);
     }
 
     #[test]
     fn the_end_of_a_burst_is_waited_for_but_not_for_ever() {
-        const MIB: u64 = 1 << 20;
-        let mut rounds = vec![512 * MIB, 4 * MIB, 3 * MIB, 30 * MIB];
-        assert!(is_worth_it(&rounds));
-        rounds.push(31 * MIB);
-        assert!(is_worth_it(&rounds));
-        // It is over.
-        assert!(!is_worth_it(&[
-            512 * MIB,
-            3 * MIB,
-            30 * MIB,
-            5 * MIB,
-            5 * MIB
-        ]));
-        rounds.resize(ROUNDS_MOST as usize + 1, 31 * MIB);
-        assert!(!is_worth_it(&rounds));
+        let burst = |rounds| [4 * MIB, 3 * MIB].into_iter().chain(vec![30 * MIB; rounds]);
+        assert_eq!(rounds_after(burst(100)), ROUNDS_MOST as usize - 1);
+        // It shrinks when it is over, and a quiet moment has been waited for long enough.
+        let over = burst(15).chain([5 * MIB; 5]);
+        assert_eq!(rounds_after(over), 2 + 15 + 1);
     }
 }
