@@ -105,7 +105,7 @@ fn migrate(from: &File, to: &File) {
     let mut listener = Listener::bind(&address, None).unwrap();
     let (watch, patience, attempt) = (&Unwatched, Patience::default(), StreamId([1; 16]));
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let sender = scope.spawn(|| {
             let purpose = Purpose::Migrate { connections: 1 };
             let link = Link::connect(&address, None, attempt, purpose, patience, watch);
             let mut links = [link.unwrap()];
@@ -122,6 +122,8 @@ fn migrate(from: &File, to: &File) {
             let sent = send_dirty(&mut links, &regions, &dirty, &progress, watch).unwrap();
             assert_eq!(sent.zeros, 8192);
             links[0].send(&Message::StateEnd, watch).unwrap();
+            // It stays until the receiver has all: that has answers to give.
+            links
         });
         let mut link = listener.accept(watch, None).unwrap();
         link.accept_it().unwrap();
@@ -130,5 +132,6 @@ fn migrate(from: &File, to: &File) {
         let ram = RamTarget::new(&[region(to)], 1).unwrap();
         let end = link.receive_into(&ram, watch).unwrap();
         assert_eq!(end, Message::StateEnd);
+        drop(sender.join().unwrap());
     });
 }

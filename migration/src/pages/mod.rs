@@ -21,7 +21,7 @@ pub use bitmap::{Bitmap, Run};
 pub(crate) use memory::Piece;
 pub(crate) use receive::Place;
 pub use receive::RamTarget;
-pub use send::{Sent, end_extra, end_main, send_all, send_dirty};
+pub use send::{Sent, catch_up, end_extra, end_main, send_all, send_dirty};
 pub(crate) use staging::{Staged, Staging};
 
 use crate::link::{BLOCK, PAGE};

@@ -82,6 +82,18 @@ pub fn send_dirty(
     })
 }
 
+/// Waits until the receiver has what was sent, and not only its socket. `links` are all connections, by index.
+///
+/// # Errors
+/// A connection fails, or it was cancelled.
+pub fn catch_up(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
+    let outcome = over_all(links, watch, |lane| {
+        lane.link.send(&Message::Sync, lane.watch)?;
+        lane.link.wait_synced(0, lane.watch)
+    });
+    outcome.map(drop)
+}
+
 /// Ends the extra connections, once all RAM is sent. `links` are all connections, by index.
 ///
 /// # Errors

@@ -254,6 +254,26 @@ fn pages_of_several_rounds_do_not_get_into_each_others_way() {
 
 /// What is not known to have arrived is not overwritten, whoever holds it.
 #[test]
+fn a_receiver_that_has_caught_up_has_all_that_was_sent() {
+    for connections in [1, 3] {
+        let (from, to) = (Ram::new(), Ram::new());
+        transfer(connections, &to, |links| {
+            let progress = Progress::default();
+            for round in 0..20 {
+                let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
+                for (gpa, bytes) in [(8192, 4096), (MIB + round * 4096, MIB), (HIGH_GPA, 4096)] {
+                    from.write(gpa, &pattern(round, bytes as usize));
+                    dirty.set_range(gpa, bytes);
+                }
+                send_dirty(links, &from.regions(), &dirty, &progress, &Unwatched).unwrap();
+                catch_up(links, &Unwatched).unwrap();
+                assert!(from.content() == to.content());
+            }
+        });
+    }
+}
+
+#[test]
 fn no_more_pages_are_lent_than_there_is_room_for() {
     let from = Ram::new();
     from.write(0, &pattern(1, LOW as usize));

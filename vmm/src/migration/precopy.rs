@@ -11,7 +11,7 @@ use ferry_api::migration::{Phase, Throttle, TimeoutStrategy};
 use ferry_devices::vhost_user::DirtyLog;
 use std::sync::Arc;
 use vm_migration::link::{Link, Message};
-use vm_migration::pages::{Bitmap, send_all, send_dirty};
+use vm_migration::pages::{Bitmap, catch_up, send_all, send_dirty};
 
 use super::asking::Asked;
 use super::meter::Copying;
@@ -166,6 +166,8 @@ impl<S: Fn(Word)> Job<S> {
                 None => send_all(links, &regions, &meter.pages, meter)?,
                 Some(pages) => send_dirty(links, &regions, pages, &meter.pages, meter)?,
             };
+            // What is still on its way is not sent while the guest stands still.
+            catch_up(links, meter)?;
             let pages = logs.take()?;
             // One that the guest has started meanwhile may have refused to log.
             if let Some(error) = self.devices.iter().find_map(|device| device.log_error()) {
