@@ -22,6 +22,9 @@ use crate::cpio::Archive;
 use crate::process::Process;
 use crate::terminal::RawTerminal;
 
+/// With less memory, in MiB, a machine does not do for all that is done in one.
+const ENOUGH_MIB: u64 = 4096;
+
 /// Where Linux guests can run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -108,7 +111,7 @@ impl Job {
             directory: std::env::current_dir()?,
             streams: Streams::Plain,
             timeout,
-            memory: memory_mib(1),
+            memory: memory(1),
         };
         job.set("FERRY_MACHINE", "native");
         // Memory, made by stage2. The overlay over 9p lacks file handles, for example.
@@ -120,11 +123,6 @@ impl Job {
     pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
         self.environment.retain(|(other, _)| other != name);
         self.environment.push((name.into(), value.into()));
-    }
-
-    /// Leaves memory for others: so many machines run at the same time.
-    pub fn share_memory(&mut self, machines: usize) {
-        self.memory = memory_mib(machines as u64);
     }
 
     /// The shell script that the machine runs.
@@ -263,15 +261,27 @@ fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path,
     }
 }
 
+/// How many machines this host has processors and memory for: each has one processor, and the guests in it may have GiBs.
+pub fn most_at_a_time() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let fit = usize::try_from(spare_mib() / ENOUGH_MIB).unwrap_or(usize::MAX);
+    fit.clamp(1, processors)
+}
+
 /// Memory in MiB for each of so many machines: 8 GiB, or less where the host has little.
-fn memory_mib(machines: u64) -> u64 {
+pub fn memory(machines: usize) -> u64 {
+    (spare_mib() / machines as u64).clamp(1024, 8192)
+}
+
+/// Memory in MiB that machines may have together.
+fn spare_mib() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = info
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))
         .and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
         .map_or(8192, |kib| kib / 1024);
-    (available * 3 / 4 / machines).clamp(1024, 8192)
+    available * 3 / 4
 }
 
 /// Our ends of the machine's ports.

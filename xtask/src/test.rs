@@ -26,8 +26,6 @@ const PACKAGE: &str = "ferry-tests";
 const LINUX: &str = "linux";
 /// All Linux tests of one emulated machine together.
 const MACHINE_LIMIT: Duration = Duration::from_secs(40 * 60);
-/// How many emulated machines run at the same time at most: each has a few GiB of memory.
-const MACHINES_MOST: usize = 4;
 
 /// Packages whose tests talk to real back-ends without booting Linux, and to which.
 const NATIVE_ASSETS: [(&str, &[Asset]); 2] = [
@@ -240,8 +238,7 @@ impl Runner {
     /// Deals the tests out to emulated machines, one for each processor here, which run them at the same time.
     fn run_in_machines(&mut self, suites: &[Suite], reason: &str) -> Result<()> {
         let tests: usize = suites.iter().map(|suite| suite.tests.len()).sum();
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let machines = processors.min(MACHINES_MOST).min(tests);
+        let machines = machine::most_at_a_time().min(tests);
         println!("\n{tests} tests in {machines} emulated machines, because {reason}:");
         let jobs = (0..machines).map(|nth| self.job(suites, nth, machines));
         let jobs = jobs.collect::<Result<Vec<_>>>()?;
@@ -268,9 +265,13 @@ impl Runner {
         let script = "status=0; while [ $# -gt 0 ]; do cd \"$1\" || exit 126; \
                       CARGO_MANIFEST_DIR=$1 \"$2\" --exact $3 || status=1; shift 3; done; exit $status";
         let mut argv: Vec<OsString> = ["sh", "-c", script, "sh"].map(OsString::from).to_vec();
+        let mut number = 0;
         for suite in suites {
-            let tests = suite.tests.iter().skip(nth).step_by(machines);
-            let tests: Vec<_> = tests.map(String::as_str).collect();
+            let numbers = number..;
+            number += suite.tests.len();
+            let tests = numbers.zip(&suite.tests);
+            let tests = tests.filter(|(number, _)| number % machines == nth);
+            let tests: Vec<_> = tests.map(|(_, name)| name.as_str()).collect();
             if tests.is_empty() {
                 // Without a name, all of them would run.
                 continue;
@@ -280,7 +281,7 @@ impl Runner {
             argv.push(tests.join(" ").into());
         }
         let mut job = Job::new(argv, MACHINE_LIMIT)?;
-        job.share_memory(machines);
+        job.memory = machine::memory(machines);
         job.set("RUST_TEST_THREADS", "1");
         for (name, value) in &self.variables {
             job.set(name, value);
@@ -343,8 +344,11 @@ struct Counter<W: Write> {
 
 impl<W: Write> Drop for Counter<W> {
     fn drop(&mut self) {
-        // Nobody is left who could be told.
-        let _ = self.to.write_all(&self.line);
+        if !self.line.is_empty() {
+            self.line.push(b'\n');
+            // Nobody is left who could be told.
+            let _ = self.to.write_all(&self.line);
+        }
     }
 }
 
@@ -360,13 +364,15 @@ impl<W: Write> Counter<W> {
 
 impl<W: Write> Write for Counter<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut lines = Vec::new();
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(part);
             if part.ends_with(b"\n") {
                 self.tally.read(&String::from_utf8_lossy(&self.line));
-                self.to.write_all(&std::mem::take(&mut self.line))?;
+                lines.append(&mut self.line);
             }
         }
+        self.to.write_all(&lines)?;
         self.to.flush()?;
         Ok(bytes.len())
     }

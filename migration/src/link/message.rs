@@ -46,7 +46,7 @@ pub enum Message<'a> {
         /// How many, at most 64.
         count: u16,
     },
-    /// Sender, where pages are lent to the kernel: is to be answered, once all pages before it are in RAM.
+    /// Sender, at the end of a round, and where pages are lent to the kernel: is to be answered, once all pages before it are in RAM.
     Sync,
     /// Receiver: the answer.
     Synced,

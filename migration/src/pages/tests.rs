@@ -252,7 +252,6 @@ fn pages_of_several_rounds_do_not_get_into_each_others_way() {
     assert!(from.content() == to.content());
 }
 
-/// What is not known to have arrived is not overwritten, whoever holds it.
 #[test]
 fn a_receiver_that_has_caught_up_has_all_that_was_sent() {
     for connections in [1, 3] {
@@ -273,6 +272,33 @@ fn a_receiver_that_has_caught_up_has_all_that_was_sent() {
     }
 }
 
+/// It takes everything, and answers nothing; returns how many bytes of pages it has taken.
+fn take_all(link: &mut Link) -> u64 {
+    let mut taken = 0;
+    while let Ok(message) = link.receive(&Unwatched) {
+        if let Message::Pages { data, .. } = message {
+            taken += data.len() as u64;
+        }
+    }
+    taken
+}
+
+#[test]
+fn a_receiver_that_does_not_say_that_it_has_caught_up_is_silent() {
+    let [mut senders, mut receivers] = connected(2);
+    senders[1].set_silence(std::time::Duration::from_millis(300));
+    thread::scope(|scope| {
+        let (main, extra) = receivers.split_at_mut(1);
+        let target = Ram::new();
+        scope.spawn(move || receive_all(main, &target));
+        scope.spawn(|| take_all(&mut extra[0]));
+        let error = catch_up(&mut senders, &Unwatched).unwrap_err();
+        assert!(matches!(error, Error::Silent { .. }), "{error}");
+        drop(senders);
+    });
+}
+
+/// What is not known to have arrived is not overwritten, whoever holds it.
 #[test]
 fn no_more_pages_are_lent_than_there_is_room_for() {
     let from = Ram::new();
@@ -280,16 +306,7 @@ fn no_more_pages_are_lent_than_there_is_room_for() {
     let [mut senders, mut receivers] = connected(1);
     senders[0].set_silence(std::time::Duration::from_millis(300));
     thread::scope(|scope| {
-        let receiver = scope.spawn(move || {
-            let mut taken = 0;
-            // It takes everything, and answers nothing.
-            while let Ok(message) = receivers[0].receive(&Unwatched) {
-                if let Message::Pages { data, .. } = message {
-                    taken += data.len() as u64;
-                }
-            }
-            taken
-        });
+        let receiver = scope.spawn(move || take_all(&mut receivers[0]));
         let regions = from.regions();
         let error = send_all(&mut senders, &regions, &Progress::default(), &Unwatched);
         let error = error.unwrap_err();

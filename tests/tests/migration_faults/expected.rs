@@ -91,7 +91,8 @@ pub fn expected(row: &Row) -> Expected {
         (Fault::CancelDestination, Owner::Giving | Owner::Taking) => Expected::Either,
         (Fault::CancelSource, Owner::Giving) => Expected::Either,
         (Fault::CancelSource, Owner::Nobody) => Expected::Destination,
-        (Fault::Cut | Fault::Freeze, Owner::Giving) => Expected::Either,
+        // No COMMIT gets there.
+        (Fault::Cut | Fault::Freeze, Owner::Giving) => Expected::Source,
         (_, Owner::Source | Owner::Nobody) => Expected::Source,
         (_, Owner::Taking | Owner::Destination | Owner::Settled) => Expected::Destination,
     }

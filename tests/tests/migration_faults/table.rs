@@ -184,7 +184,7 @@ fn places(kind: Kind) -> Vec<(Place, Owner)> {
         // Pages that were written and are zero again: for everybody but the one who fills them the same as `Pages`.
         Kind::Zeros => vec![],
         Kind::Synced => vec![source(Before, 1)],
-        // For everybody the same as `Pages`.
+        // For everybody the same as `Pages`; who waits for its answer does so before `Synced`.
         Kind::Sync => vec![],
         // Says nothing.
         Kind::Alive => vec![],

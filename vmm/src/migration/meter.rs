@@ -203,8 +203,14 @@ impl Meter {
 
     /// Whether the guest should stand still by now.
     pub fn copies_too_long(&self) -> bool {
+        self.copying_left().is_some_and(|left| left.is_zero())
+    }
+
+    /// How much time is left until the guest should stand still, if that is bounded.
+    pub fn copying_left(&self) -> Option<Duration> {
         let most = self.copying_most.load(Ordering::Relaxed);
-        most != 0 && self.begun.elapsed().as_millis() > u128::from(most)
+        let left = Duration::from_millis(most).saturating_sub(self.begun.elapsed());
+        (most != 0).then_some(left)
     }
 
     /// Whether the guest has stood still for longer than it should.

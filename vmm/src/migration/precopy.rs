@@ -192,7 +192,10 @@ impl<S: Fn(Word)> Job<S> {
         let estimate = pace.estimate();
         let is_kept = estimate <= request.downtime;
         let is_over = elapsed >= request.timeout;
-        if is_kept && (is_over || !pace.gets_better(estimate, elapsed)) {
+        // Another round could end too late.
+        let round = request.downtime + elapsed / PATIENCE;
+        let is_late = self.meter.copying_left().is_some_and(|left| left < round);
+        if is_kept && (is_over || is_late || !pace.gets_better(estimate, elapsed)) {
             return Ok(Next::Stop);
         }
         if is_over {
@@ -201,7 +204,8 @@ impl<S: Fn(Word)> Job<S> {
                 TimeoutStrategy::Cancel => Err(Error::Timeout(request.timeout)),
             };
         }
-        if request.throttle == Throttle::On && !is_kept && pace.stagnates() {
+        let stagnates = !is_kept && !pace.waits(elapsed) && pace.stagnates();
+        if request.throttle == Throttle::On && stagnates {
             let throttle = match pace.copying.throttle {
                 0 => THROTTLE_FIRST,
                 before => (before + THROTTLE_MORE).min(THROTTLE_MOST),
@@ -222,7 +226,7 @@ struct Pace {
     left: u64,
     /// The fewest that were left so far.
     least: u64,
-    /// When rounds no longer made the rest less, after the beginning.
+    /// When rounds no longer made the rest less although the downtime was kept, after the beginning.
     settled: Option<Duration>,
 }
 
@@ -291,8 +295,14 @@ impl Pace {
         if shrinks || was_less {
             return true;
         }
-        let settled = *self.settled.get_or_insert(elapsed);
-        elapsed < settled + settled / PATIENCE
+        self.settled.get_or_insert(elapsed);
+        self.waits(elapsed)
+    }
+
+    /// Whether a quiet moment is waited for.
+    fn waits(&self, elapsed: Duration) -> bool {
+        let settled = self.settled;
+        settled.is_some_and(|settled| elapsed < settled + settled / PATIENCE)
     }
 
     /// Whether rounds do not make the rest less.
