@@ -47,9 +47,18 @@ fn take_until(link: &mut Link, wanted: Kind) {
     loop {
         let message = link.receive(&Unwatched).unwrap();
         let is_last = !matches!(message, Message::Describe { last: Last::No, .. });
-        if message.kind() == wanted && is_last {
+        let kind = message.kind();
+        if kind == wanted && is_last {
             return;
         }
+        answer(link, kind);
+    }
+}
+
+/// Says that it has all that was sent, if it is asked.
+fn answer(link: &mut Link, kind: Kind) {
+    if kind == Kind::Sync {
+        link.send(&Message::Synced, &Unwatched).unwrap();
     }
 }
 
@@ -190,6 +199,7 @@ impl Between {
             if kind == wanted && is_last {
                 return;
             }
+            answer(&mut self.to_sender, kind);
         }
     }
 
