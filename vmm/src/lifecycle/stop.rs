@@ -16,6 +16,9 @@ use super::{Error, Vmm, system};
 use crate::events::Event;
 use crate::memory::GuestRam;
 
+/// The nice value of a job that others go before: it has a tenth of a processor that others want all of, and so an end.
+const LOW_PRIORITY: i32 = 10;
+
 /// What comes after a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
@@ -305,7 +308,13 @@ impl Vmm {
             waiters,
             stage: Stage::Cleaning(number),
         });
+        // A guest that has gone on elsewhere on this host is not to feel what it has left behind.
+        let gives_way = self.departed.is_some();
         let work = move || {
+            if gives_way {
+                // Where the system refuses, it is done all the same.
+                let _ = rustix::process::setpriority_process(None, LOW_PRIORITY);
+            }
             drop(console);
             if let Some(Err(error)) = ram.as_ref().map(GuestRam::discard) {
                 tracing::warn!("the guest's RAM could not be given back: {error}");
