@@ -1,10 +1,7 @@
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::AtomicBool;
 use std::thread;
-
-use proptest::prelude::*;
 
 use super::*;
 use crate::link::{
@@ -548,62 +545,4 @@ fn the_reason_of_a_failure_is_known_whichever_connection_fails_first() {
         let error = sent.unwrap_err();
         assert!(matches!(error, Error::PeerFailed { .. }), "{error}");
     });
-}
-
-#[test]
-fn a_bitmap_ends_where_it_ends() {
-    let mut bitmap = Bitmap::new(70 * 4096 - 1);
-    bitmap.or_word(0, 1 << 63 | 1);
-    bitmap.or_word(1, u64::MAX);
-    bitmap.or_word(2, u64::MAX);
-    bitmap.or_word(u64::MAX, u64::MAX);
-    bitmap.set_range(u64::MAX - 10, u64::MAX);
-    bitmap.set_range(5 * 4096, 0);
-    assert_eq!(bitmap.count(), 8);
-    let run = |page: u64, pages: u64| Run {
-        gpa: page * 4096,
-        bytes: pages * 4096,
-    };
-    assert_eq!(bitmap.runs().collect::<Vec<_>>(), [run(0, 1), run(63, 7)]);
-    let taken = bitmap.take();
-    assert_eq!(taken.count(), 8);
-    assert!(bitmap.is_empty() && !taken.is_empty());
-    bitmap.add(&taken);
-    assert_eq!(bitmap, taken);
-    assert_eq!(Bitmap::new(0).runs().count(), 0);
-}
-
-proptest! {
-    #[test]
-    fn a_bitmap_has_the_pages_that_were_put_in(
-        end in 1u64..2000,
-        ranges in prop::collection::vec((0u64..2100, 0u64..700), 0..8),
-        words in prop::collection::vec((0u64..40, any::<u64>()), 0..8),
-    ) {
-        let mut bitmap = Bitmap::new(end * 4096);
-        let mut pages = BTreeSet::new();
-        for (page, count) in ranges {
-            bitmap.set_range(page * 4096 + page % 4096, count * 4096);
-            // A range that begins within a page touches one more.
-            let touched = count + u64::from(count != 0 && page % 4096 != 0);
-            pages.extend(page..page + touched);
-        }
-        for (index, word) in words {
-            bitmap.or_word(index, word);
-            pages.extend((0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| index * 64 + bit));
-        }
-        pages.retain(|page| *page < end);
-        prop_assert_eq!(bitmap.count(), pages.len() as u64);
-        let mut found = Vec::new();
-        let mut before = None;
-        for run in bitmap.runs() {
-            let last = run.gpa + run.bytes - 1;
-            prop_assert!(run.bytes != 0 && run.gpa / BLOCK == last / BLOCK);
-            // Not cut without need.
-            prop_assert!(before != Some(run.gpa) || run.gpa % BLOCK == 0);
-            before = Some(run.gpa + run.bytes);
-            found.extend(run.gpa / 4096..=last / 4096);
-        }
-        prop_assert_eq!(found, pages.into_iter().collect::<Vec<_>>());
-    }
 }
