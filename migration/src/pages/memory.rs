@@ -13,8 +13,6 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::slice;
 
-use rustix::mm::Advice;
-
 use crate::sys;
 
 const PAGE: usize = super::PAGE as usize;
@@ -101,18 +99,6 @@ impl Piece<'_> {
         }
     }
 
-    /// Maps their pages, which are there, all at once. (A kernel before 5.14 maps them one by one, as they are read.)
-    pub(super) fn map(&self) {
-        // SAFETY: the range is mapped, and nothing of what it holds changes.
-        let _ = unsafe {
-            rustix::mm::madvise(
-                self.start.as_ptr().cast(),
-                self.bytes,
-                Advice::LinuxPopulateRead,
-            )
-        };
-    }
-
     /// Receives from a socket what belongs behind the first `there` bytes; returns how many have come.
     ///
     /// # Errors
@@ -126,7 +112,8 @@ impl Piece<'_> {
         }
     }
 
-    /// What `sum` makes of them, on the receiver's side: nobody who keeps to the protocol writes to RAM before the commit.
+    /// What `sum` makes of them, on the receiver's side: nobody who keeps to the protocol writes to RAM before the commit. By being
+    /// read they are mapped, if they were not: the kernel maps many at a time, in less time than it takes to ask for that.
     pub(crate) fn summed<T>(&self, sum: impl FnOnce(&[u8]) -> T) -> T {
         // SAFETY: the bytes are mapped, and this reference to them does not last. No guest runs yet. A back-end that writes all
         // the same only changes what the sum is.

@@ -49,13 +49,6 @@ impl<'a> Place<'a> {
             Place::Memory(piece) | Place::File { piece, .. } => *piece,
         }
     }
-
-    /// They are there: nobody waits for each of them to be mapped any more.
-    pub(crate) fn settle(&self) {
-        if let Place::File { piece, .. } = self {
-            piece.map();
-        }
-    }
 }
 
 impl<'a> RamTarget<'a> {

@@ -6,6 +6,7 @@ mod back_end;
 mod boot;
 mod handover;
 mod http;
+mod memory;
 mod migrate;
 mod serial;
 mod snapshot;

@@ -2,7 +2,7 @@
 //!
 //! All of its RAM holds data. Whoever measures the whole lets the guest sleep between its ticks, because a guest that works
 //! takes one of two processors away from those who move it; whoever measures the silence lets it speak without a break. In turns
-//! with each migration, as many bytes are [copied](plain) through a socket; both find memory that the host has given already.
+//! with each migration, as many bytes are [copied](plain) through a socket; both find [memory that is there](Reserve).
 //! State inside back-ends is moved in [`state`], a Linux guest in [`linux`].
 
 mod linux;
@@ -18,12 +18,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::memory::Reserve;
 use super::vmm::{FREE_RAM, Vmm};
 use super::{Kind, MIB, Options, median, millis, print_command, tiny_guest};
 use crate::cargo;
 use moving::{Moved, migrate};
 use phases::Phases;
-use plain::{Destination, Source, ask_host_for};
+use plain::{Destination, Source};
 
 /// MiB of RAM.
 const SIZES: [u64; 2] = [512, 2048];
@@ -57,11 +58,19 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
     );
     let mut figures = Vec::new();
     for mib in SIZES {
-        for (kind, program) in &programs {
-            let measured = Figures::measure(*kind, program, &kernel, mib, runs)
-                .with_context(|| format!("{} with {mib} MiB", kind.name()))?;
-            figures.push(measured);
+        let mut courses: Vec<Course> = programs
+            .iter()
+            .map(|(kind, program)| Course::new(*kind, program, &kernel, mib))
+            .collect();
+        // Each guest, the copy's source, and what is copied or moved into; and some more.
+        let _reserve = Reserve::new(mib * (courses.len() as u64 + 3))?;
+        for destination in [Destination::Cold, Destination::Prefaulted] {
+            copy_in_turns(&mut courses, mib, destination, runs)?;
         }
+        for course in &mut courses {
+            course.speak(runs).with_context(|| course.name())?;
+        }
+        figures.extend(courses.into_iter().map(|course| course.figures));
     }
     print_totals(&mut figures);
     print_silence(&mut figures);
@@ -97,98 +106,117 @@ struct Figures {
     phases: Phases,
 }
 
-impl Figures {
-    fn measure(kind: Kind, program: &Path, kernel: &Path, mib: u64, runs: usize) -> Result<Self> {
-        let course = Course {
+/// A guest that moves on and on.
+struct Course<'a> {
+    program: &'a Path,
+    kernel: &'a Path,
+    figures: Figures,
+}
+
+impl<'a> Course<'a> {
+    fn new(kind: Kind, program: &'a Path, kernel: &'a Path, mib: u64) -> Self {
+        let figures = Figures {
             kind,
-            program,
-            kernel,
             mib,
-            runs,
-        };
-        let mut figures = Self {
-            kind,
-            mib,
-            cold: course.copying(Destination::Cold)?,
-            prefaulted: course.copying(Destination::Prefaulted)?,
+            cold: Copying::default(),
+            prefaulted: Copying::default(),
             silence: Vec::new(),
             downtime: Vec::new(),
             phases: Phases::new(&STILL, &THERE),
         };
-        let mut vmm = course.guest("", TALKATIVE)?;
-        for _ in 0..runs {
-            ask_host_for(mib)?;
-            let moved = course.step(vmm)?;
-            figures.add(&moved);
-            vmm = moved.vmm;
+        Self {
+            program,
+            kernel,
+            figures,
         }
-        Ok(figures)
     }
 
-    fn add(&mut self, moved: &Moved) {
-        self.silence.push(moved.silence);
-        self.downtime.push(moved.number("/downtime_ms"));
-        self.phases.add(moved);
+    fn name(&self) -> String {
+        let Figures { kind, mib, .. } = self.figures;
+        format!("{} with {mib} MiB", kind.name())
     }
-}
 
-/// A guest that moves on and on.
-struct Course<'a> {
-    kind: Kind,
-    program: &'a Path,
-    kernel: &'a Path,
-    mib: u64,
-    runs: usize,
-}
-
-impl Course<'_> {
     /// A guest whose RAM is full, with these further keys of its memory.
     fn guest(&self, keys: &str, command_line: &str) -> Result<Vmm> {
+        let Figures { kind, mib, .. } = self.figures;
         // Only a file can be filled from outside.
-        let shared = match self.kind {
+        let shared = match kind {
             Kind::Ferry => "",
             _ => ",shared=on",
         };
-        let memory = format!("size={}M{shared}{keys}", self.mib);
+        let memory = format!("size={mib}M{shared}{keys}");
         let vmm = Vmm::with_guest(self.program, self.kernel, &memory, command_line, &[])?;
-        vmm.fill_ram(self.mib)?;
+        vmm.fill_ram(mib)?;
         Ok(vmm)
     }
 
+    /// Moves one once.
     fn step(&self, vmm: Vmm) -> Result<Moved> {
-        migrate(self.kind, self.program, vmm, &json!({}), &json!({}))
+        migrate(self.figures.kind, self.program, vmm, &json!({}), &json!({}))
     }
 
-    fn copying(&self, destination: Destination) -> Result<Copying> {
-        let keys = match destination {
-            Destination::Cold => "",
-            Destination::Prefaulted => ",prefault=on",
-        };
-        let mib = self.mib - FREE_RAM / MIB;
-        let source = Source::new(mib)?;
-        let mut copying = Copying::default();
-        let mut vmm = self.guest(keys, SLEEPY)?;
+    /// One more turn: a plain copy, and a migration.
+    fn copy(&mut self, vmm: Vmm, source: &Source, destination: Destination) -> Result<Vmm> {
         #[expect(clippy::cast_precision_loss, reason = "it is a few thousand")]
-        let rate = |ms: f64| mib as f64 * 1e3 / ms;
-        for _ in 0..self.runs {
-            ask_host_for(self.mib)?;
-            copying.plain.push(rate(millis(source.copy(destination)?)));
-            ask_host_for(self.mib)?;
-            let moved = self.step(vmm)?;
-            let preparation = match destination {
-                Destination::Cold => 0.0,
-                Destination::Prefaulted => moved.phase("phases", "prepare"),
-            };
-            copying.total.push(moved.total);
-            copying.whole.push(rate(moved.total - preparation));
-            copying.travel.push(rate(moved.phase("phases", "precopy")));
-            for (peaks, peak) in copying.peaks.iter_mut().zip(moved.peaks) {
-                peaks.push(peak);
+        let rate = |ms: f64| source.mib() as f64 * 1e3 / ms;
+        let plain = rate(millis(source.copy(destination)?));
+        let moved = self.step(vmm)?;
+        let (copying, preparation) = match destination {
+            Destination::Cold => (&mut self.figures.cold, 0.0),
+            Destination::Prefaulted => {
+                let preparation = moved.phase("phases", "prepare");
+                (&mut self.figures.prefaulted, preparation)
             }
+        };
+        copying.plain.push(plain);
+        copying.total.push(moved.total);
+        copying.whole.push(rate(moved.total - preparation));
+        if self.figures.kind == Kind::Ferry {
+            copying.travel.push(rate(moved.phase("phases", "precopy")));
+        }
+        for (peaks, peak) in copying.peaks.iter_mut().zip(moved.peaks) {
+            peaks.push(peak);
+        }
+        Ok(moved.vmm)
+    }
+
+    /// Moves a guest that speaks without a break.
+    fn speak(&mut self, runs: usize) -> Result<()> {
+        let mut vmm = self.guest("", TALKATIVE)?;
+        for _ in 0..runs {
+            let moved = self.step(vmm)?;
+            self.figures.silence.push(moved.silence);
+            self.figures.downtime.push(moved.number("/downtime_ms"));
+            self.figures.phases.add(&moved);
             vmm = moved.vmm;
         }
-        Ok(copying)
+        Ok(())
     }
+}
+
+/// Moves a guest of each VMM, in turns, because it depends on the moment how fast memory is.
+fn copy_in_turns(
+    courses: &mut [Course],
+    mib: u64,
+    destination: Destination,
+    runs: usize,
+) -> Result<()> {
+    let keys = match destination {
+        Destination::Cold => "",
+        Destination::Prefaulted => ",prefault=on",
+    };
+    let source = Source::new(mib - FREE_RAM / MIB)?;
+    let guests = courses.iter().map(|course| course.guest(keys, SLEEPY));
+    let mut guests = guests.collect::<Result<Vec<Vmm>>>()?;
+    for _ in 0..runs {
+        let turns = courses.iter_mut().zip(guests);
+        let moved = turns.map(|(course, vmm)| {
+            let moved = course.copy(vmm, &source, destination);
+            moved.with_context(|| course.name())
+        });
+        guests = moved.collect::<Result<_>>()?;
+    }
+    Ok(())
 }
 
 fn print_totals(figures: &mut [Figures]) {
@@ -197,33 +225,60 @@ fn print_totals(figures: &mut [Figures]) {
          fastest of each | peak memory apart from guest RAM: sender | receiver |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    for one in figures {
+    for one in figures.iter_mut() {
         let name = one.kind.name();
         for (copying, what) in [(&mut one.cold, "cold"), (&mut one.prefaulted, "prefaulted")] {
             let plain = median(&mut copying.plain);
-            let ratio = |rates: &mut [f64]| {
-                let rate = median(rates);
-                match rate.is_finite() {
-                    true => format!("{rate:.0} ({:.2}x)", rate / plain),
-                    false => "-".to_owned(),
-                }
+            let fastest = most(&copying.plain);
+            let ratio = |rate: f64, plain: f64| format!("{rate:.0} ({:.2}x)", rate / plain);
+            let travel = match copying.travel.is_empty() {
+                true => ["-".to_owned(), "-".to_owned()],
+                false => [
+                    ratio(median(&mut copying.travel), plain),
+                    ratio(most(&copying.travel), fastest),
+                ],
             };
-            let fastest = [&copying.plain, &copying.travel].map(|rates| most(rates));
             let [sender, receiver] = copying.peaks.each_mut().map(|peaks| median(peaks));
             println!(
-                "| {name} | {} MiB | {what} | {plain:.0} | {:.0} | {} | {} | {:.0} ({:.2}x) | {sender:.1} MiB | {receiver:.1} MiB |",
+                "| {name} | {} MiB | {what} | {plain:.0} | {:.0} | {} | {} | {} | {sender:.1} MiB | {receiver:.1} MiB |",
                 one.mib,
                 median(&mut copying.total),
-                ratio(&mut copying.whole),
-                ratio(&mut copying.travel),
-                fastest[1],
-                fastest[1] / fastest[0],
+                ratio(median(&mut copying.whole), plain),
+                travel[0],
+                travel[1],
             );
         }
     }
     println!(
         "\nTo aim at: while RAM travels, 0.9 of the plain copy; in all, half of Cloud Hypervisor's time."
     );
+    print_shares(figures);
+}
+
+/// How Ferry's totals compare with those of the others, in the same turns.
+fn print_shares(figures: &mut [Figures]) {
+    let totals: Vec<(Kind, u64, [f64; 2])> = figures
+        .iter_mut()
+        .map(|one| {
+            let Figures {
+                cold, prefaulted, ..
+            } = one;
+            let totals = [cold, prefaulted].map(|copying| median(&mut copying.total));
+            (one.kind, one.mib, totals)
+        })
+        .collect();
+    for (_, mib, own) in totals.iter().filter(|(kind, ..)| *kind == Kind::Ferry) {
+        for (kind, _, theirs) in totals.iter().filter(|(_, other, _)| other == mib) {
+            if *kind != Kind::Ferry {
+                println!(
+                    "Ferry moves {mib} MiB in {:.2} of {}'s time, {:.2} if RAM is prefaulted.",
+                    own[0] / theirs[0],
+                    kind.name(),
+                    own[1] / theirs[1],
+                );
+            }
+        }
+    }
 }
 
 /// The best of some runs: where memory is slow to come, the other ones had more of that in their way.

@@ -75,7 +75,9 @@ pub fn migrate(
         let begun = Instant::now();
         let mut request = send.clone();
         request["destination_url"] = json!(url);
-        request["preserve_source"] = json!(true);
+        if kind == Kind::Ferry {
+            request["preserve_source"] = json!(true);
+        }
         source.put("vm.send-migration", &request)?;
         // Nobody is asked meanwhile: who answers needs a processor, and there may be two.
         let received = received.join();
@@ -98,7 +100,7 @@ pub fn migrate(
         total,
         silence: millis(silence),
         peaks: [
-            above(source.peak()?, idle[0]),
+            source.peak().map_or(f64::NAN, |peak| above(peak, idle[0])),
             above(target.peak()?.saturating_sub(target.mapped()?), idle[1]),
         ],
         report,

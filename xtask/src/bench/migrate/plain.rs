@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::bench::MIB;
+use crate::bench::memory::{fill, memfd};
 
 /// How much is moved at once. Of the sizes from 64 KiB to 1 MiB, this one is the fastest.
 const PIECE: usize = 256 << 10;
@@ -42,6 +43,11 @@ impl Source {
         fill(&file, mib, 0x5a)?;
         let bytes = mib * MIB;
         Ok(Self { file, bytes })
+    }
+
+    /// How large it is, in MiB.
+    pub fn mib(&self) -> u64 {
+        self.bytes / MIB
     }
 
     /// Copies it into a new memfd; returns how long that took.
@@ -89,34 +95,6 @@ fn receive(mut socket: UnixStream, target: &File) -> Result<()> {
         target.write_all_at(&buffer[..count], at)?;
         at += count as u64;
     }
-}
-
-/// Has the host give so much memory, if this is a virtual machine itself: what was freed a while ago may have been given back, and to
-/// ask for it again takes many times as long as all the rest. What is copied or moved next finds it free.
-///
-/// # Errors
-/// There is not enough memory.
-pub fn ask_host_for(mib: u64) -> Result<()> {
-    fill(&memfd()?, mib, 0)
-}
-
-fn fill(file: &File, mib: u64, byte: u8) -> Result<()> {
-    let block = vec![byte; MIB as usize];
-    for number in 0..mib {
-        file.write_all_at(&block, number * MIB)
-            .context("cannot fill a memory file")?;
-    }
-    Ok(())
-}
-
-fn memfd() -> Result<File> {
-    // SAFETY: the name is a string with its end; the call has no other memory arguments.
-    let fd = unsafe { libc::memfd_create(c"plain".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error()).context("cannot make a memory file");
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 fn widen(socket: &UnixStream, option: libc::c_int) -> Result<()> {
