@@ -92,6 +92,11 @@ impl Shell {
         })
     }
 
+    /// The virtual machine itself.
+    pub fn vm(&self) -> Arc<Vm> {
+        Arc::clone(&self.vm)
+    }
+
     /// The state of a machine that was made of it just now, with functions for `devices` that no driver has found.
     ///
     /// # Errors

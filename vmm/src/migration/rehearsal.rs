@@ -2,6 +2,7 @@
 //! time takes many times as long as later, and no guest should stand still for that.
 
 use std::sync::Arc;
+use std::thread;
 
 use ferry_devices::vhost_user::{BackEndStateV1, RingStateV1, VhostUserStateV1};
 use ferry_devices::virtio::{Activation, TransportEvents, VirtioDevice};
@@ -10,7 +11,7 @@ use vm_migration::stream::{StreamId, StreamWriter};
 use super::Error;
 use super::describe::GuestV1;
 use super::fill::read_state;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, Vm};
 use crate::lifecycle::Ready;
 use crate::machine::Machine;
 use crate::machine::saving::{RestoreParts, Shell};
@@ -22,7 +23,13 @@ const NOWHERE: StreamId = StreamId([0; 16]);
 /// What the sender of `guest` will do.
 pub fn saving(hypervisor: &Hypervisor, ram: &GuestRam, guest: &GuestV1) {
     let spare = Shell::new(hypervisor, ram, &guest.cpuids).map_err(Error::from);
-    rehearsed(spare.and_then(|spare| save(&spare, &[Arc::new(Nothing)])));
+    rehearsed(spare.and_then(|spare| {
+        let vm = spare.vm();
+        let saved = save(&spare, &[Arc::new(Nothing)]);
+        drop(spare);
+        end_elsewhere(vm);
+        saved
+    }));
 }
 
 /// What the receiver of `guest` will do. The devices, which no guest has, are given a function for a moment.
@@ -36,8 +43,19 @@ pub fn loading(hypervisor: &Hypervisor, ram: &GuestRam, guest: &GuestV1, devices
             shared: None,
             console: None,
         };
-        Ok(Machine::from_state(spare, &parts, &state)?)
+        let vm = spare.vm();
+        let machine = Machine::from_state(spare, &parts, &state);
+        let loaded = machine.map(drop);
+        end_elsewhere(vm);
+        Ok(loaded?)
     }));
+}
+
+/// Lets go of all that is left of a spare virtual machine. KVM may take 20 ms and more to end it, for which nobody waits.
+fn end_elsewhere(vm: Arc<Vm>) {
+    let thread = thread::Builder::new().name("rehearsal".into());
+    // Where there can be no thread it ends here and now.
+    let _ = thread.spawn(move || drop(vm));
 }
 
 /// Nothing depends on it.
