@@ -70,6 +70,8 @@ impl SendRequest {
     pub const DOWNTIME: Duration = Duration::from_millis(300);
     /// An hour.
     pub const TIMEOUT: Duration = Duration::from_secs(3600);
+    /// Connections, unless it was said: one alone keeps one processor busy on each side, and the other ones idle.
+    pub const CONNECTIONS: u16 = 2;
     /// The most connections.
     pub const CONNECTIONS_MOST: u16 = 16;
 
@@ -81,7 +83,7 @@ impl SendRequest {
             downtime: Self::DOWNTIME,
             timeout: Self::TIMEOUT,
             timeout_strategy: TimeoutStrategy::default(),
-            connections: 1,
+            connections: Self::CONNECTIONS,
             tls: None,
             unlogged: Unlogged::default(),
             throttle: Throttle::default(),

@@ -176,7 +176,7 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l downtime-m
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l time-limit -d 'Seconds in which RAM may be sent before the pause; 3600 by default' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l on-timeout -d 'What is done then: cancel, as by default, or ignore' -r -f -a "cancel\t'The migration fails'
 ignore\t'The guest is moved, however long it stands still'"
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l connections -d 'How many connections RAM travels over, up to 16; 1 by default' -r
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l connections -d 'How many connections RAM travels over, up to 16; 2 by default' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l tls-dir -d 'Encrypt tcp, with ca-cert.pem, cert.pem and key.pem in DIR' -r -f -a "(__fish_complete_directories)"
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migrate" -l unlogged -d 'Back-ends that cannot log: refuse, the default, or resend all RAM' -r -f -a "refuse\t'The migration is refused'
 resend\t'All RAM is sent again while the guest stands still'"

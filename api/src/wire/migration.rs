@@ -41,7 +41,7 @@ pub struct SendMigration {
     /// What is done when that time has passed, also in lower case; Cancel if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_strategy: Option<TimeoutStrategy>,
-    /// Connections that RAM travels over; 1 if absent.
+    /// Connections that RAM travels over; 2 if absent.
     #[schema(minimum = 1, maximum = 16)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
@@ -142,7 +142,11 @@ impl SendMigration {
             return Err(Fault::value("memory_mode", "Postcopy", reason));
         }
         let most = SendRequest::CONNECTIONS_MOST;
-        let connections = check::narrow("connections", self.connections.unwrap_or(1), 1..=most)?;
+        let connections = match self.connections {
+            Some(number) => check::narrow("connections", number, 1..=most)?,
+            None if self.local == Some(true) => 1,
+            None => SendRequest::CONNECTIONS,
+        };
         let request = SendRequest {
             destination: place("destination_url", self.destination_url)?,
             carrier: match (self.local, self.successor) {

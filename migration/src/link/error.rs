@@ -139,6 +139,26 @@ impl Error {
                 | Error::Io { .. }
         )
     }
+
+    /// How much it says of why an attempt fails.
+    pub fn cause(&self) -> Cause {
+        match self {
+            error if error.is_cancelled() => Cause::Elsewhere,
+            error if error.is_lost() => Cause::Vague,
+            _ => Cause::Plain,
+        }
+    }
+}
+
+/// How much an error says of why an attempt fails. When one connection fails, all do: this is about the most that one of them knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// Nothing: it was cancelled because of something else.
+    Elsewhere,
+    /// The other side is gone or silent, and may say on another connection why.
+    Vague,
+    /// All.
+    Plain,
 }
 
 /// How a stream breaks the protocol.

@@ -65,7 +65,7 @@ mod wire;
 
 pub use address::{Address, NotAnAddress, Patience};
 pub use connection::Link;
-pub use error::{Error, Violation};
+pub use error::{Cause, Error, Violation};
 pub use failure::{FAILURE_TEXT_MOST, FAILURE_TEXTS_MOST, Failure};
 pub use listener::Listener;
 pub use message::{Message, Outcome, TIMING_NAME_MOST, TIMINGS_MOST, Tally, Timing};

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Purpose;
 use super::connection::{Condition, Link};
-use super::error::{Error, Violation};
+use super::error::{Cause, Error, Violation};
 use super::incoming::{Advance, Wrong, arrived};
 use super::message::{self, HEAD, Message, Tally, be_u64};
 use super::order::{Event, Kind, Last};
@@ -14,6 +14,8 @@ use crate::watch::{Unwatched, Watch};
 
 /// How many `Alive` are taken at a time: a side that sends nothing else is not listened to for ever.
 const ALIVE_AT_ONCE: u32 = 16;
+/// How long the reason may take to come after an extra connection was lost.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Whether a message came in time.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -161,7 +163,6 @@ impl Link {
             device: 0,
             bytes: 0,
         };
-        place.settle();
         self.incoming
             .check_elsewhere(&piece)
             .and_then(|()| self.order.follow(self.side.other(), event))
@@ -286,10 +287,16 @@ impl Link {
         self.violated(violation)
     }
 
-    /// Why the other side gave up, if it says so within `patience`. To be asked on the main connection when an extra one was
-    /// lost.
-    pub fn last_words(&mut self, patience: Duration) -> Option<Error> {
-        let deadline = Instant::now() + patience;
+    /// Why the other side gave up, if an extra connection was lost and it says so on this main one, which may take a moment.
+    pub fn explain(&mut self, error: Error) -> Error {
+        match error.cause() {
+            Cause::Vague => self.last_words().unwrap_or(error),
+            Cause::Elsewhere | Cause::Plain => error,
+        }
+    }
+
+    fn last_words(&mut self) -> Option<Error> {
+        let deadline = Instant::now() + LAST_WORDS;
         while Instant::now() < deadline {
             match self.listen() {
                 Err(failed @ Error::PeerFailed { .. }) => return Some(failed),

@@ -18,9 +18,6 @@ use crate::watch::Watch;
 /// Pages are copied, looked at and sent in pieces of this size, which stay in a core's cache.
 const PIECE: u64 = PART as u64;
 
-/// How long the reason may take to come after a connection was lost.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
 /// How often a lane that is done looks whether the others are.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -185,6 +182,7 @@ fn over_all(
                 ending.outcome = Err(error);
                 failed.store(true, Ordering::Relaxed);
             }
+            (Err(first), Err(error)) if error.cause() > first.cause() => *first = error,
             (Err(_), _) => (),
         }
         ended.notify_all();
@@ -214,10 +212,7 @@ fn over_all(
     let ending = ending.into_inner();
     let outcome = ending.unwrap_or_else(PoisonError::into_inner).outcome;
     match (outcome, links) {
-        // The reason, if there is one, comes over the main connection, and perhaps later than an extra one ends.
-        (Err(lost), [main, _, ..]) if lost.is_lost() => {
-            Err(main.last_words(LAST_WORDS).unwrap_or(lost))
-        }
+        (Err(error), [main, _, ..]) => Err(main.explain(error)),
         (outcome, _) => outcome,
     }
 }

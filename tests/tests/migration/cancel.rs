@@ -1,6 +1,7 @@
 //! Migrations that are given up, on either side, in every phase that can be held: the guest goes on where it was, and the
 //! next attempt at the same receiver succeeds.
 
+use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Backend, Direction, Fault, Running};
 use ferry_tests::fault_proxy::{Halt, Then};
 use ferry_tests::{Guest, Receive, Send};
@@ -27,6 +28,8 @@ struct Held {
     next: fn(&Running) -> Backend,
     /// The phase on the side that cancels.
     phase: [&'static str; 2],
+    /// The transfer that hangs then, which is to have begun: the next one does not.
+    hangs: Option<Direction>,
     /// Bytes a second.
     rate: u64,
 }
@@ -48,6 +51,14 @@ fn given_up(held: Held, side: Side) {
         Side::Receiver => (&mut there, held.phase[1]),
     };
     asked.wait_for_phase(phase);
+    if let Some(direction) = held.hangs {
+        let backend = match direction {
+            Direction::Save => &disk,
+            Direction::Load => &next,
+        };
+        let begun = || backend.count(Req::SET_DEVICE_STATE_FD) > 0;
+        asked.wait_until("a transfer", |_| begun().then_some(()));
+    }
     asked.cancel_migration().expect("an end");
     proxy.set_rate(0);
     guest.wait_for_failure(&["cancel"]);
@@ -72,6 +83,7 @@ fn while_ram_is_copied() {
                 disk: stateful(),
                 next: heir,
                 phase: ["precopy", "precopy"],
+                hangs: None,
                 rate: SLOW,
             },
             side,
@@ -87,6 +99,7 @@ fn while_a_back_end_saves() {
                 disk: stateful().in_transfer(Direction::Save, 1, Fault::HangAt(100_000)),
                 next: heir,
                 phase: ["devices", "devices"],
+                hangs: Some(Direction::Save),
                 rate: 0,
             },
             side,
@@ -102,6 +115,7 @@ fn while_a_back_end_loads() {
                 disk: stateful(),
                 next: |old| heir(old).in_transfer(Direction::Load, 1, Fault::HangAt(100_000)),
                 phase: ["devices", "devices"],
+                hangs: Some(Direction::Load),
                 rate: 0,
             },
             side,

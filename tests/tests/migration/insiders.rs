@@ -102,8 +102,8 @@ fn a_receiver_that_never_is_prepared_or_ready() {
             let peer = receiver_that_stops_before(kind, &url, pause);
             // Being prepared may take all the time that is allowed for RAM; what comes later has its own limits.
             let send = match kind {
-                Kind::Prepared => Send::to(&url).timeout_s(3),
-                _ => Send::to(&url),
+                Kind::Prepared => Send::to(&url).connections(1).timeout_s(3),
+                _ => Send::to(&url).connections(1),
             };
             guest.send(&send);
             guest.wait_for_failure(&[]);
@@ -114,7 +114,7 @@ fn a_receiver_that_never_is_prepared_or_ready() {
     // One that is to be prepared may take all the time that is allowed; but a cancel is heard.
     let url = guest.unix_url();
     let peer = receiver_that_stops_before(Kind::Prepared, &url, Duration::ZERO);
-    guest.send(&Send::to(&url));
+    guest.send(&Send::to(&url).connections(1));
     guest.wait_for_phase("prepare");
     guest.cancel_migration().expect("an end");
     guest.wait_for_failure(&["cancel"]);
@@ -130,7 +130,7 @@ fn a_receiver_that_never_says_what_has_become_of_the_guest() {
     for pause in PAUSES {
         let url = guest.unix_url();
         let peer = receiver_that_stops_before(Kind::Running, &url, pause);
-        guest.send(&Send::to(&url));
+        guest.send(&Send::to(&url).connections(1));
         guest.wait_for_migration("unconfirmed");
         let mut listener = peer.join().unwrap();
         // To who asks it only says the same.
@@ -170,7 +170,7 @@ impl Between {
         let received = there.listen(&Receive::at(&url));
         let own = guest.unix_url();
         let mut listener = listener(&own);
-        guest.send(&Send::to(&own));
+        guest.send(&Send::to(&own).connections(1));
         let to_sender = accept(&mut listener);
         let to_receiver = dial(&url, to_sender.attempt(), MIGRATE).unwrap();
         Between {
@@ -311,7 +311,7 @@ fn a_second_attempt_with_the_number_of_the_first() {
         Ok(_) => panic!("it was taken"),
     }
     assert!(received.is_pending());
-    guest.send(&Send::to(&url));
+    guest.send(&Send::to(&url).connections(1));
     received.answer().expect("a guest");
     guest.departed();
     there.goes_on(TICK);

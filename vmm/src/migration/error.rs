@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use ferry_devices::serial::SerialError;
 use ferry_devices::vhost_user;
+use vm_migration::link::{self, Cause};
 use vm_migration::manifest::Difference;
-use vm_migration::{link, stream};
+use vm_migration::stream;
 
 use crate::{hypervisor, machine, memory, snapshot};
 
@@ -147,6 +148,15 @@ impl Error {
             Error::Cancelled => true,
             Error::Link(error) => error.is_cancelled(),
             _ => false,
+        }
+    }
+
+    /// How much it says of why the attempt fails.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Error::Cancelled => Cause::Elsewhere,
+            Error::Link(error) => error.cause(),
+            _ => Cause::Plain,
         }
     }
 

@@ -308,11 +308,12 @@ impl Incoming {
                 }
             }
             let state = state.map_err(|error| errors.push(error));
-            // When one fails, the other ones are cancelled: that is not the cause.
-            let cause = errors.iter().position(|error| !error.is_cancelled());
-            match (state, errors.is_empty()) {
-                (Ok(state), true) => Ok((state, tallies)),
-                _ => Err(errors.swap_remove(cause.unwrap_or(0))),
+            // The first of those that say the most.
+            let cause = errors.into_iter().rev().max_by_key(Error::cause);
+            match (state, cause) {
+                (Ok(state), None) => Ok((state, tallies)),
+                (_, Some(cause)) => Err(cause),
+                (Err(()), None) => Err(Error::Cancelled),
             }
         })
     }

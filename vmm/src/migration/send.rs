@@ -20,7 +20,7 @@ use ferry_devices::vhost_user::Live;
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::CpuId;
 use vm_migration::link::{
-    FRAME_DATA_MOST, Failure, Last, Link, Message, Patience, Purpose, StreamId, Tls,
+    self, FRAME_DATA_MOST, Failure, Last, Link, Message, Patience, Purpose, StreamId, Tls,
 };
 use vm_migration::pages::Region;
 use vm_migration::stream;
@@ -195,15 +195,14 @@ impl<S: Fn(Word)> Job<S> {
         }
     }
 
-    pub(super) fn connect(&self, way: &Way<'_>, purpose: Purpose) -> Result<Link, Error> {
+    pub(super) fn connect(&self, way: &Way<'_>, purpose: Purpose) -> Result<Link, link::Error> {
         let to = address(&self.request.destination);
         let patience = Patience {
             connect: self.timeouts.request,
             silence: self.timeouts.request,
         };
         let meter = &*self.meter;
-        let link = Link::connect(&to, way.tls, way.attempt, purpose, patience, meter)?;
-        Ok(link)
+        Link::connect(&to, way.tls, way.attempt, purpose, patience, meter)
     }
 
     /// Everything before the commit.
@@ -224,7 +223,9 @@ impl<S: Fn(Word)> Job<S> {
         }
         while !matches!(links[0].receive(meter)?, Message::Prepared) {}
         for index in 1..self.request.connections {
-            links.push(self.connect(way, Purpose::Join { index })?);
+            let joined = self.connect(way, Purpose::Join { index });
+            let joined = joined.map_err(|error| links[0].explain(error))?;
+            links.push(joined);
         }
         loop {
             let rest = match logs {

@@ -34,7 +34,7 @@ fn a_url_is_enough() {
         downtime: Duration::from_millis(300),
         timeout: Duration::from_secs(3600),
         timeout_strategy: migration::TimeoutStrategy::Cancel,
-        connections: 1,
+        connections: 2,
         tls: None,
         unlogged: migration::Unlogged::Refuse,
         throttle: migration::Throttle::Off,

@@ -26,7 +26,7 @@ pub struct Migrate {
     /// What is done then: cancel, as by default, or ignore
     #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     pub on_timeout: Option<OnTimeout>,
-    /// How many connections RAM travels over, up to 16; 1 by default
+    /// How many connections RAM travels over, up to 16; 2 by default
     #[arg(long, value_name = "NUMBER")]
     pub connections: Option<u32>,
     /// Encrypt tcp, with ca-cert.pem, cert.pem and key.pem in DIR
