@@ -144,6 +144,7 @@ impl Error {
     pub fn cause(&self) -> Cause {
         match self {
             error if error.is_cancelled() => Cause::Elsewhere,
+            Error::Broken { .. } => Cause::Vague,
             error if error.is_lost() => Cause::Vague,
             _ => Cause::Plain,
         }

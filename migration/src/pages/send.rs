@@ -154,6 +154,21 @@ struct Ending {
     outcome: Result<Sent, Error>,
 }
 
+impl Ending {
+    /// One more lane has done its work. Of errors the first of those that say the most stays.
+    fn add(&mut self, result: Result<Sent, Error>, failed: &AtomicBool) {
+        match (&mut self.outcome, result) {
+            (Ok(all), Ok(sent)) => *all += sent,
+            (Ok(_), Err(error)) => {
+                self.outcome = Err(error);
+                failed.store(true, Ordering::Relaxed);
+            }
+            (Err(first), Err(error)) if error.cause() > first.cause() => *first = error,
+            (Err(_), _) => (),
+        }
+    }
+}
+
 /// Does `work` for each connection, on a thread of its own if there are several.
 fn over_all(
     links: &mut [Link],
@@ -176,18 +191,14 @@ fn over_all(
         // Under the lock, so that a lane that ends because of this one comes later.
         let mut ending = locked(&ending);
         ending.working = ending.working.saturating_sub(1);
-        match (&mut ending.outcome, result) {
-            (Ok(all), Ok(sent)) => *all += sent,
-            (Ok(_), Err(error)) => {
-                ending.outcome = Err(error);
-                failed.store(true, Ordering::Relaxed);
-            }
-            (Err(first), Err(error)) if error.cause() > first.cause() => *first = error,
-            (Err(_), _) => (),
-        }
+        ending.add(result, &failed);
         ended.notify_all();
         // The other side hears from this connection while others are at work.
-        while ending.working > 0 && link.keep_alive_if_due().is_ok() {
+        while ending.working > 0 {
+            if let Err(error) = link.keep_alive_if_due() {
+                ending.add(Err(error), &failed);
+                break;
+            }
             let waited = ended.wait_timeout(ending, TICK);
             ending = waited.unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -66,7 +66,11 @@ impl Scene {
     }
 
     fn sending_fails(&mut self, to: &str) {
-        self.guest.send(&Send::to(to));
+        self.sending_over_fails(2, to);
+    }
+
+    fn sending_over_fails(&mut self, connections: u32, to: &str) {
+        self.guest.send(&Send::to(to).connections(connections));
         let ended = self.guest.wait_until("the end of the migration", |guest| {
             let migration = guest.try_migration()?;
             (migration["state"] != "under-way").then_some(migration)
@@ -134,19 +138,19 @@ fn noise(seed: u32, bytes: usize) -> Vec<u8> {
     noise
 }
 
-/// What a sender says in a migration up to its last frames, which succeeds in the end.
+/// What a sender says in a migration over one connection, up to the end of the first round.
 fn recorded(scene: &mut Scene) -> Vec<u8> {
     scene.listens();
     let proxy = Proxy::to(&scene.url).damaged(Way::ToSender, 1 << 40, Damage::Flip);
     proxy.set_rate(0);
-    // It is cut off before the receiver's READY gets through.
-    let proxy = proxy.damaged(Way::ToSender, TO_SENDER_BEFORE_READY, Damage::Cut);
-    scene.sending_fails(proxy.url());
+    // It is cut off before the receiver says that it has all of that.
+    let proxy = proxy.damaged(Way::ToSender, TO_SENDER_BEFORE_SYNCED, Damage::Cut);
+    scene.sending_over_fails(1, proxy.url());
     proxy.recorded()
 }
 
 /// The answer to the preamble, and PREPARED.
-const TO_SENDER_BEFORE_READY: u64 = 48 + 16;
+const TO_SENDER_BEFORE_SYNCED: u64 = 48 + 16;
 
 /// Whatever of a sender's first words is damaged, cut off or lost.
 #[test]
@@ -175,28 +179,30 @@ fn a_stream_that_is_damaged_at_its_beginning() {
 /// Whatever frame of a sender is damaged, or the last one to arrive.
 #[test]
 fn a_stream_that_is_damaged_later() {
+    // Over two connections it is the extra one that ends first.
     let kinds = [
-        Kind::Round,
-        Kind::Pages,
-        Kind::State,
-        Kind::StateEnd,
-        Kind::Chunk,
-        Kind::ChunkEnd,
-        Kind::End,
+        (Kind::Round, 2),
+        (Kind::Pages, 2),
+        (Kind::State, 2),
+        (Kind::StateEnd, 2),
+        (Kind::Chunk, 2),
+        (Kind::ChunkEnd, 2),
+        (Kind::End, 2),
+        (Kind::End, 1),
     ];
     // Bytes of a header: of its kind, its flags, and its checksum.
     let damages = [1, 3, 8].map(Then::Damage);
     let damages = damages.into_iter().chain([Then::Cut(Duration::ZERO)]);
     let mut scene = Scene::new();
     let place = TempDir::new().unwrap();
-    for (number, kind) in kinds.into_iter().enumerate() {
+    for (number, (kind, connections)) in kinds.into_iter().enumerate() {
         for (part, damage) in damages.clone().enumerate() {
             scene.listens();
             let at = place.path().join(format!("{number}-{part}"));
             let to = scene.url.strip_prefix("unix:").expect("a unix socket");
             let act = Act::Just(damage);
             let proxy = FaultProxy::start(&at, to.as_ref(), [(before(kind), act)]);
-            scene.sending_fails(&format!("unix:{}", at.display()));
+            scene.sending_over_fails(connections, &format!("unix:{}", at.display()));
             drop(proxy);
             scene.settled();
         }

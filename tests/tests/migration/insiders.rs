@@ -123,6 +123,26 @@ fn a_receiver_that_never_is_prepared_or_ready() {
     has_bounds(&guest);
 }
 
+/// As something in between that passes one connection on: what can be done about it is said.
+#[test]
+fn a_receiver_that_takes_one_connection_only() {
+    let mut guest = hasty();
+    let url = guest.unix_url();
+    let mut listener = listener(&url);
+    let peer = std::thread::spawn(move || {
+        let mut link = accept(&mut listener);
+        drop(listener);
+        take_until(&mut link, Kind::Describe);
+        link.send(&Message::Prepared, &Unwatched).unwrap();
+        link.receive(&Unwatched).map(|message| message.kind())
+    });
+    guest.send(&Send::to(&url));
+    guest.wait_for_failure(&["connection 2 of 2", "connections=1"]);
+    assert!(peer.join().unwrap().is_err(), "it says more than that");
+    guest.goes_on(TICK);
+    has_bounds(&guest);
+}
+
 /// The guest may run there, for all that is known; whoever knows better can have it back.
 #[test]
 fn a_receiver_that_never_says_what_has_become_of_the_guest() {

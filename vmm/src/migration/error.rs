@@ -79,6 +79,25 @@ pub enum Error {
     TooMuchRam { size: u64, here: u64 },
     #[error("{0} bytes of saved state are more than a machine can have")]
     StateTooLarge(usize),
+    #[error(
+        "connection {number} of {of} has not come within {limit:?}; if something between sender and receiver takes only one, send \
+         with connections=1 (ferryctl migrate --connections 1)"
+    )]
+    NotJoined {
+        number: u16,
+        of: u16,
+        limit: Duration,
+    },
+    #[error(
+        "the receiver is there, but connection {number} of {of} could not be made; if something between sender and receiver takes \
+         only one, send with connections=1 (ferryctl migrate --connections 1)"
+    )]
+    Join {
+        number: u16,
+        of: u16,
+        #[source]
+        source: link::Error,
+    },
     #[error("the sender has not handed the guest over within {0:?}")]
     NoCommit(Duration),
     #[error("the receiver is there, but has not said in time whether the guest runs")]

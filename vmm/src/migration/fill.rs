@@ -122,6 +122,12 @@ impl Incoming {
                 let reason = self.meter.reason().map(Failure::new);
                 self.link
                     .give_up(&reason.unwrap_or_else(|| error.failure()));
+                // It may take a while, for which the sender need not wait.
+                if let Some(Err(error)) = self.remains.map(|ram| ram.discard()) {
+                    tracing::warn!(
+                        "the RAM of a guest that has not come is not given back: {error}"
+                    );
+                }
                 // A sender that was told that all is here may be in doubt.
                 if told == Outcome::Waiting {
                     self.attempts.keep_answering(self.listener);
@@ -153,11 +159,7 @@ impl Incoming {
             Err(error) => {
                 // The connections stay for the next attempt, but nothing of this RAM does.
                 devices.iter().for_each(|device| device.set_ram([].into()));
-                if let Err(error) = ram.discard() {
-                    tracing::warn!(
-                        "the RAM of a guest that has not come is not given back: {error}"
-                    );
-                }
+                self.remains = Some(ram);
                 Err(error)
             }
         }
@@ -263,7 +265,22 @@ impl Incoming {
         let mut extra = Vec::new();
         while extra.len() + 1 < usize::from(self.connections) {
             let due = extra.len() as u16 + 1;
-            let mut link = self.listener.accept(&*self.meter, Some(deadline))?;
+            let until = deadline.min(Instant::now() + LOOK);
+            let mut link = match self.listener.accept(&*self.meter, Some(until)) {
+                Ok(link) => link,
+                Err(LinkError::Silent { .. }) if until < deadline => {
+                    look(&mut self.link)?;
+                    continue;
+                }
+                Err(LinkError::Silent { .. }) => {
+                    return Err(Error::NotJoined {
+                        number: due + 1,
+                        of: self.connections,
+                        limit,
+                    });
+                }
+                Err(error) => return Err(error.into()),
+            };
             match link.purpose() {
                 Purpose::Join { index } if index == due && link.attempt() == attempt => {
                     link.accept_it()?;

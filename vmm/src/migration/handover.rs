@@ -39,7 +39,7 @@ impl<S: Fn(Word)> Job<S> {
         // They collect their state meanwhile.
         let transfers = self.begin_transfers();
         self.send_rest(links, rest)?;
-        end_extra(links, meter)?;
+        end_extra(links, meter).map_err(|error| links[0].explain(error))?;
         meter.enter(Phase::Machine);
         let attempt = links[0].attempt();
         let mut values = StreamWriter::new(Pieces::new(&mut links[0], meter), attempt)?;

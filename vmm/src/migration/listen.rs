@@ -15,6 +15,7 @@ use super::{Attempts, Error, Meter, address};
 use crate::hypervisor::Hypervisor;
 use crate::machine;
 use crate::machine::saving::{check_frequencies, check_processors};
+use crate::memory::GuestRam;
 use crate::snapshot::{self, Renaming};
 
 /// A guest that is on its way here.
@@ -32,6 +33,8 @@ pub struct Incoming {
     /// The most bytes of state that one back-end may have.
     pub(super) state_most: u64,
     pub meter: Arc<Meter>,
+    /// RAM of a guest that has not come, until the sender knows why.
+    pub(super) remains: Option<GuestRam>,
 }
 
 /// Waits for a sender, and compares what it describes with what is asked for and with this host. Whoever asks meanwhile what
@@ -68,6 +71,7 @@ pub fn listen(
             attempts: attempts.clone(),
             state_most: request.state_most,
             meter: meter.clone(),
+            remains: None,
         }),
         Err(error) => {
             link.give_up(&error.failure());

@@ -271,6 +271,8 @@ impl Pace {
     fn begin_anew(&mut self, total: u64) {
         (self.before, self.left, self.least) = (total, total, total);
         self.settled = None;
+        // Its vCPUs are not held back yet.
+        self.copying.throttle = 0;
     }
 
     fn note_left(&mut self, bytes: u64) {

@@ -224,8 +224,17 @@ impl<S: Fn(Word)> Job<S> {
         while !matches!(links[0].receive(meter)?, Message::Prepared) {}
         for index in 1..self.request.connections {
             let joined = self.connect(way, Purpose::Join { index });
-            let joined = joined.map_err(|error| links[0].explain(error))?;
-            links.push(joined);
+            let joined = joined.map_err(|error| match links[0].explain(error) {
+                told @ (link::Error::PeerFailed { .. } | link::Error::Cancelled { .. }) => {
+                    told.into()
+                }
+                source => Error::Join {
+                    number: index + 1,
+                    of: self.request.connections,
+                    source,
+                },
+            });
+            links.push(joined?);
         }
         loop {
             let rest = match logs {

@@ -1,4 +1,4 @@
-//! What moving RAM costs at least: so many bytes from one memfd through a unix socket into another one.
+//! What moving RAM costs a program that does it plainly, with a thread on each side: so many bytes from one memfd through a unix socket into another one.
 
 use std::fs::File;
 use std::io::{Read, Write};
