@@ -10,8 +10,8 @@ const DIRTY: &str = "mode=dirty rate=0 report=200 check=1 ms=100000000";
 const REPORT: &str = "dirty ms=";
 /// Pages, 16 MiB.
 const PAGES: u64 = 4096;
-/// Much less than the guest writes in a second.
-const RATE: u64 = 8 << 20;
+/// Of each of two connections: much less than the guest writes in a second.
+const RATE: u64 = 4 << 20;
 
 fn dirtying(pages: u64) -> Guest {
     let mut guest = tiny(&format!("{DIRTY} pages={pages}")).start();
