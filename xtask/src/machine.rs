@@ -275,13 +275,17 @@ pub fn memory(machines: usize) -> u64 {
 
 /// Memory in MiB that machines may have together.
 fn spare_mib() -> u64 {
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = info
+    available_mib().unwrap_or(8192) * 3 / 4
+}
+
+/// Memory in MiB that is free, or can be freed, if the kernel says.
+pub fn available_mib() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(8192, |kib| kib / 1024);
-    available * 3 / 4
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
 }
 
 /// Our ends of the machine's ports.

@@ -3,7 +3,7 @@
 //! Where this machine is a virtual one itself, what is freed may be given back to the host within seconds, and to ask for it again takes
 //! several times as long as whatever is measured (free page reporting: whole blocks of at least 2 MiB).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result};
 
 use super::MIB;
+use crate::machine;
 
 /// One page in so many bytes is kept, so that no block is free as a whole.
 const KEPT_IN_EACH: u64 = 512 << 10;
@@ -28,7 +29,15 @@ impl Reserve {
     /// # Errors
     /// There is not enough memory.
     pub fn new(mib: u64) -> Result<Self> {
-        let mib = mib.min(available()? / 2 / MIB);
+        let available =
+            machine::available_mib().context("the kernel does not tell what is free")?;
+        let most = available / 2;
+        if mib > most {
+            println!(
+                "Only {most} of {mib} MiB of memory are kept at hand, half of what is free: the figures may be the host's."
+            );
+        }
+        let mib = mib.min(most);
         let file = memfd()?;
         fill(&file, mib, 0)?;
         for at in (0..mib * MIB).step_by(KEPT_IN_EACH as usize) {
@@ -74,17 +83,4 @@ fn punch(file: &File, [from, bytes]: [u64; 2]) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-/// How much memory is free, or can be freed, in bytes.
-fn available() -> Result<u64> {
-    let memory = fs::read_to_string("/proc/meminfo")?;
-    let line = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next());
-    let kib: u64 = kib
-        .context("the kernel does not tell what is free")?
-        .parse()?;
-    Ok(kib << 10)
 }
