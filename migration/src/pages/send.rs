@@ -155,7 +155,7 @@ struct Ending {
 }
 
 impl Ending {
-    /// One more lane has done its work. Of errors the first of those that say the most stays.
+    /// What has come of a lane. Of errors the first of those that say the most stays.
     fn add(&mut self, result: Result<Sent, Error>, failed: &AtomicBool) {
         match (&mut self.outcome, result) {
             (Ok(all), Ok(sent)) => *all += sent,

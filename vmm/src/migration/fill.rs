@@ -122,15 +122,15 @@ impl Incoming {
                 let reason = self.meter.reason().map(Failure::new);
                 self.link
                     .give_up(&reason.unwrap_or_else(|| error.failure()));
-                // It may take a while, for which the sender need not wait.
+                // A sender that was told that all is here may be in doubt.
+                if told == Outcome::Waiting {
+                    self.attempts.keep_answering(self.listener);
+                }
+                // It may take a while, for which no sender waits.
                 if let Some(Err(error)) = self.remains.map(|ram| ram.discard()) {
                     tracing::warn!(
                         "the RAM of a guest that has not come is not given back: {error}"
                     );
-                }
-                // A sender that was told that all is here may be in doubt.
-                if told == Outcome::Waiting {
-                    self.attempts.keep_answering(self.listener);
                 }
                 Err(error)
             }
@@ -265,20 +265,19 @@ impl Incoming {
         let mut extra = Vec::new();
         while extra.len() + 1 < usize::from(self.connections) {
             let due = extra.len() as u16 + 1;
-            let until = deadline.min(Instant::now() + LOOK);
+            // Also while strangers come and go.
+            if Instant::now() >= deadline {
+                return Err(Error::NotJoined {
+                    number: due + 1,
+                    of: self.connections,
+                    limit,
+                });
+            }
+            look(&mut self.link)?;
+            let until = Instant::now() + LOOK;
             let mut link = match self.listener.accept(&*self.meter, Some(until)) {
                 Ok(link) => link,
-                Err(LinkError::Silent { .. }) if until < deadline => {
-                    look(&mut self.link)?;
-                    continue;
-                }
-                Err(LinkError::Silent { .. }) => {
-                    return Err(Error::NotJoined {
-                        number: due + 1,
-                        of: self.connections,
-                        limit,
-                    });
-                }
+                Err(LinkError::Silent { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
             match link.purpose() {
