@@ -10,7 +10,7 @@ use std::num::NonZero;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ferry_api::config::MemoryConfig;
 use ferry_devices::vhost_user::RamRegion;
@@ -20,7 +20,7 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-use vm_migration::pages::Region;
+use vm_migration::pages::{Filler, Region};
 use vm_migration::ram::RamPart;
 
 use crate::layout;
@@ -165,41 +165,26 @@ impl GuestRam {
         })
     }
 
-    /// Touches all of RAM, if `config` asks for it, until it is done or `cancel` says so. It belongs to no guest yet, and
+    /// Makes all pages of RAM, if `config` asks for it, until it is done or `cancel` says so. It belongs to no guest yet, and
     /// holds nothing but zeros. RAM from files is left alone: whoever maps them does not want all of it to be read first.
     pub fn prefault(&self, config: &MemoryConfig, cancel: &AtomicBool) {
-        /// Bytes between two looks at `cancel`: some hundredths of a second.
-        const PIECE: u64 = 64 << 20;
-        /// The most threads: more of them wait for memory, and for each other.
-        const THREADS: usize = 8;
         if !config.prefault || self.origin == Origin::Files {
             return;
         }
-        let pieces: Vec<_> = self
-            .mapping
-            .iter()
-            .flat_map(|region| {
-                let starts = (0..region.len()).step_by(PIECE as usize);
-                starts.map(move |at| (region, at))
-            })
-            .collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            while let Some((region, at)) = pieces.get(next.fetch_add(1, Ordering::Relaxed))
-                && !cancel.load(Ordering::Relaxed)
-            {
-                populate(region, *at, PIECE.min(region.len() - at));
+        for mapping in self.mapping.iter() {
+            let bytes = mapping.len();
+            let filler = region(mapping).and_then(|region| Filler::new(&region));
+            // As long as there is a filler, nothing else can make them.
+            let is_filled = filler.is_some_and(|filler| {
+                in_pieces(bytes, cancel, |at, bytes| filler.clear(at, bytes).is_ok())
+            });
+            if !is_filled {
+                in_pieces(bytes, cancel, |at, bytes| {
+                    populate(mapping, at, bytes);
+                    true
+                });
             }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        std::thread::scope(|scope| {
-            for _ in 1..threads.min(THREADS) {
-                // If there is no thread for it, the others do its share.
-                let builder = std::thread::Builder::new().name("prefault".into());
-                let _ = builder.stack_size(64 << 10).spawn_scoped(scope, work);
-            }
-            work();
-        });
+        }
     }
 
     /// RAM as Ferry itself reads and writes it. A clone is another handle to the same RAM.
@@ -228,14 +213,6 @@ impl GuestRam {
 
     /// RAM as it is moved while a guest may write to it, in ascending order.
     pub fn regions(&self) -> Vec<Region<'_>> {
-        let region = |mapping| {
-            let Part { guest, ram } = part(mapping)?;
-            let region = Region::new(guest.0, ram);
-            let start = NonNull::new(mapping.as_ptr())?;
-            // SAFETY: this is a shared mapping of just that part of the file, and lives as long as `self`. Ferry reads and
-            // writes it by address only.
-            Some(unsafe { region.mapped_at(start) })
-        };
         self.mapping.iter().filter_map(region).collect()
     }
 
@@ -291,6 +268,47 @@ fn part(region: &GuestRegionMmap) -> Option<Part<'_>> {
             bytes: region.len(),
         },
     })
+}
+
+fn region(mapping: &GuestRegionMmap) -> Option<Region<'_>> {
+    let Part { guest, ram } = part(mapping)?;
+    let region = Region::new(guest.0, ram);
+    let start = NonNull::new(mapping.as_ptr())?;
+    // SAFETY: this is a shared mapping of just that part of the file, and lives as long as the reference. Ferry reads and writes it by
+    // address only.
+    Some(unsafe { region.mapped_at(start) })
+}
+
+/// Does `work` for pieces of so many bytes, on several threads, until `cancel` says otherwise. Says whether all of it has succeeded.
+fn in_pieces(bytes: u64, cancel: &AtomicBool, work: impl Fn(u64, u64) -> bool + Sync) -> bool {
+    /// Bytes between two looks at `cancel`: some hundredths of a second.
+    const PIECE: u64 = 64 << 20;
+    /// The most threads: more of them wait for memory, and for each other.
+    const THREADS: u64 = 8;
+    let next = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || {
+        while !cancel.load(Ordering::Relaxed) {
+            let at = next.fetch_add(PIECE, Ordering::Relaxed);
+            if at >= bytes {
+                return;
+            }
+            if !work(at, PIECE.min(bytes - at)) {
+                failed.store(true, Ordering::Relaxed);
+            }
+        }
+    };
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get) as u64;
+    let threads = processors.min(THREADS).min(bytes.div_ceil(PIECE));
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // If there is no thread for it, the others do its share.
+            let builder = std::thread::Builder::new().name("prefault".into());
+            let _ = builder.stack_size(64 << 10).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    !failed.into_inner()
 }
 
 /// Touches `bytes` at `at` of a region.

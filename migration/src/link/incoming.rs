@@ -1,6 +1,7 @@
 //! The frame that is on its way in. It is read as far as it has come, and so a wait can end within it and go on later.
 
 use std::io;
+use std::ops::Range;
 
 use super::error::Violation;
 use super::message::{self, HEAD};
@@ -10,11 +11,15 @@ use super::wire::{Direction, FRAME_HEADER, FrameHeader};
 use super::{Purpose, StreamId, Tally};
 use crate::pages::Piece;
 
+/// To what is aligned like this the kernel copies in half to two thirds of the time.
+const ALIGNED: usize = 64;
+
 pub(super) struct Incoming {
     header: [u8; FRAME_HEADER],
     header_there: usize,
     frame: Option<FrameHeader>,
-    body: Vec<u8>,
+    /// With the body of the frame in it, so that what is behind its head is aligned.
+    buffer: Vec<u8>,
     body_there: usize,
     /// How long the body is that was taken last, if it is a chunk's.
     chunk: usize,
@@ -51,7 +56,7 @@ impl Incoming {
             header: [0; FRAME_HEADER],
             header_there: 0,
             frame: None,
-            body: Vec::new(),
+            buffer: Vec::new(),
             body_there: 0,
             chunk: 0,
             direction: Direction::new(attempt, purpose.index(), from),
@@ -85,7 +90,8 @@ impl Incoming {
         if self.is_whole() {
             return Ok(Advance::Whole(frame.kind));
         }
-        let read = transport.read(&mut self.body[self.body_there..frame.length]);
+        let there = self.body_there;
+        let read = transport.read(&mut self.body_mut()[there..frame.length]);
         let advance = arrived(read, &mut self.body_there)?;
         match self.is_whole() {
             true => self.check(frame),
@@ -105,8 +111,9 @@ impl Incoming {
         }
         let frame = FrameHeader::decode(&self.header)?;
         admit(frame.kind)?;
-        if self.body.len() < frame.length {
-            self.body.resize(frame.length, 0);
+        let needed = frame.length + ALIGNED;
+        if self.buffer.len() < needed {
+            self.buffer.resize(needed, 0);
         }
         self.frame = Some(frame);
         match self.is_whole() {
@@ -116,10 +123,20 @@ impl Incoming {
     }
 
     fn check(&mut self, frame: FrameHeader) -> Result<Advance, Wrong> {
-        let body = &self.body[..frame.length];
+        let body = &self.buffer[begin(&self.buffer)..][..frame.length];
         let (head, data) = body.split_at(message::head_bytes(frame.kind).min(body.len()));
         self.direction.check(&self.header, frame, head, data)?;
         Ok(Advance::Whole(frame.kind))
+    }
+
+    /// Without a frame there may be none.
+    fn body(&self) -> &[u8] {
+        self.buffer.get(begin(&self.buffer)..).unwrap_or_default()
+    }
+
+    fn body_mut(&mut self) -> &mut [u8] {
+        let begin = begin(&self.buffer);
+        self.buffer.get_mut(begin..).unwrap_or_default()
     }
 
     /// Whether a frame of pages has begun of which no page was read; the length of the pages.
@@ -130,19 +147,21 @@ impl Incoming {
 
     /// Reads on up to the first page; what comes before it, once it is there.
     pub(super) fn advance_to_pages(&mut self, transport: &mut Transport) -> Result<Advance, Wrong> {
-        let read = transport.read(&mut self.body[self.body_there..HEAD]);
+        let there = self.body_there;
+        let read = transport.read(&mut self.body_mut()[there..HEAD]);
         arrived(read, &mut self.body_there)
     }
 
     /// What comes before the first page, if it is there.
     pub(super) fn pages_head(&self) -> Option<[u8; HEAD]> {
-        self.body[..self.body_there].first_chunk().copied()
+        self.body()[..self.body_there].first_chunk().copied()
     }
 
     /// The pages were read elsewhere. Makes room for the next frame, if they are right.
     pub(super) fn check_elsewhere(&mut self, piece: &Piece<'_>) -> Result<(), Violation> {
         if let Some(frame) = self.frame {
-            let (direction, header, head) = (&mut self.direction, &self.header, &self.body[..HEAD]);
+            let head = &self.buffer[begin(&self.buffer)..][..HEAD];
+            let (direction, header) = (&mut self.direction, &self.header);
             piece.summed(|data| direction.check(header, frame, head, data))?;
         }
         self.take();
@@ -159,19 +178,25 @@ impl Incoming {
             Some(frame) if frame.kind == Kind::Chunk => length,
             _ => 0,
         };
-        &self.body[..length]
+        &self.body()[..length]
     }
 
-    /// Hands out the body of the chunk that was taken last, in exchange for another buffer; returns its length.
-    pub(super) fn swap_chunk(&mut self, buffer: &mut Vec<u8>) -> usize {
+    /// Hands out the body of the chunk that was taken last, in exchange for another buffer; returns where in it the data are.
+    pub(super) fn swap_chunk(&mut self, buffer: &mut Vec<u8>) -> Range<usize> {
         // What is being read is not to be given away.
         let length = std::mem::take(&mut self.chunk);
         if self.frame.is_some() || length == 0 {
-            return 0;
+            return 0..0;
         }
-        std::mem::swap(&mut self.body, buffer);
-        length
+        std::mem::swap(&mut self.buffer, buffer);
+        let begin = begin(buffer);
+        begin + HEAD..begin + length
     }
+}
+
+/// Where a body begins in this buffer.
+fn begin(buffer: &[u8]) -> usize {
+    (buffer.as_ptr().addr() + HEAD).wrapping_neg() % ALIGNED
 }
 
 pub(super) fn arrived(read: io::Result<usize>, there: &mut usize) -> Result<Advance, Wrong> {

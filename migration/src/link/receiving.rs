@@ -6,10 +6,10 @@ use super::Purpose;
 use super::connection::{Condition, Link};
 use super::error::{Cause, Error, Violation};
 use super::incoming::{Advance, Wrong, arrived};
-use super::message::{self, HEAD, Message, Tally, be_u64};
+use super::message::{self, Message, Tally, be_u64};
 use super::order::{Event, Kind, Last};
 use super::socket::{Waited, Want};
-use crate::pages::Place;
+use crate::pages::Piece;
 use crate::watch::{Unwatched, Watch};
 
 /// How many `Alive` are taken at a time: a side that sends nothing else is not listened to for ever.
@@ -78,8 +78,8 @@ impl Link {
     /// The data of the [`Message::Chunk`] that came last, so that it can be looked at while the connection is used. It is not copied:
     /// the buffer that it is in changes places with `spare`. Empty if there is none, or something came behind it.
     pub fn take_chunk<'b>(&mut self, spare: &'b mut Vec<u8>) -> &'b [u8] {
-        let length = self.incoming.swap_chunk(spare);
-        spare.get(HEAD..length).unwrap_or_default()
+        let data = self.incoming.swap_chunk(spare);
+        spare.get(data).unwrap_or_default()
     }
 
     /// Waits for the next message, which is to be taken then.
@@ -123,26 +123,17 @@ impl Link {
     /// more is read.
     pub(crate) fn receive_pages(
         &mut self,
-        gpa: u64,
-        place: &Place<'_>,
+        piece: &Piece<'_>,
         watch: &dyn Watch,
     ) -> Result<(), Error> {
         self.input = Condition::Broken;
-        let piece = place.piece();
         let mut heard = Instant::now();
         let mut there = 0;
         while there < piece.bytes() {
             if watch.cancelled() {
                 return Err(self.cancelled());
             }
-            let read = match place {
-                Place::Memory(piece) => self.transport.read_into(piece, there),
-                Place::File { file, at, .. } => {
-                    let at = at + there as u64;
-                    let moved = self.transport.move_into(file, at, piece.bytes() - there);
-                    moved.map_err(|source| Error::Ram { gpa, source })?
-                }
-            };
+            let read = self.transport.read_into(piece, there);
             match arrived(read, &mut there).map_err(|wrong| self.wrong(wrong))? {
                 Advance::End => return Err(self.closed()),
                 Advance::None => {
@@ -164,7 +155,7 @@ impl Link {
             bytes: 0,
         };
         self.incoming
-            .check_elsewhere(&piece)
+            .check_elsewhere(piece)
             .and_then(|()| self.order.follow(self.side.other(), event))
             .map_err(|violation| self.violated(violation))?;
         self.input = Condition::Whole;

@@ -1,12 +1,9 @@
 //! A connected socket that never blocks by itself, with or without TLS on it, and waiting for it.
 
-use std::fs::File;
 use std::io::{self, IoSlice, Read};
-use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use rustix::pipe::{SpliceFlags, splice};
 use socket2::{SockRef, Socket};
 
 use super::handles::Handles;
@@ -50,8 +47,6 @@ pub(super) struct Transport {
     tls: Option<Box<Session>>,
     /// Where descriptors can come.
     handles: Option<Handles>,
-    /// Through which pages are moved into files.
-    pipe: Option<Pipe>,
 }
 
 impl Transport {
@@ -79,7 +74,6 @@ impl Transport {
             is_unix,
             tls,
             handles: None,
-            pipe: None,
         })
     }
 
@@ -101,24 +95,6 @@ impl Transport {
     pub(super) fn read_into(&self, piece: &Piece<'_>, there: usize) -> io::Result<usize> {
         debug_assert!(self.is_plain());
         retried(|| piece.receive(&self.socket, there))
-    }
-
-    /// As [`Transport::read`], but moves at most so many bytes to `at` in a file in memory. The outer error is the file's.
-    pub(super) fn move_into(
-        &mut self,
-        file: &File,
-        at: u64,
-        bytes: usize,
-    ) -> io::Result<io::Result<usize>> {
-        debug_assert!(self.is_plain());
-        let pipe = match &mut self.pipe {
-            Some(pipe) => pipe,
-            none => none.insert(Pipe::new()?),
-        };
-        match retried(|| pipe.fill(&self.socket, bytes)) {
-            Ok(bytes) => pipe.empty(file, at, bytes).map(|()| Ok(bytes)),
-            Err(error) => Ok(Err(error)),
-        }
     }
 
     /// Whether pages can be lent to the kernel. Over TCP it may hold on to them even when the other side has them.
@@ -235,51 +211,6 @@ impl Transport {
             libc::POLLIN | libc::POLLRDHUP,
         )];
         poll(&mut entry, Duration::ZERO).unwrap_or(true)
-    }
-}
-
-/// What moves pages from a socket into a file: the kernel does it through a pipe.
-struct Pipe {
-    reader: PipeReader,
-    writer: PipeWriter,
-}
-
-impl Pipe {
-    /// What it is to hold, in bytes; a kernel that does not allow it has less.
-    const SIZE: usize = 256 << 10;
-
-    fn new() -> io::Result<Self> {
-        let (reader, writer) = io::pipe()?;
-        let _ = rustix::pipe::fcntl_setpipe_size(&writer, Self::SIZE);
-        Ok(Pipe { reader, writer })
-    }
-
-    /// Takes at most so many bytes off a socket; 0 bytes is the end.
-    fn fill(&self, socket: &Socket, bytes: usize) -> io::Result<usize> {
-        Ok(splice(
-            socket,
-            None,
-            &self.writer,
-            None,
-            bytes,
-            SpliceFlags::NONBLOCK,
-        )?)
-    }
-
-    /// Moves what it holds, so many bytes, into a file.
-    fn empty(&self, file: &File, mut at: u64, bytes: usize) -> io::Result<()> {
-        let mut left = bytes;
-        while left > 0 {
-            let moved = retried(|| {
-                let (to, flags) = (Some(&mut at), SpliceFlags::empty());
-                Ok(splice(&self.reader, None, file, to, left, flags)?)
-            })?;
-            match left.checked_sub(moved) {
-                Some(rest) if moved > 0 => left = rest,
-                _ => return Err(io::ErrorKind::WriteZero.into()),
-            }
-        }
-        Ok(())
     }
 }
 

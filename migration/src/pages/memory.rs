@@ -50,7 +50,7 @@ impl<'a> Memory<'a> {
     /// So many bytes at `at`, if they are in it, and all their pages are mapped to memory; of a few pages that is not known.
     pub(super) fn present(&self, at: u64, bytes: u64) -> Option<Piece<'a>> {
         let piece = self.piece(at, bytes).filter(|_| bytes >= MANY)?;
-        sys::is_present(piece.start.as_ptr() as usize, piece.bytes).then_some(piece)
+        sys::is_present(piece.address(), piece.bytes).then_some(piece)
     }
 
     /// So many bytes at `at`, if they are in it.
@@ -84,6 +84,11 @@ impl Piece<'_> {
         self.bytes
     }
 
+    /// Where they are, for the kernel.
+    pub(super) fn address(&self) -> usize {
+        self.start.as_ptr() as usize
+    }
+
     /// Copies them out, as many as there is room for.
     pub(super) fn copy_to(&self, buffer: &mut [u8]) {
         let bytes = self.bytes.min(buffer.len());
@@ -112,8 +117,7 @@ impl Piece<'_> {
         }
     }
 
-    /// What `sum` makes of them, on the receiver's side: nobody who keeps to the protocol writes to RAM before the commit. By being
-    /// read they are mapped, if they were not: the kernel maps many at a time, in less time than it takes to ask for that.
+    /// What `sum` makes of them, on the receiver's side: nobody who keeps to the protocol writes to RAM before the commit.
     pub(crate) fn summed<T>(&self, sum: impl FnOnce(&[u8]) -> T) -> T {
         // SAFETY: the bytes are mapped, and this reference to them does not last. No guest runs yet. A back-end that writes all
         // the same only changes what the sum is.

@@ -5,10 +5,12 @@
 //! zeros are named and not sent. A page is copied out of RAM first, and the copy is looked at, summed up and sent: the guest
 //! may write to the page meanwhile, and what is sent must be what was summed up.
 //!
-//! The receiver checks where the pages of a frame belong before it [writes](RamTarget) any of them. Where RAM is mapped they are received into RAM
-//! itself, and their checksum is known when they are there. If it is wrong the attempt has failed, and this RAM is never a guest's.
+//! The receiver checks where the pages of a frame belong before it [writes](RamTarget) any of them. Where RAM is mapped and its pages are
+//! there they are received into RAM itself, and their checksum is known when they are there. If it is wrong the attempt has failed, and
+//! this RAM is never a guest's. Elsewhere [new pages](Filler) are made of what has come.
 
 mod bitmap;
+mod filler;
 mod memory;
 mod receive;
 mod send;
@@ -18,8 +20,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use bitmap::{Bitmap, Run};
+pub use filler::Filler;
 pub(crate) use memory::Piece;
-pub(crate) use receive::Place;
 pub use receive::RamTarget;
 pub use send::{Sent, catch_up, end_extra, end_main, send_all, send_dirty};
 pub(crate) use staging::{Staged, Staging};

@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::Piece;
 use super::memory::{MANY, Memory};
-use super::{BLOCK, PAGE, Region};
+use super::{BLOCK, Filler, PAGE, Piece, Region};
 use crate::link::{Arrived, Error, Kind, Link, Message, Violation};
 use crate::sys;
 use crate::watch::Watch;
@@ -25,30 +24,7 @@ struct Target<'a> {
     /// Huge pages cannot be written to as a file.
     mapping: Option<sys::Mapping>,
     memory: Option<Memory<'a>>,
-    /// Whether pages can be moved into it without being mapped.
-    splices: bool,
-}
-
-/// Where pages can be received at once.
-pub(crate) enum Place<'a> {
-    /// Where they are mapped.
-    Memory(Piece<'a>),
-    /// In a file, which is mapped as well.
-    File {
-        file: &'a File,
-        /// Where in it, in bytes.
-        at: u64,
-        piece: Piece<'a>,
-    },
-}
-
-impl<'a> Place<'a> {
-    /// Where they are mapped once they are there.
-    pub(crate) fn piece(&self) -> Piece<'a> {
-        match self {
-            Place::Memory(piece) | Place::File { piece, .. } => *piece,
-        }
-    }
+    filler: Option<Filler<'a>>,
 }
 
 impl<'a> RamTarget<'a> {
@@ -66,9 +42,10 @@ impl<'a> RamTarget<'a> {
 
     /// Where pages that are about to come over connection `index` can be received at once; nowhere, if they are to be written
     /// when they are there.
-    fn place(&self, index: u16, gpa: u64, bytes: u64) -> Result<Option<Place<'_>>, Violation> {
+    fn present(&self, index: u16, gpa: u64, bytes: u64) -> Result<Option<Piece<'_>>, Violation> {
         let (target, at) = self.find(Kind::Pages, index, gpa, bytes)?;
-        Ok(target.place(at, bytes))
+        let memory = target.memory.as_ref();
+        Ok(memory.and_then(|memory| memory.present(at - target.offset, bytes)))
     }
 
     /// Writes pages that came over connection `index`, and says how many bytes they are. The inner error is the other
@@ -139,30 +116,21 @@ impl<'a> Target<'a> {
                     false => None,
                 },
                 memory,
-                splices: sys::is_tmpfs(part.file)?,
+                filler: Filler::new(region),
             }),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
-    fn place(&self, at: u64, bytes: u64) -> Option<Place<'_>> {
-        let memory = self.memory?;
-        let inside = at - self.offset;
-        match memory.present(inside, bytes) {
-            Some(piece) => Some(Place::Memory(piece)),
-            None if self.splices && bytes >= MANY => Some(Place::File {
-                file: &self.file,
-                at,
-                piece: memory.piece(inside, bytes)?,
-            }),
-            None => None,
-        }
-    }
-
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
-        match &self.mapping {
-            Some(mapping) => mapping.write(at, data),
-            None => self.file.write_all_at(data, at),
+        let write = |at, data: &[u8]| self.file.write_all_at(data, at);
+        match (&self.mapping, &self.filler) {
+            (Some(mapping), _) => mapping.write(at, data),
+            (None, Some(filler)) if data.len() as u64 >= MANY => {
+                let inside = at - self.offset;
+                filler.copy(inside, data, |at, data| write(self.offset + at, data))
+            }
+            (None, _) => write(at, data),
         }
     }
 
@@ -191,9 +159,9 @@ impl Link {
         loop {
             if let Arrived::Pages { gpa, bytes } = self.next_arrived(watch)? {
                 // Before anything of it is anywhere.
-                let place = ram.place(index, gpa, bytes);
-                if let Some(place) = place.map_err(|violation| self.reject(violation))? {
-                    self.receive_pages(gpa, &place, watch)?;
+                let piece = ram.present(index, gpa, bytes);
+                if let Some(piece) = piece.map_err(|violation| self.reject(violation))? {
+                    self.receive_pages(&piece, watch)?;
                     watch.done(bytes);
                     continue;
                 }

@@ -188,11 +188,13 @@ impl Incoming {
         // Made now, while the guest still runs.
         rehearsal::loading(hypervisor, ram, &self.guest, devices);
         let shell = Shell::new(hypervisor, ram, &self.guest.cpuids)?;
+        // Nothing touches what is missing of RAM as long as this is there, and no longer.
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
         self.link.send(&Message::Prepared, &*meter)?;
         meter.enter(Phase::Precopy);
         let extra = self.wait_for_joins(place.timeouts.request)?;
         let (state, tallies) = self.receive_ram(&target, extra)?;
+        drop(target);
         meter.enter(Phase::Machine);
         let (state, rests) = read_state(&state, self.link.attempt(), devices)?;
         let machine = Machine::from_state(

@@ -191,8 +191,12 @@ fn pages_that_are_damaged_end_the_attempt() {
             matches!(&error, Error::Protocol { violation, .. } if wrong(violation)),
             "{error}"
         );
-        // They were received where they belong; nobody gets this RAM.
-        assert!(content(&ram.file)[gpa as usize..][..MANY * 4096] == bytes[FRAME_HEADER + 8..]);
+        // Where pages are there they were received where they belong; nobody gets this RAM.
+        let expected = match gpa < BYTES / 2 {
+            true => &bytes[FRAME_HEADER + 8..],
+            false => &[0; MANY * 4096],
+        };
+        assert!(content(&ram.file)[gpa as usize..][..MANY * 4096] == *expected);
         liar.expect_broken();
     }
 }
@@ -290,6 +294,9 @@ fn a_wait_for_the_rest_of_pages_ends() {
         assert!(ends(&error), "{error}");
         // What is left of the frame is not taken for something else.
         liar.say(&bytes[bytes.len() - 1..]);
-        liar.expect_broken();
+        match gpa < BYTES / 2 {
+            true => liar.expect_broken(),
+            false => assert_eq!(liar.link.receive(&Unwatched).unwrap().kind(), Kind::Pages),
+        }
     }
 }

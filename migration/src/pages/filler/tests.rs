@@ -1,0 +1,137 @@
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::MemfdFlags;
+
+use super::*;
+use crate::ram::RamPart;
+use crate::sys::{self, Mapping};
+
+const PAGES: u64 = 64;
+const BYTES: u64 = PAGES * PAGE;
+
+/// RAM of which the third page is there, and the last one.
+struct Ram {
+    file: File,
+    mapping: Mapping,
+}
+
+impl Ram {
+    fn new() -> Self {
+        let file = rustix::fs::memfd_create("filler-test", MemfdFlags::CLOEXEC).unwrap();
+        Ram::of(File::from(file))
+    }
+
+    fn of(file: File) -> Self {
+        file.set_len(BYTES).unwrap();
+        for page in [2, PAGES - 1] {
+            file.write_all_at(&[7; PAGE as usize], page * PAGE).unwrap();
+        }
+        let mapping = Mapping::new(&file, BYTES).unwrap();
+        Ram { file, mapping }
+    }
+
+    fn region(&self) -> Region<'_> {
+        let part = RamPart {
+            file: &self.file,
+            offset: 0,
+            bytes: BYTES,
+        };
+        // SAFETY: the mapping is of all of the file, and lives as long as `self`.
+        unsafe { Region::new(0, part).mapped_at(self.mapping.start()) }
+    }
+
+    /// None where this process may not have one for any file.
+    fn filler(&self) -> Option<Filler<'_>> {
+        let filler = Filler::new(&self.region());
+        let flags = UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
+        // SAFETY: nothing is done with it.
+        let is_allowed = unsafe { rustix::mm::userfaultfd(flags) }.is_ok();
+        assert_eq!(filler.is_some(), is_allowed);
+        filler
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let mut content = vec![0; BYTES as usize];
+        self.file.read_exact_at(&mut content, 0).unwrap();
+        content
+    }
+
+    fn pages_there(&self) -> u64 {
+        self.file.metadata().unwrap().blocks() * 512 / PAGE
+    }
+
+    fn is_mapped(&self, page: u64) -> bool {
+        let address = self.mapping.start().as_ptr() as usize + (page * PAGE) as usize;
+        sys::is_present(address, PAGE as usize)
+    }
+}
+
+#[test]
+fn what_is_missing_is_made_and_what_is_there_is_left_to_be_written() {
+    let ram = Ram::new();
+    let data: Vec<u8> = (0..BYTES).map(|at| (at / 1000) as u8 | 1).collect();
+    let Some(filler) = ram.filler() else {
+        return;
+    };
+    let mut written = Vec::new();
+    let copied = filler.copy(0, &data, |at, page| {
+        written.push((at / PAGE, page.len()));
+        ram.file.write_all_at(page, at)
+    });
+    copied.unwrap();
+    assert_eq!(written, [(2, PAGE as usize), (PAGES - 1, PAGE as usize)]);
+    assert!(ram.content() == data);
+    assert!(ram.is_mapped(0) && ram.is_mapped(PAGES - 2));
+    // An error of the caller's ends it.
+    let failed = filler.copy(0, &data, |_, _| Err(io::ErrorKind::StorageFull.into()));
+    assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::StorageFull);
+}
+
+#[test]
+fn zeros_do_not_change_what_is_there() {
+    let ram = Ram::new();
+    let before = ram.content();
+    let Some(filler) = ram.filler() else {
+        return;
+    };
+    assert_eq!(ram.pages_there(), 2);
+    filler.clear(PAGE, BYTES - 2 * PAGE).unwrap();
+    assert_eq!(ram.pages_there(), PAGES - 1);
+    filler.clear(0, BYTES).unwrap();
+    filler.clear(0, BYTES).unwrap();
+    assert_eq!(ram.pages_there(), PAGES);
+    assert!(ram.content() == before);
+}
+
+#[test]
+fn nothing_is_made_outside_of_the_region() {
+    let ram = Ram::new();
+    let Some(filler) = ram.filler() else {
+        return;
+    };
+    let page = [1; PAGE as usize];
+    for at in [BYTES, u64::MAX - PAGE + 1] {
+        let copied = filler.copy(at, &page, |_, _| panic!("it is outside"));
+        assert!(copied.is_err());
+        assert!(filler.clear(at, PAGE).is_err());
+    }
+    assert!(filler.clear(BYTES - PAGE, 2 * PAGE).is_err());
+    assert_eq!(ram.pages_there(), 2);
+}
+
+#[test]
+fn pages_are_made_by_being_touched_again_once_it_is_gone() {
+    let ram = Ram::new();
+    drop(ram.filler());
+    ram.mapping.write(0, &[1]).unwrap();
+    assert_eq!(ram.pages_there(), 3);
+}
+
+#[test]
+fn files_that_are_not_in_memory_have_none() {
+    let file = tempfile::tempfile().unwrap();
+    let is_in_memory = sys::is_tmpfs(&file).unwrap();
+    let ram = Ram::of(file);
+    assert!(is_in_memory || Filler::new(&ram.region()).is_none());
+}
