@@ -218,7 +218,12 @@ pub fn rows() -> Vec<Row> {
 fn rows_over_more() -> Vec<Row> {
     let frame = |when, kind, nth| At::Frame(Place { when, kind, nth });
     let places = [
+        // While the second one is made.
+        (2, frame(When::After, Kind::Prepared, 1), Owner::Source),
+        (2, frame(When::Before, Kind::Pages, 1), Owner::Source),
         (2, frame(When::After, Kind::Pages, 2), Owner::Source),
+        (2, frame(When::Before, Kind::Synced, 1), Owner::Source),
+        (2, frame(When::Before, Kind::End, 1), Owner::Source),
         (2, frame(When::Before, Kind::End, 2), Owner::Source),
         (2, frame(When::After, Kind::Ready, 1), Owner::Giving),
         (2, frame(When::Before, Kind::Commit, 1), Owner::Nobody),

@@ -237,16 +237,8 @@ impl Incoming {
                 .name("prefault".into())
                 .spawn_scoped(scope, work)
                 .map_err(Error::Thread)?;
-            loop {
-                let alive = meter.unless_cancelled().and_then(|()| look(link));
-                if let Err(error) = alive {
-                    cancel.store(true, Ordering::Relaxed);
-                    return Err(error);
-                }
-                if done.recv_timeout(LOOK) == Err(RecvTimeoutError::Disconnected) {
-                    return Ok(());
-                }
-            }
+            let waited = wait_for_end(&done, || meter.unless_cancelled().and_then(|()| look(link)));
+            waited.inspect_err(|_| cancel.store(true, Ordering::Relaxed))
         })?;
         Ok(ram)
     }
@@ -305,16 +297,27 @@ impl Incoming {
         let meter = &*self.meter;
         let main = &mut self.link;
         std::thread::scope(|scope| {
+            let (working, ended) = channel::<()>();
             let threads: Vec<_> = extra
                 .into_iter()
                 .map(|link| {
+                    let working = working.clone();
+                    let work = move || {
+                        let received = receive_extra(link, target, meter);
+                        drop(working);
+                        received
+                    };
                     std::thread::Builder::new()
                         .name("pages".into())
-                        .spawn_scoped(scope, move || receive_extra(link, target, meter))
+                        .spawn_scoped(scope, work)
                         .map_err(Error::Thread)
                 })
                 .collect();
-            let state = receive_main(main, target, meter);
+            drop(working);
+            let state = receive_main(main, target, meter).and_then(|state| {
+                wait_for_end(&ended, || look(main))?;
+                Ok(state)
+            });
             // Connections that still wait for something would wait for their limit.
             let state = state.inspect_err(|_| meter.cancel());
             let mut tallies = Vec::new();
@@ -364,6 +367,17 @@ pub(super) fn look(link: &mut Link) -> Result<(), Error> {
     link.keep_alive_if_due()?;
     // The sender may be far ahead: what it sends is for who comes next.
     Ok(link.notice()?)
+}
+
+/// Waits until all who have a sender of this channel are done with it, unless `look` has an error meanwhile.
+fn wait_for_end(
+    ended: &Receiver<()>,
+    mut look: impl FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
+    while ended.recv_timeout(LOOK) != Err(RecvTimeoutError::Disconnected) {
+        look()?;
+    }
+    Ok(())
 }
 
 /// Tells back-ends of guest RAM.

@@ -288,7 +288,11 @@ impl<S: Fn(Word)> Job<S> {
                     return Ok(None);
                 }
                 Some(Go::Commit | Go::Reclaim) => return Err(Error::Cancelled),
-                None => links.iter_mut().try_for_each(Link::keep_alive_if_due)?,
+                None => {
+                    links.iter_mut().try_for_each(Link::keep_alive_if_due)?;
+                    // A guest does not go on standing still for a receiver that has given up.
+                    links.first_mut().map_or(Ok(()), Link::notice)?;
+                }
             }
         }
     }
