@@ -2,15 +2,15 @@
 //! files of its snapshot, or in clones of them.
 
 pub mod loss;
+mod prefault;
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::num::NonZero;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferry_api::config::MemoryConfig;
 use ferry_devices::vhost_user::RamRegion;
@@ -20,7 +20,7 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-use vm_migration::pages::{Filler, Region};
+use vm_migration::pages::Region;
 use vm_migration::ram::RamPart;
 
 use crate::layout;
@@ -165,28 +165,6 @@ impl GuestRam {
         })
     }
 
-    /// Makes all pages of RAM, if `config` asks for it, until it is done or `cancel` says so. It belongs to no guest yet, and
-    /// holds nothing but zeros. RAM from files is left alone: whoever maps them does not want all of it to be read first.
-    pub fn prefault(&self, config: &MemoryConfig, cancel: &AtomicBool) {
-        if !config.prefault || self.origin == Origin::Files {
-            return;
-        }
-        for mapping in self.mapping.iter() {
-            let bytes = mapping.len();
-            let filler = region(mapping).and_then(|region| Filler::new(&region));
-            // As long as there is a filler, nothing else can make them.
-            let is_filled = filler.is_some_and(|filler| {
-                in_pieces(bytes, cancel, |at, bytes| filler.clear(at, bytes).is_ok())
-            });
-            if !is_filled {
-                in_pieces(bytes, cancel, |at, bytes| {
-                    populate(mapping, at, bytes);
-                    true
-                });
-            }
-        }
-    }
-
     /// RAM as Ferry itself reads and writes it. A clone is another handle to the same RAM.
     pub fn mapping(&self) -> &GuestMemoryMmap {
         &self.mapping
@@ -277,56 +255,6 @@ fn region(mapping: &GuestRegionMmap) -> Option<Region<'_>> {
     // SAFETY: this is a shared mapping of just that part of the file, and lives as long as the reference. Ferry reads and writes it by
     // address only.
     Some(unsafe { region.mapped_at(start) })
-}
-
-/// Does `work` for pieces of so many bytes, on several threads, until `cancel` says otherwise. Says whether all of it has succeeded.
-fn in_pieces(bytes: u64, cancel: &AtomicBool, work: impl Fn(u64, u64) -> bool + Sync) -> bool {
-    /// Bytes between two looks at `cancel`: some hundredths of a second.
-    const PIECE: u64 = 64 << 20;
-    /// The most threads: more of them wait for memory, and for each other.
-    const THREADS: u64 = 8;
-    let next = AtomicU64::new(0);
-    let failed = AtomicBool::new(false);
-    let work = || {
-        while !cancel.load(Ordering::Relaxed) {
-            let at = next.fetch_add(PIECE, Ordering::Relaxed);
-            if at >= bytes {
-                return;
-            }
-            if !work(at, PIECE.min(bytes - at)) {
-                failed.store(true, Ordering::Relaxed);
-            }
-        }
-    };
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get) as u64;
-    let threads = processors.min(THREADS).min(bytes.div_ceil(PIECE));
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            // If there is no thread for it, the others do its share.
-            let builder = std::thread::Builder::new().name("prefault".into());
-            let _ = builder.stack_size(64 << 10).spawn_scoped(scope, work);
-        }
-        work();
-    });
-    !failed.into_inner()
-}
-
-/// Touches `bytes` at `at` of a region.
-fn populate(region: &GuestRegionMmap, at: u64, bytes: u64) {
-    // SAFETY: the range lies in the region's mapping; its content stays as it is.
-    let result = unsafe {
-        let start = region.as_ptr().add(at as usize);
-        libc::madvise(start.cast(), bytes as usize, libc::MADV_POPULATE_WRITE)
-    };
-    if result == 0 {
-        return;
-    }
-    // Linux before 5.14, or no memory left, which shows soon enough.
-    for page in (at..at + bytes).step_by(layout::PAGE_SIZE as usize) {
-        // SAFETY: the page lies in the region's mapping, and no guest and no back-end has it yet; RAM is all zeros, and
-        // stays so.
-        unsafe { region.as_ptr().add(page as usize).write_volatile(0) };
-    }
 }
 
 /// A memfd of fixed size: no one who holds it can shrink it under a mapping.
@@ -503,13 +431,6 @@ mod tests {
             .map(|part| (part.guest.0, part.ram.offset, part.ram.bytes))
             .collect();
         assert_eq!(parts, [(0, 0, 3 << 30), (4 << 30, 0, 64 << 20)]);
-        ram.prefault(
-            &MemoryConfig {
-                prefault: true,
-                ..config(0)
-            },
-            &AtomicBool::new(false),
-        );
         let other = ram.clone();
         assert_eq!(other.mapping().read_obj::<u64>(high).unwrap(), 8);
         other.discard().unwrap();

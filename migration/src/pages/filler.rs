@@ -4,6 +4,9 @@
 //! file's lock, for which several connections would wait, and leaves it to be mapped later. `userfaultfd(2)` does without: it makes a
 //! page, fills it and maps it at once, in half the time that it takes to ask for it (`MADV_POPULATE_WRITE`).
 
+mod registered;
+
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -17,14 +20,21 @@ use rustix::mm::UserfaultfdFlags;
 
 use super::memory::{Memory, Piece};
 use super::{PAGE, Region};
+use registered::Registered;
+pub use registered::make_missing;
+
+/// Whether the kernel makes huge pages of files in memory, if it makes the pages.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// Makes the pages that are missing from a region of guest RAM.
 ///
-/// As long as it lives, a page that is missing is not made by being touched in this process: that raises SIGBUS. The other processes that
-/// have the RAM mapped do not notice.
+/// As long as it lives, a page that is missing is not made by being touched in this process: that raises SIGBUS, whose handler has
+/// [`make_missing`]; a system call fails with `EFAULT`. The other processes that have the RAM mapped do not notice.
 pub struct Filler<'a> {
-    calls: OwnedFd,
     memory: Memory<'a>,
+    /// Ends before `calls` does.
+    _registered: Registered,
+    calls: OwnedFd,
 }
 
 /// How far the kernel got.
@@ -43,11 +53,24 @@ enum End {
 }
 
 impl<'a> Filler<'a> {
-    /// For a region that is mapped; none where the kernel does not do it, for this kind of file or for this user.
+    /// For a region that is mapped; none where the kernel does not do it, for this kind of file or for this user, or would make huge pages
+    /// instead.
     pub fn new(region: &Region<'a>) -> Option<Self> {
         let memory = region.memory?;
         let piece = memory.piece(0, region.part.bytes)?;
-        Self::register(memory, &piece).ok().flatten()
+        let huge_pages = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
+        let makes_them = |word| huge_pages.contains(word);
+        if ["[always]", "[within_size]", "[force]"]
+            .into_iter()
+            .any(makes_them)
+        {
+            return None;
+        }
+        let registered = Self::register(memory, &piece);
+        registered.unwrap_or_else(|error| {
+            tracing::debug!("no pages are made with userfaultfd(2), which is faster: {error}");
+            None
+        })
     }
 
     fn register(memory: Memory<'a>, all: &Piece<'_>) -> io::Result<Option<Self>> {
@@ -71,11 +94,20 @@ impl<'a> Filler<'a> {
         unsafe { call(&calls, UFFDIO_REGISTER, &mut register)? };
         // Not all of this can be done to huge pages.
         let needed = 1 << _UFFDIO_COPY | 1 << _UFFDIO_ZEROPAGE;
-        Ok((register.ioctls & needed == needed).then_some(Filler { calls, memory }))
+        if register.ioctls & needed != needed {
+            return Ok(None);
+        }
+        let addresses = all.address()..all.address() + all.bytes();
+        let registered = Registered::note(addresses, &calls);
+        Ok(registered.map(|registered| Filler {
+            memory,
+            _registered: registered,
+            calls,
+        }))
     }
 
-    /// Copies whole pages to `at` in the region. Those that are there already, and what the kernel does not do, are left to `write`,
-    /// which is given where in `data` and in the region they begin.
+    /// Copies whole pages to `at` in the region, up to the first that is there already, or that the kernel does not make. From there on they
+    /// are left to `write`, which is told where in the region that is.
     ///
     /// # Errors
     /// Those of `write`; what is not in the region.
@@ -83,22 +115,15 @@ impl<'a> Filler<'a> {
         &self,
         at: u64,
         data: &[u8],
-        mut write: impl FnMut(u64, &[u8]) -> io::Result<()>,
+        write: impl FnOnce(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            let at = at + done as u64;
-            let made = self.make_of(self.piece(at, rest.len())?, rest);
+            let from = at.saturating_add(done as u64);
+            let made = self.make_of(self.piece(from, rest.len())?, rest);
             done += made.bytes;
-            let (at, rest) = (at + made.bytes as u64, &rest[made.bytes..]);
-            match made.end {
-                End::Whole => (),
-                End::There => {
-                    let page = &rest[..rest.len().min(PAGE as usize)];
-                    write(at, page)?;
-                    done += page.len();
-                }
-                End::Failed(_) => return write(at, rest),
+            if !matches!(made.end, End::Whole) {
+                return write(from + made.bytes as u64, &rest[made.bytes..]);
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Guest RAM where this process has it mapped: as fast a way to its pages as there is, if the kernel has mapped them already.
 //!
-//! Pages that are not mapped are read and written as parts of the file. To touch them would cost more than it saves: a fault
-//! for each of them, and a page that is not there would become one by being looked at.
+//! Pages that are not mapped are read as parts of the file, and [made](super::Filler) or written as such. To touch them would cost more
+//! than it saves: a fault for each of them, and a page that is not there would become one by being looked at.
 //!
 //! The guest writes to its RAM whenever it likes, and so may back-ends. So bytes are copied in and out by address, and
 //! nothing depends on what they are: who reads a page while it is written gets some mixture. On the sender's side that is no
@@ -120,7 +120,7 @@ impl Piece<'_> {
     /// What `sum` makes of them, on the receiver's side: nobody who keeps to the protocol writes to RAM before the commit.
     pub(crate) fn summed<T>(&self, sum: impl FnOnce(&[u8]) -> T) -> T {
         // SAFETY: the bytes are mapped, and this reference to them does not last. No guest runs yet. A back-end that writes all
-        // the same only changes what the sum is.
+        // the same only changes what the sum is; one that makes a hole, too, after a SIGBUS that is handled.
         sum(unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes) })
     }
 }

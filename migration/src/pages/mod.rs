@@ -20,7 +20,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use bitmap::{Bitmap, Run};
-pub use filler::Filler;
+pub use filler::{Filler, make_missing};
 pub(crate) use memory::Piece;
 pub use receive::RamTarget;
 pub use send::{Sent, catch_up, end_extra, end_main, send_all, send_dirty};
@@ -51,7 +51,7 @@ impl<'a> Region<'a> {
         }
     }
 
-    /// The same, which is read and written where it is mapped, as far as its pages are there.
+    /// The same, which is read and written where it is mapped, as far as its pages are there; [new ones](Filler) are made there.
     ///
     /// # Safety
     /// As long as `'a` lasts, `part.bytes` bytes from `start` on are a shared mapping, readable and writable, of just this

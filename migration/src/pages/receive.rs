@@ -10,7 +10,7 @@ use crate::link::{Arrived, Error, Kind, Link, Message, Violation};
 use crate::sys;
 use crate::watch::Watch;
 
-/// Where RAM is received.
+/// Where RAM is received. As long as it lives, nothing else in this process touches pages that are missing, as with a [`Filler`].
 pub struct RamTarget<'a> {
     regions: Vec<Target<'a>>,
     connections: u64,

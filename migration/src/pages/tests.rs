@@ -186,7 +186,7 @@ fn ram_that_is_mapped_goes_over_as_any_other() {
     let (from, to) = (Mapped::new(), Mapped::new());
     // A part of it is there, and what is not does not come by being looked at.
     from.touch(HIGH + MIB);
-    to.touch(HIGH + MIB);
+    to.touch(HIGH + MIB + (128 << 10));
     let filled = [
         (4096, 2 * MIB as usize),
         (LOW - 8192, 4096),

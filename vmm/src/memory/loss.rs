@@ -6,11 +6,14 @@
 //! - the guest's accesses make `KVM_RUN` fail, or come back as accesses to a device: [`describe`] says why, and the guest
 //!   has crashed;
 //! - Ferry's own accesses raise SIGBUS. There is nothing to go on with, so Ferry says so and ends with [`STATUS`].
+//!
+//! While RAM is received, a page that a back-end has taken out of it raises SIGBUS as well; that one is made anew.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_migration::pages::make_missing;
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::terminal;
@@ -97,6 +100,9 @@ impl Drop for Watched {
 extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel gives handlers with SA_SIGINFO a valid pointer, and a SIGBUS has an address.
     let address = unsafe { (*info).si_addr() } as usize;
+    if make_missing(address) {
+        return;
+    }
     let is_ram = SLOTS.iter().any(|slot| {
         let start = slot.start.load(Ordering::SeqCst);
         start != 0 && (start..slot.end.load(Ordering::SeqCst)).contains(&address)

@@ -188,7 +188,7 @@ impl Incoming {
         // Made now, while the guest still runs.
         rehearsal::loading(hypervisor, ram, &self.guest, devices);
         let shell = Shell::new(hypervisor, ram, &self.guest.cpuids)?;
-        // Nothing touches what is missing of RAM as long as this is there, and no longer.
+        // Nothing in this process touches what is missing of RAM as long as this is there.
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;
         self.link.send(&Message::Prepared, &*meter)?;
         meter.enter(Phase::Precopy);

@@ -41,13 +41,20 @@ impl Ram {
         unsafe { Region::new(0, part).mapped_at(self.mapping.start()) }
     }
 
-    /// None where this process may not have one for any file.
+    /// None where this process may not have one for any file, or is better off without.
     fn filler(&self) -> Option<Filler<'_>> {
         let filler = Filler::new(&self.region());
         let flags = UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
         // SAFETY: nothing is done with it.
         let is_allowed = unsafe { rustix::mm::userfaultfd(flags) }.is_ok();
-        assert_eq!(filler.is_some(), is_allowed);
+        let huge_pages = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
+        let is_usual = ["[never]", "[advise]", "[deny]"]
+            .into_iter()
+            .any(|word| huge_pages.contains(word));
+        assert_eq!(filler.is_some(), is_allowed && is_usual);
+        if filler.is_none() {
+            eprintln!("skipped: userfaultfd(2) is not allowed, or huge pages are made");
+        }
         filler
     }
 
@@ -74,18 +81,31 @@ fn what_is_missing_is_made_and_what_is_there_is_left_to_be_written() {
     let Some(filler) = ram.filler() else {
         return;
     };
-    let mut written = Vec::new();
-    let copied = filler.copy(0, &data, |at, page| {
-        written.push((at / PAGE, page.len()));
-        ram.file.write_all_at(page, at)
+    let mut written = None;
+    let copied = filler.copy(0, &data, |at, pages| {
+        written = Some((at, pages.len() as u64));
+        ram.file.write_all_at(pages, at)
     });
     copied.unwrap();
-    assert_eq!(written, [(2, PAGE as usize), (PAGES - 1, PAGE as usize)]);
+    assert_eq!(written, Some((2 * PAGE, BYTES - 2 * PAGE)));
     assert!(ram.content() == data);
-    assert!(ram.is_mapped(0) && ram.is_mapped(PAGES - 2));
+    assert!(ram.is_mapped(0) && ram.is_mapped(1) && !ram.is_mapped(3));
     // An error of the caller's ends it.
     let failed = filler.copy(0, &data, |_, _| Err(io::ErrorKind::StorageFull.into()));
     assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::StorageFull);
+}
+
+#[test]
+fn all_that_is_missing_is_made() {
+    let ram = Ram::new();
+    let data: Vec<u8> = (0..60 * PAGE).map(|at| (at / 1000) as u8 | 1).collect();
+    let Some(filler) = ram.filler() else {
+        return;
+    };
+    let copied = filler.copy(3 * PAGE, &data, |_, _| panic!("nothing was there"));
+    copied.unwrap();
+    assert!(ram.content()[3 * PAGE as usize..][..data.len()] == data);
+    assert!((3..63).all(|page| ram.is_mapped(page)));
 }
 
 #[test]
@@ -129,9 +149,34 @@ fn pages_are_made_by_being_touched_again_once_it_is_gone() {
 }
 
 #[test]
+fn a_handler_can_let_pages_be_made_by_being_touched() {
+    let ram = Ram::new();
+    let Some(filler) = ram.filler() else {
+        return;
+    };
+    let address = ram.mapping.start().as_ptr() as usize;
+    assert!(make_missing(address + 5000));
+    ram.mapping.write(4096, &[1]).unwrap();
+    // What comes next is no longer a page that it was to make.
+    assert!(!make_missing(address + 5000));
+    // What it can no longer do is left to the caller.
+    let mut written = None;
+    let copied = filler.copy(0, &[1; PAGE as usize], |at, pages| {
+        written = Some((at, pages.len() as u64));
+        Ok(())
+    });
+    copied.unwrap();
+    assert_eq!(written, Some((0, PAGE)));
+    drop(filler);
+    assert!(!make_missing(address));
+}
+
+#[test]
 fn files_that_are_not_in_memory_have_none() {
-    let file = tempfile::tempfile().unwrap();
-    let is_in_memory = sys::is_tmpfs(&file).unwrap();
+    // Where the program itself is, which is on a disk.
+    let place = std::env::current_exe().unwrap();
+    let file = tempfile::tempfile_in(place.parent().unwrap()).unwrap();
     let ram = Ram::of(file);
+    let is_in_memory = sys::is_tmpfs(&ram.file).unwrap();
     assert!(is_in_memory || Filler::new(&ram.region()).is_none());
 }
