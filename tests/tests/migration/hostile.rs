@@ -138,12 +138,12 @@ fn noise(seed: u32, bytes: usize) -> Vec<u8> {
     noise
 }
 
-/// What a sender says in a migration over one connection, up to the end of the first round.
+/// What a sender says in a migration over one connection, until it waits for the receiver for the first time while it sends RAM.
 fn recorded(scene: &mut Scene) -> Vec<u8> {
     scene.listens();
     let proxy = Proxy::to(&scene.url).damaged(Way::ToSender, 1 << 40, Damage::Flip);
     proxy.set_rate(0);
-    // It is cut off before the receiver says that it has all of that.
+    // It is cut off before the receiver answers that.
     let proxy = proxy.damaged(Way::ToSender, TO_SENDER_BEFORE_SYNCED, Damage::Cut);
     scene.sending_over_fails(1, proxy.url());
     proxy.recorded()

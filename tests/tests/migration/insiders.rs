@@ -1,5 +1,6 @@
 //! Peers that know the protocol, and misuse it: most of all, ones that only say that they are there.
 
+use std::sync::mpsc::{TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -184,6 +185,11 @@ struct Between {
 
 impl Between {
     fn connected() -> Between {
+        Between::connected_for(MIGRATE)
+    }
+
+    /// The receiver is told that it is for this.
+    fn connected_for(purpose: Purpose) -> Between {
         let guest = hasty();
         let mut there = hasty_receiver(&guest);
         let url = guest.unix_url();
@@ -192,7 +198,7 @@ impl Between {
         let mut listener = listener(&own);
         guest.send(&Send::to(&own).connections(1));
         let to_sender = accept(&mut listener);
-        let to_receiver = dial(&url, to_sender.attempt(), MIGRATE).unwrap();
+        let to_receiver = dial(&url, to_sender.attempt(), purpose).unwrap();
         Between {
             guest,
             there,
@@ -266,6 +272,30 @@ fn dial(url: &str, attempt: StreamId, purpose: Purpose) -> Result<Link, Error> {
 }
 
 const MIGRATE: Purpose = Purpose::Migrate { connections: 1 };
+
+/// Others come all the time, and are not who is waited for.
+#[test]
+fn a_sender_whose_second_connection_never_comes() {
+    let mut between = Between::connected_for(Purpose::Migrate { connections: 2 });
+    between.prepared();
+    let url = between.url.clone();
+    let (told, heard) = channel::<()>();
+    let strangers = std::thread::spawn(move || {
+        let attempt = StreamId::draw().unwrap();
+        let mut refused = 0;
+        while heard.try_recv() == Err(TryRecvError::Empty) {
+            if let Err(Error::Refused { .. }) = dial(&url, attempt, MIGRATE) {
+                refused += 1;
+            }
+        }
+        refused
+    });
+    let error = flood(&mut between.to_receiver, PAUSES[1]);
+    drop(told);
+    assert!(strangers.join().unwrap() > 1);
+    assert!(matches!(error, Error::PeerFailed { .. }), "{error}");
+    between.ends(&["connection 2 of 2 has not come", "connections=1"]);
+}
 
 #[test]
 fn a_sender_that_never_commits() {
