@@ -1,7 +1,9 @@
 //! The machine itself, seen by the tiny guest: boot, memory map, ACPI, processors, time, and the ways in
 //! which it ends or begins again.
 
-use ferry_tests::{Ferry, Qsd};
+use std::process::{Command, Stdio};
+
+use ferry_tests::{Ferry, Qsd, TINY_GUEST, ferry_binary};
 
 #[test]
 fn a_guest_boots_and_powers_off() {
@@ -132,4 +134,21 @@ fn a_reset_starts_the_guest_again_with_its_disk() {
         assert_eq!(ended.lines("blk verified=40").len(), 3, "{how}");
         assert_eq!(ended.lines("reboot count=2").len(), 1, "{how}");
     }
+}
+
+#[test]
+fn ram_that_may_not_be_so_large_is_an_error_and_not_a_signal() {
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 100; exec \"$0\" \"$@\""])
+        .arg(ferry_binary())
+        .arg("--kernel")
+        .arg(TINY_GUEST)
+        .args(["--memory", "size=64M", "--serial", "null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert!(report.contains("guest RAM"), "{report}");
+    assert!(report.contains("File too large"), "{report}");
 }

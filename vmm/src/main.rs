@@ -46,6 +46,7 @@ mod exit {
 fn main() -> ExitCode {
     share_heap();
     raise_file_limit();
+    ignore_file_sizes();
     let status = match cli::parse(std::env::args_os()) {
         Ok(Request::Print(text)) => {
             // Whoever closed standard output does not want the text.
@@ -63,6 +64,12 @@ fn main() -> ExitCode {
 fn share_heap() {
     // SAFETY: called before any other thread is started; a refusal changes nothing.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// A file that may not grow any further (`RLIMIT_FSIZE`, which guest RAM counts against) is an error that is reported, and not the end.
+fn ignore_file_sizes() {
+    // SAFETY: called before any other thread is started; the call has no memory arguments, and a refusal changes nothing.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// As many file descriptors as the administrator allows: every queue of every device takes two, and the customary soft

@@ -45,7 +45,7 @@ fn a_guest_is_waited_for_until_it_is_there() {
     assert!(
         outcome
             .stdout
-            .starts_with("listen  1234 ms\nprecopy 0  received "),
+            .starts_with("listen  1234 ms\nprecopy  received "),
         "{outcome:?}"
     );
     assert!(outcome.stdout.contains(&said), "{outcome:?}");

@@ -99,7 +99,7 @@ pub enum Error {
     Crash(String),
     #[error("the guest has ended meanwhile")]
     Ended,
-    #[error("the boot was given up: {0}")]
+    #[error("it was given up: {0}")]
     Cancelled(&'static str),
 }
 

@@ -126,7 +126,9 @@ impl Vmm {
         if let Some(meter) = &self.migration {
             meter.end(Some(ferry_api::chain(error)));
         }
-        self.publish("migration", "receive-failed", [("reason", chain(error))]);
+        let reason = chain(error);
+        tracing::warn!("no guest has been received: {reason}");
+        self.publish("migration", "receive-failed", [("reason", reason)]);
     }
 
     /// The guest is here, and stands still.

@@ -27,11 +27,14 @@ pub fn line(progress: &Migration) -> String {
                 Role::Send => "sent",
                 Role::Receive => "received",
             };
-            text += &format!(" {}  {done} {}", progress.round, about(ram.sent_bytes));
+            if progress.role == Role::Send {
+                text += &format!(" {}", progress.round);
+            }
+            text += &format!("  {done} {}", about(ram.sent_bytes));
             if ram.bytes_per_second > 0 {
                 text += &format!(" at {}/s", about(ram.bytes_per_second));
             }
-            for part in outlook(ram) {
+            for part in outlook(progress.role, ram) {
                 text += &format!(", {part}");
             }
             if progress.throttle_percent > 0 {
@@ -152,8 +155,8 @@ fn headline(progress: &Migration) -> String {
 
 fn under_way(progress: &Migration) -> String {
     let mut text = String::new();
-    if progress.phase == Phase::Precopy {
-        text += &list("left", &outlook(&progress.ram));
+    if progress.phase == Phase::Precopy && progress.role == Role::Send {
+        text += &list("left", &outlook(progress.role, &progress.ram));
     }
     if let Some(ms) = progress.downtime_estimate_ms {
         text += &field("downtime", &format!("about {}, as it stands", precise(ms)));
@@ -161,8 +164,14 @@ fn under_way(progress: &Migration) -> String {
     text
 }
 
-/// What is left to send, and how long that takes.
-fn outlook(ram: &MigrationRam) -> Vec<String> {
+/// What is left to send, and how long that takes. A receiver does not know.
+fn outlook(role: Role, ram: &MigrationRam) -> Vec<String> {
+    match (role, ram.remaining_bytes) {
+        (Role::Receive, _) => return Vec::new(),
+        // It is on its way, however long that is.
+        (Role::Send, 0) => return vec!["waiting for the receiver to have it".into()],
+        (Role::Send, _) => {}
+    }
     let mut parts = vec![format!("{} left", about(ram.remaining_bytes))];
     let dirty = ram.dirty_bytes_per_second;
     if dirty > 0 {
@@ -253,12 +262,13 @@ mod tests {
             bytes_per_second: rate,
             dirty_bytes_per_second: dirty,
         };
-        outlook(&ram).join(", ")
+        outlook(Role::Send, &ram).join(", ")
     }
 
     #[test]
     fn the_rest_takes_as_long_as_the_rates_differ() {
         let mib = 1 << 20;
+        assert_eq!(left(mib, mib, 0), "waiting for the receiver to have it");
         assert_eq!(left(0, 0, mib), "1.0 MiB left");
         assert_eq!(left(2 * mib, 0, 5 * mib), "5.0 MiB left, ETA 3 s");
         let slow = "600.0 MiB left, dirty 1.0 MiB/s, ETA 10 min";
