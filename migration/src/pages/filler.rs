@@ -58,12 +58,7 @@ impl<'a> Filler<'a> {
     pub fn new(region: &Region<'a>) -> Option<Self> {
         let memory = region.memory?;
         let piece = memory.piece(0, region.part.bytes)?;
-        let huge_pages = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
-        let makes_them = |word| huge_pages.contains(word);
-        if ["[always]", "[within_size]", "[force]"]
-            .into_iter()
-            .any(makes_them)
-        {
+        if makes_huge_pages() {
             return None;
         }
         let registered = Self::register(memory, &piece);
@@ -178,6 +173,12 @@ impl<'a> Filler<'a> {
         let result = unsafe { call(&self.calls, UFFDIO_ZEROPAGE, &mut zero) };
         made(result, zero.zeropage, range.len)
     }
+}
+
+fn makes_huge_pages() -> bool {
+    let chosen = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
+    let words = ["[always]", "[within_size]", "[force]"];
+    words.into_iter().any(|word| chosen.contains(word))
 }
 
 fn range(piece: &Piece<'_>) -> uffdio_range {

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::slice;
 
@@ -109,6 +109,26 @@ impl Piece<'_> {
     /// # Errors
     /// As those of recv.
     pub(crate) fn receive(&self, socket: impl AsFd, there: usize) -> io::Result<usize> {
+        let socket = socket.as_fd();
+        match self.receive_once(socket, there) {
+            // A back-end has made a hole meanwhile, which only the kernel finds missing. Nothing was taken off the socket.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                self.touch();
+                self.receive_once(socket, there)
+            }
+            result => result,
+        }
+    }
+
+    /// Reads a byte of each page, by which pages that are missing are made.
+    fn touch(&self) {
+        for at in (0..self.bytes).step_by(PAGE) {
+            // SAFETY: the byte lies within the mapping, and any value is one.
+            unsafe { self.start.add(at).read_volatile() };
+        }
+    }
+
+    fn receive_once(&self, socket: BorrowedFd<'_>, there: usize) -> io::Result<usize> {
         let there = there.min(self.bytes);
         // SAFETY: what is left lies within the mapping, and is guest RAM, of which nobody here holds references.
         unsafe {

@@ -292,7 +292,7 @@ fn a_sender_whose_second_connection_never_comes() {
     });
     let error = flood(&mut between.to_receiver, PAUSES[1]);
     drop(told);
-    assert!(strangers.join().unwrap() > 1);
+    assert!(strangers.join().unwrap() > 0);
     assert!(matches!(error, Error::PeerFailed { .. }), "{error}");
     between.ends(&["connection 2 of 2 has not come", "connections=1"]);
 }

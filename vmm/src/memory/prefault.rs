@@ -124,9 +124,10 @@ mod tests {
 
     #[test]
     fn all_pages_are_made_if_that_is_asked_for() {
-        assert_eq!(there(true, false), BYTES);
-        assert_eq!(there(false, false), 2 * layout::PAGE_SIZE);
-        assert_eq!(there(true, true), 2 * layout::PAGE_SIZE);
+        assert!(there(true, false) >= BYTES);
+        // Two pages, which may be huge ones.
+        assert!(there(false, false) < BYTES / 2);
+        assert!(there(true, true) < BYTES / 2);
     }
 
     #[test]
@@ -135,7 +136,7 @@ mod tests {
         let region = ram.mapping().iter().next().unwrap();
         populate(region, 0, BYTES);
         let file = region.file_offset().unwrap().file();
-        assert_eq!(file.metadata().unwrap().blocks() * 512, BYTES);
+        assert!(file.metadata().unwrap().blocks() * 512 >= BYTES);
     }
 
     #[test]
@@ -145,7 +146,12 @@ mod tests {
         // Where there are none there is nothing to be seen.
         let fillers: Vec<_> = regions.iter().map(Filler::new).collect();
         let at = GuestAddress(0x1234);
-        assert_eq!(ram.mapping().read_obj::<u64>(at).unwrap(), 0);
+        // Several threads find it missing at once.
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(ram.mapping().read_obj::<u64>(at).unwrap(), 0));
+            }
+        });
         drop(fillers);
         ram.mapping().write_obj(7u64, at).unwrap();
     }

@@ -289,7 +289,8 @@ impl<S: Fn(Word)> Job<S> {
                 }
                 Some(Go::Commit | Go::Reclaim) => return Err(Error::Cancelled),
                 None => {
-                    // A guest does not go on standing still for a receiver that has given up.
+                    // A guest does not go on standing still for a receiver that has given up; only for the moment in which that
+                    // may say why.
                     links.first_mut().map_or(Ok(()), Link::notice)?;
                     let alive = links.iter_mut().try_for_each(Link::keep_alive_if_due);
                     alive.map_err(|error| links[0].explain(error))?;

@@ -47,11 +47,7 @@ impl Ram {
         let flags = UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
         // SAFETY: nothing is done with it.
         let is_allowed = unsafe { rustix::mm::userfaultfd(flags) }.is_ok();
-        let huge_pages = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
-        let is_usual = ["[never]", "[advise]", "[deny]"]
-            .into_iter()
-            .any(|word| huge_pages.contains(word));
-        assert_eq!(filler.is_some(), is_allowed && is_usual);
+        assert_eq!(filler.is_some(), is_allowed && !makes_huge_pages());
         if filler.is_none() {
             eprintln!("skipped: userfaultfd(2) is not allowed, or huge pages are made");
         }
@@ -157,8 +153,9 @@ fn a_handler_can_let_pages_be_made_by_being_touched() {
     let address = ram.mapping.start().as_ptr() as usize;
     assert!(make_missing(address + 5000));
     ram.mapping.write(4096, &[1]).unwrap();
-    // What comes next is no longer a page that it was to make.
-    assert!(!make_missing(address + 5000));
+    // Another thread may have had one at the same time. But it is not taken for that again and again.
+    assert!(make_missing(address));
+    assert!((0..1000).any(|_| !make_missing(address)));
     // What it can no longer do is left to the caller.
     let mut written = None;
     let copied = filler.copy(0, &[1; PAGE as usize], |at, pages| {
@@ -177,6 +174,8 @@ fn files_that_are_not_in_memory_have_none() {
     let place = std::env::current_exe().unwrap();
     let file = tempfile::tempfile_in(place.parent().unwrap()).unwrap();
     let ram = Ram::of(file);
-    let is_in_memory = sys::is_tmpfs(&ram.file).unwrap();
-    assert!(is_in_memory || Filler::new(&ram.region()).is_none());
+    let kind = rustix::fs::fstatfs(&ram.file).unwrap().f_type;
+    // An overlay maps the file below it, which may be in memory.
+    let may_be_in_memory = [libc::TMPFS_MAGIC, libc::OVERLAYFS_SUPER_MAGIC].contains(&kind);
+    assert!(may_be_in_memory || Filler::new(&ram.region()).is_none());
 }
