@@ -11,7 +11,7 @@ use super::wire::{Direction, FRAME_HEADER, FrameHeader};
 use super::{Purpose, StreamId, Tally};
 use crate::pages::Piece;
 
-/// To what is aligned like this the kernel copies in half to two thirds of the time.
+/// To what is aligned like this the kernel copies a good deal faster.
 const ALIGNED: usize = 64;
 
 pub(super) struct Incoming {

@@ -2,7 +2,7 @@
 //!
 //! To write to such a page where it is mapped costs a fault, and the kernel clears it first. To write it as a part of the file takes the
 //! file's lock, for which several connections would wait, and leaves it to be mapped later. `userfaultfd(2)` does without: it makes a
-//! page, fills it and maps it at once, in half the time that it takes to ask for it (`MADV_POPULATE_WRITE`).
+//! page, fills it and maps it at once, in less time than it takes to ask for one (`MADV_POPULATE_WRITE`).
 
 mod registered;
 
