@@ -17,6 +17,7 @@ use super::connection::{Introduction, Link};
 use super::error::Error;
 use super::order::Side;
 use super::socket::{self, TICK, Transport, Want};
+use super::strangers::Strangers;
 use super::tls::{self, Handshake};
 use super::versions::Versions;
 use super::wire::{PREAMBLE, Preamble};
@@ -40,6 +41,7 @@ pub struct Listener {
     _path: Option<OwnPath>,
     clients: VecDeque<Client>,
     patience: Patience,
+    strangers: Strangers,
 }
 
 /// A client that has not introduced itself.
@@ -79,6 +81,7 @@ impl Listener {
             _path: path,
             clients: VecDeque::new(),
             patience: Patience::default(),
+            strangers: Strangers::default(),
         })
     }
 
@@ -103,7 +106,7 @@ impl Listener {
     }
 
     /// Waits for a client that has introduced itself. It has to be [accepted](Link::accept_it) or
-    /// [refused](Link::refuse) then. Others are dropped with a warning.
+    /// [refused](Link::refuse) then. Others are dropped with a warning, if they are not too many.
     ///
     /// # Errors
     /// It was cancelled, the deadline has passed, or the socket failed.
@@ -148,7 +151,11 @@ impl Listener {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // Of this one client, or for the moment.
                 Err(error) if is_passing(&error) => {
-                    tracing::warn!("{}: cannot accept a client: {error}", self.address);
+                    let address = &self.address;
+                    self.strangers
+                        .tell(format_args!("{address}: cannot accept a client: {error}"));
+                    // It would be tried again at once, over and over.
+                    std::thread::sleep(TICK);
                     break;
                 }
                 Err(error) => return Err(Error::from_io(error, &self.address, ACCEPTING)),
@@ -168,7 +175,7 @@ impl Listener {
                 if self.clients.len() == CLIENTS_MOST
                     && let Some(client) = self.clients.pop_front()
                 {
-                    client.dropped("too many others came");
+                    client.dropped("too many others came", &mut self.strangers);
                 }
                 self.clients.push_back(Client {
                     transport,
@@ -178,7 +185,9 @@ impl Listener {
                     there: 0,
                 });
             }
-            Err(error) => tracing::warn!("{from}: a client was dropped: {error}"),
+            Err(error) => self
+                .strangers
+                .tell(format_args!("{from}: a client was dropped: {error}")),
         }
     }
 
@@ -189,13 +198,17 @@ impl Listener {
             match client.hear() {
                 Heard::Preamble(preamble) => match client.introduce(preamble, self.patience) {
                     Ok(link) => return Some(link),
-                    Err(error) => tracing::warn!("a client was refused: {error}"),
+                    Err(error) => self
+                        .strangers
+                        .tell(format_args!("a client was refused: {error}")),
                 },
                 Heard::NotYet if client.since.elapsed() < INTRODUCTION => {
                     self.clients.push_back(client);
                 }
-                Heard::NotYet => client.dropped("it did not introduce itself in time"),
-                Heard::Wrong(reason) => client.dropped(&reason),
+                Heard::NotYet => {
+                    client.dropped("it did not introduce itself in time", &mut self.strangers);
+                }
+                Heard::Wrong(reason) => client.dropped(&reason, &mut self.strangers),
             }
         }
         None
@@ -262,8 +275,11 @@ impl Client {
         }
     }
 
-    fn dropped(self, reason: &str) {
-        tracing::warn!("{}: a client was dropped: {reason}", self.from);
+    fn dropped(self, reason: &str, strangers: &mut Strangers) {
+        strangers.tell(format_args!(
+            "{}: a client was dropped: {reason}",
+            self.from
+        ));
     }
 }
 

@@ -59,6 +59,7 @@ mod order;
 mod receiving;
 mod sending;
 mod socket;
+mod strangers;
 mod tls;
 mod versions;
 mod wire;
