@@ -1,5 +1,7 @@
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 
 use rustix::fs::MemfdFlags;
 
@@ -166,6 +168,43 @@ fn a_handler_can_let_pages_be_made_by_being_touched() {
     assert_eq!(written, Some((0, PAGE)));
     drop(filler);
     assert!(!make_missing(address));
+}
+
+/// What a Ferry does about SIGBUS.
+extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel gives handlers with SA_SIGINFO a valid pointer, and a SIGBUS has an address.
+    if !make_missing(unsafe { (*info).si_addr() } as usize) {
+        // SAFETY: the call may be made here, and has no memory arguments. The instruction is tried again, and is the last.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+    }
+}
+
+#[test]
+fn a_hole_that_is_made_when_pages_are_about_to_be_received_is_no_error() {
+    // SAFETY: zeros are a valid value, and the handler does only what one may do.
+    let registered = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_bus_error as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut())
+    };
+    assert_eq!(registered, 0);
+    let ram = Ram::new();
+    ram.mapping.write(0, &vec![1; 6 * PAGE as usize]).unwrap();
+    let Some(_filler) = ram.filler() else {
+        return;
+    };
+    let piece = ram.region().memory.unwrap().piece(0, 6 * PAGE).unwrap();
+    sys::punch_hole(&ram.file, 2 * PAGE, 2 * PAGE).unwrap();
+    assert!(!ram.is_mapped(2));
+    let (mut sender, receiver) = UnixStream::pair().unwrap();
+    let data: Vec<u8> = (0..6 * PAGE).map(|at| (at / 1000) as u8 | 1).collect();
+    sender.write_all(&data).unwrap();
+    let mut there = 0;
+    while there < data.len() {
+        there += piece.receive(&receiver, there).unwrap();
+    }
+    assert!(ram.content()[..data.len()] == data);
 }
 
 #[test]
