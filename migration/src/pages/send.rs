@@ -18,6 +18,9 @@ use crate::watch::Watch;
 /// Pages are copied, looked at and sent in pieces of this size, which stay in a core's cache.
 const PIECE: u64 = PART as u64;
 
+/// A round of fewer bytes is sent over one connection after the other: threads would take longer to start than what it sends.
+const WORTH_THREADS: u64 = 1 << 20;
+
 /// How often a lane that is done looks whether the others are.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -67,7 +70,7 @@ pub fn send_dirty(
     progress: &Progress,
     watch: &dyn Watch,
 ) -> Result<Sent, Error> {
-    over_all(links, watch, |lane| {
+    let work = |lane: &mut Lane<'_>| {
         for run in dirty.runs() {
             if lane.is_its(run.gpa) {
                 for region in regions {
@@ -76,7 +79,11 @@ pub fn send_dirty(
             }
         }
         Ok(())
-    })
+    };
+    match dirty.count() * PAGE {
+        ..WORTH_THREADS => one_by_one(links, watch, work),
+        _ => over_all(links, watch, work),
+    }
 }
 
 /// Waits until the receiver has what was sent, and not only its socket. `links` are all connections, by index.
@@ -84,11 +91,17 @@ pub fn send_dirty(
 /// # Errors
 /// A connection fails, or it was cancelled.
 pub fn catch_up(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
-    let outcome = over_all(links, watch, |lane| {
-        lane.link.send(&Message::Sync, lane.watch)?;
-        lane.link.wait_synced(0, lane.watch)
-    });
-    outcome.map(drop)
+    let mut in_turn = || {
+        let mut asked = links.iter_mut();
+        asked.try_for_each(|link| link.send(&Message::Sync, watch))?;
+        for at in 0..links.len() {
+            links[at].wait_synced(0, watch)?;
+            // The other side hears from those, too, that were not waited for meanwhile.
+            links.iter_mut().try_for_each(Link::keep_alive_if_due)?;
+        }
+        Ok(())
+    };
+    in_turn().map_err(|error| explained(links, error))
 }
 
 /// Ends the extra connections, once all RAM is sent. `links` are all connections, by index.
@@ -222,9 +235,31 @@ fn over_all(
     });
     let ending = ending.into_inner();
     let outcome = ending.unwrap_or_else(PoisonError::into_inner).outcome;
-    match (outcome, links) {
-        (Err(error), [main, _, ..]) => Err(main.explain(error)),
-        (outcome, _) => outcome,
+    outcome.map_err(|error| explained(links, error))
+}
+
+/// Does `work` for one connection after the other.
+fn one_by_one(
+    links: &mut [Link],
+    watch: &dyn Watch,
+    work: impl Fn(&mut Lane<'_>) -> Result<(), Error>,
+) -> Result<Sent, Error> {
+    let of = links.len() as u64;
+    let mut all = Sent::default();
+    for (index, link) in (0..of).zip(links.iter_mut()) {
+        match Lane::run(link, (index, of), watch, &work) {
+            Ok(sent) => all += sent,
+            Err(error) => return Err(explained(links, error)),
+        }
+    }
+    Ok(all)
+}
+
+/// What a receiver that has several connections has said on the main one, if an error does not tell why there is one.
+fn explained(links: &mut [Link], error: Error) -> Error {
+    match links {
+        [main, _, ..] => main.explain(error),
+        _ => error,
     }
 }
 
