@@ -42,6 +42,8 @@ pub struct Listener {
     clients: VecDeque<Client>,
     patience: Patience,
     strangers: Strangers,
+    /// Whether clients could not be accepted lately for want of something.
+    is_exhausted: bool,
 }
 
 /// A client that has not introduced itself.
@@ -82,6 +84,7 @@ impl Listener {
             clients: VecDeque::new(),
             patience: Patience::default(),
             strangers: Strangers::default(),
+            is_exhausted: false,
         })
     }
 
@@ -106,7 +109,8 @@ impl Listener {
     }
 
     /// Waits for a client that has introduced itself. It has to be [accepted](Link::accept_it) or
-    /// [refused](Link::refuse) then. Others are dropped with a warning, if they are not too many.
+    /// [refused](Link::refuse) then. Others are dropped; the first of them are
+    /// warned of, the rest counted.
     ///
     /// # Errors
     /// It was cancelled, the deadline has passed, or the socket failed.
@@ -147,14 +151,21 @@ impl Listener {
     fn take_clients(&mut self) -> Result<(), Error> {
         for _ in 0..CLIENTS_MOST {
             match self.socket.accept() {
-                Ok((socket, from)) => self.take_client(socket, &from),
+                Ok((socket, from)) => {
+                    self.is_exhausted = false;
+                    self.take_client(socket, &from);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Of this one client, or for the moment.
-                Err(error) if is_passing(&error) => {
-                    let address = &self.address;
-                    self.strangers
-                        .tell(format_args!("{address}: cannot accept a client: {error}"));
-                    // It would be tried again at once, over and over.
+                // Of this one client, or nothing.
+                Err(error) if is_passing(&error) => {}
+                Err(error) if is_exhaustion(&error) => {
+                    if !std::mem::replace(&mut self.is_exhausted, true) {
+                        tracing::warn!(
+                            "{}: cannot accept a client, and will try again without a word: {error}",
+                            self.address
+                        );
+                    }
+                    // It is still there: without the pause, this would be a busy loop.
                     std::thread::sleep(TICK);
                     break;
                 }
@@ -285,9 +296,15 @@ impl Client {
 
 fn is_passing(error: &io::Error) -> bool {
     let code = error.raw_os_error();
+    matches!(code, Some(libc::ECONNABORTED | libc::EINTR))
+}
+
+/// Whether this process or the host has no more of something, for the moment.
+fn is_exhaustion(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
     matches!(
         code,
-        Some(libc::ECONNABORTED | libc::EINTR | libc::EMFILE | libc::ENFILE | libc::ENOBUFS)
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
     )
 }
 

@@ -11,6 +11,7 @@
 
 mod bitmap;
 mod filler;
+mod lanes;
 mod memory;
 mod receive;
 mod send;

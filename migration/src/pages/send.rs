@@ -3,11 +3,9 @@
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
+use super::lanes::{explained, one_by_one, over_all};
 use super::staging::{PART, Staging};
 use super::{BLOCK, Bitmap, PAGE, Progress, Region, Run};
 use crate::link::{Error, Link, Message, Tally};
@@ -15,14 +13,11 @@ use crate::ram::is_zero;
 use crate::sys;
 use crate::watch::Watch;
 
+/// A round of fewer bytes is sent over one connection after the other: threads would take longer to start than it takes to send them.
+const WORTH_THREADS: u64 = 256 << 10;
+
 /// Pages are copied, looked at and sent in pieces of this size, which stay in a core's cache.
 const PIECE: u64 = PART as u64;
-
-/// A round of fewer bytes is sent over one connection after the other: threads would take longer to start than what it sends.
-const WORTH_THREADS: u64 = 1 << 20;
-
-/// How often a lane that is done looks whether the others are.
-const TICK: Duration = Duration::from_millis(20);
 
 /// What a round has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,20 +65,15 @@ pub fn send_dirty(
     progress: &Progress,
     watch: &dyn Watch,
 ) -> Result<Sent, Error> {
-    let work = |lane: &mut Lane<'_>| {
-        for run in dirty.runs() {
-            if lane.is_its(run.gpa) {
-                for region in regions {
-                    lane.dirty(region, run, progress)?;
-                }
-            }
-        }
-        Ok(())
-    };
-    match dirty.count() * PAGE {
-        ..WORTH_THREADS => one_by_one(links, watch, work),
-        _ => over_all(links, watch, work),
+    if dirty.count() * PAGE < WORTH_THREADS {
+        let few: Vec<Run> = dirty.runs().collect();
+        return one_by_one(links, watch, |lane| {
+            lane.runs(few.iter().copied(), regions, progress)
+        });
     }
+    over_all(links, watch, |lane| {
+        lane.runs(dirty.runs(), regions, progress)
+    })
 }
 
 /// Waits until the receiver has what was sent, and not only its socket. `links` are all connections, by index.
@@ -96,7 +86,7 @@ pub fn catch_up(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
         asked.try_for_each(|link| link.send(&Message::Sync, watch))?;
         for at in 0..links.len() {
             links[at].wait_synced(0, watch)?;
-            // The other side hears from those, too, that were not waited for meanwhile.
+            // The receiver has not heard from the others meanwhile.
             links.iter_mut().try_for_each(Link::keep_alive_if_due)?;
         }
         Ok(())
@@ -128,7 +118,7 @@ pub fn end_main(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
 }
 
 /// One connection, with the blocks that travel on it.
-struct Lane<'a> {
+pub(super) struct Lane<'a> {
     link: &'a mut Link,
     index: u64,
     of: u64,
@@ -145,131 +135,9 @@ enum Zeros {
     Tell,
 }
 
-/// Ends when another lane has failed, too.
-struct Together<'a> {
-    watch: &'a dyn Watch,
-    failed: &'a AtomicBool,
-}
-
-impl Watch for Together<'_> {
-    fn done(&self, bytes: u64) {
-        self.watch.done(bytes);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.failed.load(Ordering::Relaxed) || self.watch.cancelled()
-    }
-}
-
-/// How a round ends: how many lanes are still at work, and what came out of the others.
-struct Ending {
-    working: u64,
-    outcome: Result<Sent, Error>,
-}
-
-impl Ending {
-    /// What has come of a lane. Of errors the first of those that say the most stays.
-    fn add(&mut self, result: Result<Sent, Error>, failed: &AtomicBool) {
-        match (&mut self.outcome, result) {
-            (Ok(all), Ok(sent)) => *all += sent,
-            (Ok(_), Err(error)) => {
-                self.outcome = Err(error);
-                failed.store(true, Ordering::Relaxed);
-            }
-            (Err(first), Err(error)) if error.cause() > first.cause() => *first = error,
-            (Err(_), _) => (),
-        }
-    }
-}
-
-/// Does `work` for each connection, on a thread of its own if there are several.
-fn over_all(
-    links: &mut [Link],
-    watch: &dyn Watch,
-    work: impl Fn(&mut Lane<'_>) -> Result<(), Error> + Sync,
-) -> Result<Sent, Error> {
-    let of = links.len() as u64;
-    let failed = AtomicBool::new(false);
-    let watch = Together {
-        watch,
-        failed: &failed,
-    };
-    let ending = Mutex::new(Ending {
-        working: of,
-        outcome: Ok(Sent::default()),
-    });
-    let ended = Condvar::new();
-    let run = |(index, link): (u64, &mut Link)| {
-        let result = Lane::run(link, (index, of), &watch, &work);
-        // Under the lock, so that a lane that ends because of this one comes later.
-        let mut ending = locked(&ending);
-        ending.working = ending.working.saturating_sub(1);
-        ending.add(result, &failed);
-        ended.notify_all();
-        // The other side hears from this connection while others are at work.
-        while ending.working > 0 {
-            if let Err(error) = link.keep_alive_if_due() {
-                ending.add(Err(error), &failed);
-                break;
-            }
-            let waited = ended.wait_timeout(ending, TICK);
-            ending = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    };
-    let mut lanes = (0..of).zip(links.iter_mut());
-    let first = lanes.next();
-    thread::scope(|scope| {
-        for lane in lanes {
-            let builder = thread::Builder::new().name(format!("pages-{}", lane.0));
-            if let Err(source) = builder.spawn_scoped(scope, || run(lane)) {
-                failed.store(true, Ordering::Relaxed);
-                let mut ending = locked(&ending);
-                ending.working = 0;
-                ending.outcome = Err(Error::Ram { gpa: 0, source });
-                return;
-            }
-        }
-        if let Some(first) = first {
-            run(first);
-        }
-    });
-    let ending = ending.into_inner();
-    let outcome = ending.unwrap_or_else(PoisonError::into_inner).outcome;
-    outcome.map_err(|error| explained(links, error))
-}
-
-/// Does `work` for one connection after the other.
-fn one_by_one(
-    links: &mut [Link],
-    watch: &dyn Watch,
-    work: impl Fn(&mut Lane<'_>) -> Result<(), Error>,
-) -> Result<Sent, Error> {
-    let of = links.len() as u64;
-    let mut all = Sent::default();
-    for (index, link) in (0..of).zip(links.iter_mut()) {
-        match Lane::run(link, (index, of), watch, &work) {
-            Ok(sent) => all += sent,
-            Err(error) => return Err(explained(links, error)),
-        }
-    }
-    Ok(all)
-}
-
-/// What a receiver that has several connections has said on the main one, if an error does not tell why there is one.
-fn explained(links: &mut [Link], error: Error) -> Error {
-    match links {
-        [main, _, ..] => main.explain(error),
-        _ => error,
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl<'a> Lane<'a> {
     /// Does `work` for this connection of so many.
-    fn run(
+    pub(super) fn run(
         link: &'a mut Link,
         (index, of): (u64, u64),
         watch: &'a dyn Watch,
@@ -326,6 +194,23 @@ impl<'a> Lane<'a> {
                 continue;
             }
             self.pages(region, run, Zeros::There, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Sends those of `runs` that are its own.
+    fn runs(
+        &mut self,
+        runs: impl Iterator<Item = Run>,
+        regions: &[Region<'_>],
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        for run in runs {
+            if self.is_its(run.gpa) {
+                for region in regions {
+                    self.dirty(region, run, progress)?;
+                }
+            }
         }
         Ok(())
     }

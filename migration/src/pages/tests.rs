@@ -250,6 +250,29 @@ fn pages_of_several_rounds_do_not_get_into_each_others_way() {
 }
 
 #[test]
+fn small_rounds_go_over_the_connections_that_their_pages_belong_on() {
+    for connections in [1, 3] {
+        let (from, to) = (Ram::new(), Ram::new());
+        transfer(connections, &to, |links| {
+            let progress = Progress::default();
+            for round in 0..20 {
+                let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
+                // In blocks of each connection, and over a border between two.
+                for gpa in [4096, MIB - 4096, 2 * MIB + round * 4096, HIGH_GPA] {
+                    from.write(gpa, &pattern(round + gpa, 8192));
+                    dirty.set_range(gpa, 8192);
+                }
+                let regions = from.regions();
+                let sent = send_dirty(links, &regions, &dirty, &progress, &Unwatched).unwrap();
+                assert_eq!(sent.data, 4 * 8192);
+                catch_up(links, &Unwatched).unwrap();
+                assert!(from.content() == to.content());
+            }
+        });
+    }
+}
+
+#[test]
 fn a_receiver_that_has_caught_up_has_all_that_was_sent() {
     for connections in [1, 3] {
         let (from, to) = (Ram::new(), Ram::new());
@@ -395,6 +418,13 @@ fn what_has_changed_goes_over_and_zeros_make_holes() {
 /// All that changes is on one connection.
 #[test]
 fn a_connection_without_ram_is_not_silent() {
+    // Rounds that have threads, and ones that have none.
+    for bytes in [MIB, 4096] {
+        one_without_ram_is_not_silent(bytes);
+    }
+}
+
+fn one_without_ram_is_not_silent(round: u64) {
     let (from, to) = (Ram::new(), Ram::new());
     from.write(0, &pattern(1, MIB as usize));
     let [mut senders, mut receivers] = connected(2);
@@ -415,7 +445,7 @@ fn a_connection_without_ram_is_not_silent() {
         scope.spawn(|| {
             // Rounds that are longer than the limit together.
             let mut dirty = Bitmap::new(MIB);
-            dirty.set_range(0, MIB);
+            dirty.set_range(0, round);
             let started = std::time::Instant::now();
             while started.elapsed() < 2 * limit {
                 let regions = from.regions();
@@ -524,6 +554,14 @@ fn sending_can_be_cancelled_with_and_without_data() {
 
 #[test]
 fn the_reason_of_a_failure_is_known_whichever_connection_fails_first() {
+    the_reason_is_known(None);
+    let mut few = Bitmap::new(LOW);
+    few.set_range(MIB, 4096);
+    the_reason_is_known(Some(&few));
+}
+
+/// While rounds of all RAM are sent, or of a few pages.
+fn the_reason_is_known(few: Option<&Bitmap>) {
     let from = Ram::new();
     from.write(0, &pattern(1, LOW as usize));
     let [mut senders, receivers] = connected(3);
@@ -534,15 +572,17 @@ fn the_reason_of_a_failure_is_known_whichever_connection_fails_first() {
             thread::sleep(std::time::Duration::from_millis(30));
             main.give_up(&crate::link::Failure::new(["it is full"]));
         });
-        let progress = Progress::default();
-        let sent = loop {
-            let regions = from.regions();
-            let sent = send_all(&mut senders, &regions, &progress, &Unwatched);
-            if sent.is_err() {
-                break sent;
+        let (regions, progress) = (from.regions(), Progress::default());
+        let error = loop {
+            let sent = match few {
+                Some(few) => send_dirty(&mut senders, &regions, few, &progress, &Unwatched)
+                    .and_then(|_| catch_up(&mut senders, &Unwatched)),
+                None => send_all(&mut senders, &regions, &progress, &Unwatched).map(drop),
+            };
+            if let Err(error) = sent {
+                break error;
             }
         };
-        let error = sent.unwrap_err();
         assert!(matches!(error, Error::PeerFailed { .. }), "{error}");
     });
 }
