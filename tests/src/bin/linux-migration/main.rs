@@ -67,6 +67,7 @@ fn main() {
         .and_then(|runs| runs.to_str()?.parse().ok());
     let runs: u32 = runs.expect("linux-migration RUNS [QEMU]");
     let qemu = arguments.next().map(PathBuf::from);
+    keep_addresses();
 
     let mut guests = vec![Running::new(|own| Box::new(ferry::Ferry::boot(own)))];
     if let Some(program) = &qemu {
@@ -80,6 +81,16 @@ fn main() {
     for guest in guests {
         guest.end();
     }
+}
+
+/// Lets all processes that are started from now on have the same addresses each time. An emulator translates code anew where it is found at
+/// another address, and a process that has just started would do little else: some thirty times as long as the code itself takes. That
+/// is no part of a migration.
+fn keep_addresses() {
+    const ADDR_NO_RANDOMIZE: libc::c_ulong = libc::ADDR_NO_RANDOMIZE as libc::c_ulong;
+    // SAFETY: it is a flag of this process, which has no memory arguments.
+    let before = unsafe { libc::personality(ADDR_NO_RANDOMIZE) };
+    assert_ne!(before, -1, "random addresses cannot be switched off");
 }
 
 /// A guest, and where its disk's image and the directory that it shares are. It stands still between its runs.
