@@ -33,7 +33,7 @@ pub mod units;
 pub use daemons::{Qsd, QsdOptions, Virtiofsd, VirtiofsdOptions};
 pub use ferry::{
     Answer, Asked, Ended, Ferry, Guest, Kernel, LINUX_COMMAND_LINE, Left, Linux, Listener, Receive,
-    Restore, Send, Snapshot, Successor, ferry_binary, loopback_url,
+    Restore, Send, Snapshot, Successor, ferry_binary, is_documented, loopback_url,
 };
 pub use lines::{Line, complete_lines};
 pub use process::{Process, tool};

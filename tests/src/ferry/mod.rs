@@ -1,6 +1,7 @@
 //! Starting Ferry and watching what becomes of it.
 
 mod ended;
+mod events;
 mod guest;
 mod left;
 mod linux;
@@ -20,6 +21,7 @@ use crate::lines::Line;
 use crate::process::Process;
 
 pub use ended::Ended;
+pub use events::is_documented;
 pub use guest::Guest;
 pub use left::{Left, Successor};
 pub use linux::{Kernel, LINUX_COMMAND_LINE, Linux};

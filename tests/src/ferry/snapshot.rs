@@ -250,14 +250,4 @@ impl Guest {
         let info = self.get("vm.info");
         info["state"].as_str().expect("a state").to_owned()
     }
-
-    /// The names of all events so far, of the last 1024.
-    pub fn events(&self) -> Vec<String> {
-        let events = self.get("vm.events?after=0&wait=0");
-        let list = events.as_array().or_else(|| events["events"].as_array());
-        list.expect("a list")
-            .iter()
-            .map(|event| event["event"].as_str().expect("a name").to_owned())
-            .collect()
-    }
 }

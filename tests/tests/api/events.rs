@@ -1,12 +1,11 @@
 //! What happens, as those see it who watch.
 
 use ferry_tests::backend::Backend;
+use ferry_tests::is_documented;
 use serde_json::{Value, json};
 
 use crate::controlled::Controlled;
 use crate::life_cycle::TICKS;
-
-const DOCUMENTATION: &str = include_str!("../../../docs/api.md");
 
 #[test]
 fn the_event_monitor_tells_a_whole_life_in_documented_words() {
@@ -79,22 +78,4 @@ fn the_event_monitor_tells_a_whole_life_in_documented_words() {
     ];
     assert_eq!(names, expected, "{lines}");
     events.iter().for_each(is_documented);
-}
-
-/// The event has a row in the documentation, which names its properties.
-fn is_documented(event: &Value) {
-    let (source, name) = (event["source"].as_str(), event["event"].as_str());
-    let begin = format!(
-        "| `{}` | `{}` |",
-        source.expect("a source"),
-        name.expect("a name")
-    );
-    let row = DOCUMENTATION
-        .lines()
-        .find(|line| line.starts_with(&begin))
-        .unwrap_or_else(|| panic!("docs/api.md has no row {begin}"));
-    let properties = event["properties"].as_object().expect("properties");
-    for property in properties.keys() {
-        assert!(row.contains(&format!("`{property}`")), "{property}: {row}");
-    }
 }

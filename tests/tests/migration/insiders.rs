@@ -8,6 +8,7 @@ use ferry_tests::{Asked, Ferry, Guest, Receive, Send};
 use vm_migration::Unwatched;
 use vm_migration::link::{
     Address, Error, Kind, Last, Link, Listener, Message, Outcome, Patience, Purpose, StreamId,
+    Tally,
 };
 use vm_migration::pages::end_main;
 
@@ -17,6 +18,8 @@ use crate::common::{TICK, TICKS, because, has_bounds};
 const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(100)];
 /// More than anything takes that these peers can draw out; most of it is the time for the commit.
 const LONG: Duration = Duration::from_secs(50);
+/// So much RAM after RAM travels over one connection, in bytes.
+const BLOCK: u64 = 1 << 20;
 
 /// A guest whose Ferry does not wait for long.
 fn hasty() -> Guest {
@@ -229,6 +232,37 @@ impl Between {
         }
     }
 
+    /// Passes on all that the sender says of its guest, pages of every other block over `extra`, of which something else is said than
+    /// what went over it, as far as `wrong` says so.
+    fn pass_over_two(&mut self, extra: &mut Link, wrong: Tally) {
+        loop {
+            let message = self.to_sender.receive(&Unwatched).unwrap();
+            let kind = message.kind();
+            match &message {
+                Message::Pages { gpa, .. } | Message::Zeros { gpa, .. } if gpa / BLOCK % 2 == 1 => {
+                    extra.send(&message, &Unwatched).unwrap();
+                }
+                Message::End { .. } => {
+                    let sent = [self.to_receiver.sent(), extra.sent()];
+                    assert!(sent.iter().all(|tally| tally.frames > 0), "{sent:?}");
+                    let end = |tallies: &[Tally]| Message::End {
+                        tallies: tallies.to_vec().into(),
+                    };
+                    extra.send(&end(&sent[1..]), &Unwatched).unwrap();
+                    let said = Tally {
+                        frames: sent[1].frames + wrong.frames,
+                        digest: sent[1].digest ^ wrong.digest,
+                    };
+                    let all = end(&[sent[0], said]);
+                    self.to_receiver.send(&all, &Unwatched).unwrap();
+                    return;
+                }
+                _ => self.to_receiver.send(&message, &Unwatched).unwrap(),
+            }
+            answer(&mut self.to_sender, kind);
+        }
+    }
+
     fn prepared(&mut self) {
         self.pass_until(Kind::Describe);
         take_until(&mut self.to_receiver, Kind::Prepared);
@@ -295,6 +329,32 @@ fn a_sender_whose_second_connection_never_comes() {
     assert!(strangers.join().unwrap() > 0);
     assert!(matches!(error, Error::PeerFailed { .. }), "{error}");
     between.ends(&["connection 2 of 2 has not come", "connections=1"]);
+}
+
+/// Each connection is right by itself.
+#[test]
+fn a_sender_that_says_something_else_of_its_second_connection() {
+    for (frames, digest) in [(0, 0), (1, 0), (0, 1)] {
+        let wrong = Tally { frames, digest };
+        let mut between = Between::connected_for(Purpose::Migrate { connections: 2 });
+        between.prepared();
+        let attempt = between.to_sender.attempt();
+        let mut extra = dial(&between.url, attempt, Purpose::Join { index: 1 }).unwrap();
+        between.pass_over_two(&mut extra, wrong);
+        let mut reasons: &[&str] = &[];
+        if wrong == Tally::default() {
+            take_until(&mut between.to_receiver, Kind::Ready);
+        } else {
+            reasons = &["count or digest of all frames"];
+            let error = between
+                .to_receiver
+                .receive(&Unwatched)
+                .map(|message| message.kind());
+            let error = error.expect_err("READY, or something else");
+            assert!(matches!(error, Error::PeerFailed { .. }), "{error}");
+        }
+        between.ends(reasons);
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod devices;
 mod fifty;
 mod hostile;
 mod insiders;
+mod mixed;
 mod moments;
 mod plain;
 mod proxy;

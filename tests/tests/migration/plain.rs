@@ -1,9 +1,9 @@
 //! A guest without devices: its time and its serial port go on, and both sides say what has become of it.
 
-use ferry_tests::{Guest, Line, Receive, Send};
+use ferry_tests::{Guest, Line, Receive, Send, is_documented};
 use serde_json::Value;
 
-use crate::common::{TICK, TICKS, moved_alone, receiver, tiny};
+use crate::common::{TICK, TICKS, because, moved_alone, receiver, tiny};
 
 /// Every tick is there once, in order.
 fn check(serial: &[Line], count: u64) {
@@ -74,6 +74,56 @@ fn events_of_both_sides() {
     for events in [here.events(), there.events()] {
         assert!(!events.iter().any(|event| event.contains("failed")));
     }
+}
+
+#[test]
+fn what_events_of_both_sides_say() {
+    let (here, there) = both_sides();
+    for guest in [&here, &there] {
+        guest.whole_events().iter().for_each(is_documented);
+    }
+    let url = here.event("migration-started")["url"].clone();
+    assert!(url.as_str().expect("a URL").starts_with("unix:"), "{url}");
+    assert_eq!(there.event("receive-ready")["url"], url);
+    let first = here.event("migration-memory-iteration");
+    assert_eq!(first["iteration"], "1", "{first}");
+    assert_eq!(
+        first["remaining_bytes"],
+        (64 << 20).to_string().as_str(),
+        "{first}"
+    );
+    let downtime = here.event("migration-finished")["downtime_us"].clone();
+    let downtime: f64 = downtime
+        .as_str()
+        .expect("a text")
+        .parse()
+        .expect("a number");
+    let shown = number(&here.migration()["downtime_ms"]) * 1000.0;
+    assert!((downtime - shown).abs() <= 1.0, "{downtime}, {shown}");
+}
+
+/// Both say why.
+#[test]
+fn events_of_a_migration_that_fails() {
+    let mut here = tiny(TICKS).start();
+    here.goes_on(TICK);
+    let mut there = receiver(&here);
+    let url = here.unix_url();
+    let received = there.listen(&Receive::at(&url));
+    there.cancel_migration().expect("an end");
+    because(received.answer(), &["cancel"]);
+    let reason = there.event("receive-failed")["reason"].to_string();
+    assert!(reason.contains("cancel"), "{reason}");
+    here.send(&Send::to(&url));
+    let said = here.wait_for_failure(&[]);
+    here.wait_until("an event", |guest| {
+        let events = guest.events();
+        events
+            .contains(&"migration-failed".to_owned())
+            .then_some(())
+    });
+    assert_eq!(here.event("migration-failed")["reason"], said.as_str());
+    here.goes_on(TICK);
 }
 
 fn number(value: &Value) -> f64 {

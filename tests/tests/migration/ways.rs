@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ferry_tests::keys::Authority;
-use ferry_tests::{Guest, Listener, Qsd, Receive, Send, Virtiofsd, loopback_url, pattern};
+use ferry_tests::{Guest, Listener, Qsd, Receive, Restore, Send, Virtiofsd, loopback_url, pattern};
 use tempfile::TempDir;
 
 use crate::common::{receiver, tiny};
@@ -16,14 +16,14 @@ const BLOCK: usize = 4096;
 const BLOCKS: u32 = 200;
 
 /// What the guest's disk and directory are on the host, and the back-ends that serve them now.
-struct Served {
+pub struct Served {
     directory: TempDir,
     disk: Qsd,
     share: Virtiofsd,
 }
 
 impl Served {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         std::fs::create_dir(directory.path().join("shared")).unwrap();
         let (disk, share) = daemons(directory.path());
@@ -34,7 +34,7 @@ impl Served {
         }
     }
 
-    fn guest(&self) -> Guest {
+    pub fn guest(&self) -> Guest {
         let cmdline = format!(
             "mode=blk-writer+fuse count={RECORDS} depth=8 report=20 file=open blocks={BLOCKS} seed=4"
         );
@@ -47,7 +47,7 @@ impl Served {
     }
 
     /// Moves the guest to new back-ends for the same disk and directory.
-    fn move_over(&mut self, guest: Guest, send: &Send, receive: Receive) -> Guest {
+    pub fn move_over(&mut self, guest: Guest, send: &Send, receive: Receive) -> Guest {
         assert_eq!(self.disk.connected(), 1);
         let (disk, share) = daemons(self.directory.path());
         let receive = receive.device("disk0", &disk).device("fs0", &share);
@@ -68,7 +68,19 @@ impl Served {
         guest
     }
 
-    fn verify(&self, guest: Guest) {
+    /// New back-ends for the same disk and directory.
+    pub fn renew(&mut self) {
+        (self.disk, self.share) = daemons(self.directory.path());
+    }
+
+    /// Names them.
+    pub fn named(&self, restore: Restore) -> Restore {
+        restore
+            .device("disk0", &self.disk)
+            .device("fs0", &self.share)
+    }
+
+    pub fn verify(&self, guest: Guest) {
         let ended = guest.end().succeeded();
         ended.line(&format!("blk verified={RECORDS}"));
         ended.line(&format!("fuse verified={BLOCKS}"));
