@@ -33,7 +33,7 @@ impl Strangers {
         match told {
             Told::Fully => tracing::warn!("{what}"),
             Told::Last => tracing::warn!(
-                "{what}; many clients come here that are no senders: those of the next {SPAN:?} are only counted"
+                "{what}; many clients come here that are no senders: for a while, the next ones are only counted"
             ),
             Told::Not => {}
         }

@@ -84,8 +84,7 @@ fn main() {
 }
 
 /// Lets all processes that are started from now on have the same addresses each time. An emulator translates code anew where it is found at
-/// another address, and a process that has just started would do little else: some thirty times as long as the code itself takes. That
-/// is no part of a migration.
+/// another address, and a process that has just started would do little else. That is no part of a migration.
 fn keep_addresses() {
     const ADDR_NO_RANDOMIZE: libc::c_ulong = libc::ADDR_NO_RANDOMIZE as libc::c_ulong;
     // SAFETY: it is a flag of this process, which has no memory arguments.
