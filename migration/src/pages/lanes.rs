@@ -126,7 +126,7 @@ pub(super) fn one_by_one(
 }
 
 /// What a receiver that has several connections has said on the main one, if an error does not tell why there is one.
-pub(super) fn explained(links: &mut [Link], error: Error) -> Error {
+fn explained(links: &mut [Link], error: Error) -> Error {
     match links {
         [main, _, ..] => main.explain(error),
         _ => error,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
-use super::lanes::{explained, one_by_one, over_all};
+use super::lanes::{one_by_one, over_all};
 use super::staging::{PART, Staging};
 use super::{BLOCK, Bitmap, PAGE, Progress, Region, Run};
 use crate::link::{Error, Link, Message, Tally};
@@ -76,22 +76,20 @@ pub fn send_dirty(
     })
 }
 
-/// Waits until the receiver has what was sent, and not only its socket. `links` are all connections, by index.
+/// Waits until the receiver has what was `sent` in a round, and not only its socket. `links` are all connections, by index.
 ///
 /// # Errors
 /// A connection fails, or it was cancelled.
-pub fn catch_up(links: &mut [Link], watch: &dyn Watch) -> Result<(), Error> {
-    let mut in_turn = || {
-        let mut asked = links.iter_mut();
-        asked.try_for_each(|link| link.send(&Message::Sync, watch))?;
-        for at in 0..links.len() {
-            links[at].wait_synced(0, watch)?;
-            // The receiver has not heard from the others meanwhile.
-            links.iter_mut().try_for_each(Link::keep_alive_if_due)?;
-        }
-        Ok(())
+pub fn catch_up(links: &mut [Link], sent: Sent, watch: &dyn Watch) -> Result<(), Error> {
+    let ask = |lane: &mut Lane<'_>| lane.link.send(&Message::Sync, lane.watch);
+    let wait = |lane: &mut Lane<'_>| lane.link.wait_synced(0, lane.watch);
+    let outcome = match sent.data + sent.zeros < WORTH_THREADS {
+        // All are asked before one is waited for.
+        true => one_by_one(links, watch, ask).and_then(|_| one_by_one(links, watch, wait)),
+        // It may take its time, for which no connection is to be silent.
+        false => over_all(links, watch, |lane| ask(lane).and_then(|()| wait(lane))),
     };
-    in_turn().map_err(|error| explained(links, error))
+    outcome.map(drop)
 }
 
 /// Ends the extra connections, once all RAM is sent. `links` are all connections, by index.

@@ -251,23 +251,22 @@ fn pages_of_several_rounds_do_not_get_into_each_others_way() {
     assert!(from.content() == to.content());
 }
 
-#[test]
-fn small_rounds_go_over_the_connections_that_their_pages_belong_on() {
+/// Rounds of these stretches of RAM, addresses and sizes by the number of the round, each of which is there once it was caught up with.
+fn rounds_are_there<const N: usize>(stretches: impl Fn(u64) -> [(u64, u64); N]) {
     for connections in [1, 3] {
         let (from, to) = (Ram::new(), Ram::new());
         transfer(connections, &to, |links| {
             let progress = Progress::default();
             for round in 0..20 {
                 let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
-                // In blocks of each connection, and over a border between two.
-                for gpa in [4096, MIB - 4096, 2 * MIB + round * 4096, HIGH_GPA] {
-                    from.write(gpa, &pattern(round + gpa, 8192));
-                    dirty.set_range(gpa, 8192);
+                for (gpa, bytes) in stretches(round) {
+                    from.write(gpa, &pattern(round + gpa, bytes as usize));
+                    dirty.set_range(gpa, bytes);
                 }
                 let regions = from.regions();
                 let sent = send_dirty(links, &regions, &dirty, &progress, &Unwatched).unwrap();
-                assert_eq!(sent.data, 4 * 8192);
-                catch_up(links, &Unwatched).unwrap();
+                assert_eq!(sent.data, dirty.count() * 4096);
+                catch_up(links, sent, &Unwatched).unwrap();
                 assert!(from.content() == to.content());
             }
         });
@@ -276,22 +275,15 @@ fn small_rounds_go_over_the_connections_that_their_pages_belong_on() {
 
 #[test]
 fn a_receiver_that_has_caught_up_has_all_that_was_sent() {
-    for connections in [1, 3] {
-        let (from, to) = (Ram::new(), Ram::new());
-        transfer(connections, &to, |links| {
-            let progress = Progress::default();
-            for round in 0..20 {
-                let mut dirty = Bitmap::new(HIGH_GPA + HIGH);
-                for (gpa, bytes) in [(8192, 4096), (MIB + round * 4096, MIB), (HIGH_GPA, 4096)] {
-                    from.write(gpa, &pattern(round, bytes as usize));
-                    dirty.set_range(gpa, bytes);
-                }
-                send_dirty(links, &from.regions(), &dirty, &progress, &Unwatched).unwrap();
-                catch_up(links, &Unwatched).unwrap();
-                assert!(from.content() == to.content());
-            }
-        });
-    }
+    rounds_are_there(|round| [(8192, 4096), (MIB + round * 4096, MIB), (HIGH_GPA, 4096)]);
+}
+
+/// In blocks of each connection, and over a border between two.
+#[test]
+fn small_rounds_go_over_the_connections_that_their_pages_belong_on() {
+    rounds_are_there(|round| {
+        [4096, MIB - 4096, 2 * MIB + round * 4096, HIGH_GPA].map(|gpa| (gpa, 8192))
+    });
 }
 
 /// It takes everything, and answers nothing; returns how many bytes of pages it has taken.
@@ -314,7 +306,7 @@ fn a_receiver_that_does_not_say_that_it_has_caught_up_is_silent() {
         let target = Ram::new();
         scope.spawn(move || receive_all(main, &target));
         scope.spawn(|| take_all(&mut extra[0]));
-        let error = catch_up(&mut senders, &Unwatched).unwrap_err();
+        let error = catch_up(&mut senders, Sent::default(), &Unwatched).unwrap_err();
         assert!(matches!(error, Error::Silent { .. }), "{error}");
         drop(senders);
     });

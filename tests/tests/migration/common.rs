@@ -118,10 +118,15 @@ pub fn because(answer: ferry_tests::Answer, texts: &[&str]) -> String {
 
 /// Ferry has never had much memory, whatever it was told. Its guest uses some MiB.
 pub fn has_bounds(guest: &Guest) {
+    let most = memory(guest, "VmHWM:");
+    assert!(most < 40 << 10, "{most} KiB");
+}
+
+/// What the kernel says of a Ferry's memory under this name, in KiB.
+pub fn memory(guest: &Guest, name: &str) -> u64 {
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", guest.pid())).expect("a process");
-    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let most = most.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    let most = most.expect("a number of KiB");
-    assert!(most < 40 << 10, "{most} KiB");
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    number.expect("a number of KiB")
 }

@@ -2,7 +2,7 @@
 
 use ferry_tests::{Guest, Receive, Send};
 
-use crate::common::{WRITTEN, busy, optional_heir, receiver, stateful};
+use crate::common::{WRITTEN, busy, memory, optional_heir, receiver, stateful};
 
 /// Open descriptors.
 fn descriptors(guest: &Guest) -> usize {
@@ -10,14 +10,9 @@ fn descriptors(guest: &Guest) -> usize {
     std::fs::read_dir(directory).unwrap().count()
 }
 
-/// Memory of its own, in KiB.
-fn memory(guest: &Guest) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", guest.pid())).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.expect("a number")
+/// Memory of its own and that of RAM and files it shares, in KiB.
+fn memories(guest: &Guest) -> [u64; 2] {
+    ["RssAnon:", "RssShmem:"].map(|name| memory(guest, name))
 }
 
 fn threads(guest: &Guest) -> usize {
@@ -36,7 +31,7 @@ fn fifty_migrations_leave_nothing_behind() {
     let mut before = None;
     for number in 0..WARM_UP + 50 {
         if number == WARM_UP {
-            before = Some([&here, &there].map(|ferry| (descriptors(ferry), memory(ferry))));
+            before = Some([&here, &there].map(|ferry| (descriptors(ferry), memories(ferry))));
         }
         let url = here.unix_url();
         let received = there.listen(&Receive::at(&url).device("disk0", disks[0]));
@@ -57,8 +52,11 @@ fn fifty_migrations_leave_nothing_behind() {
         ferry.wait_until("the descriptors of before", |ferry| {
             (descriptors(ferry) <= fds).then_some(())
         });
-        let now = memory(ferry);
-        assert!(now <= kib + 2048, "{kib} KiB, then {now} KiB");
+        let now = memories(ferry);
+        assert!(
+            now.iter().zip(kib).all(|(now, kib)| *now <= kib + 2048),
+            "{kib:?} KiB, then {now:?} KiB"
+        );
         assert!(threads(ferry) < 20);
     }
     for disk in [&first, &second] {

@@ -11,6 +11,7 @@ use vm_migration::link::{
     Tally,
 };
 use vm_migration::pages::end_main;
+use vm_migration::ram::BLOCK;
 
 use crate::common::{TICK, TICKS, because, has_bounds};
 
@@ -18,8 +19,6 @@ use crate::common::{TICK, TICKS, because, has_bounds};
 const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(100)];
 /// More than anything takes that these peers can draw out; most of it is the time for the commit.
 const LONG: Duration = Duration::from_secs(50);
-/// So much RAM after RAM travels over one connection, in bytes.
-const BLOCK: u64 = 1 << 20;
 
 /// A guest whose Ferry does not wait for long.
 fn hasty() -> Guest {

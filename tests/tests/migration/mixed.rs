@@ -3,7 +3,7 @@
 use ferry_tests::{Receive, Restore, Send, Snapshot};
 use tempfile::TempDir;
 
-use crate::common::{TICK, moved_alone, tiny};
+use crate::common::{TICK, TICKS, memory, moved_alone, tiny};
 use crate::ways::Served;
 
 /// What back-ends are told when a guest is moved must not depend on what they were told before.
@@ -28,17 +28,13 @@ fn a_guest_that_is_moved_saved_restored_and_moved_again() {
 /// All of the receiver's RAM is there before anything of the guest comes.
 #[test]
 fn into_ram_that_is_prefaulted() {
-    let guest = tiny("mode=ticks ticks=1000000 period=10").memory("64M,prefault=on");
+    let guest = tiny(TICKS).memory("64M,prefault=on");
     let mut guest = guest.start();
     for _ in 0..2 {
         guest.goes_on(TICK);
         guest = moved_alone(guest);
-        let status = std::fs::read_to_string(format!("/proc/{}/status", guest.pid())).unwrap();
-        let shared = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssShmem:"));
-        let shared = shared.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-        assert!(shared >= Some(64 << 10), "{shared:?} KiB");
+        let shared = memory(&guest, "RssShmem:");
+        assert!(shared >= 64 << 10, "{shared} KiB");
     }
     guest.goes_on(TICK);
 }

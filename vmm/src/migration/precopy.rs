@@ -167,7 +167,7 @@ impl<S: Fn(Word)> Job<S> {
                 Some(pages) => send_dirty(links, &regions, pages, &meter.pages, meter)?,
             };
             // What is still on its way is not sent while the guest stands still.
-            catch_up(links, meter)?;
+            catch_up(links, sent, meter)?;
             let pages = logs.take()?;
             // One that the guest has started meanwhile may have refused to log.
             if let Some(error) = self.devices.iter().find_map(|device| device.log_error()) {

@@ -163,7 +163,7 @@ fn the_reason_is_known(few: Option<&Bitmap>) {
         let error = loop {
             let sent = match few {
                 Some(few) => send_dirty(&mut senders, &regions, few, &progress, &Unwatched)
-                    .and_then(|_| catch_up(&mut senders, &Unwatched)),
+                    .and_then(|sent| catch_up(&mut senders, sent, &Unwatched)),
                 None => send_all(&mut senders, &regions, &progress, &Unwatched).map(drop),
             };
             if let Err(error) = sent {
