@@ -97,7 +97,12 @@ pub struct Job {
     pub timeout: Duration,
     /// Memory of the machine in MiB. What it does not touch costs nothing.
     pub memory: u64,
+    /// A directory that the machine may write to, at [`SHARED`] there.
+    pub shared: Option<PathBuf>,
 }
+
+/// Where a machine has the directory that it shares with others.
+pub const SHARED: &str = "/run/shared";
 
 impl Job {
     /// A job with this process's environment and directory.
@@ -112,6 +117,7 @@ impl Job {
             streams: Streams::Plain,
             timeout,
             memory: memory(1),
+            shared: None,
         };
         job.set("FERRY_MACHINE", "native");
         // Memory, made by stage2. The overlay over 9p lacks file handles, for example.
@@ -249,6 +255,13 @@ fn arguments(command: &mut Command, kernel: &Path, initramfs: &Path, dir: &Path,
         ])
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"])
         .args(["-device", "virtio-serial-pci"]);
+    if let Some(shared) = &job.shared {
+        let path = shared.display();
+        command
+            .arg("-fsdev")
+            .arg(format!("local,id=shared,path={path},security_model=none"))
+            .args(["-device", "virtio-9p-pci,fsdev=shared,mount_tag=shared"]);
+    }
     let socket = |name: &str| format!("socket,id={name},path={}", dir.join(name).display());
     for name in ["out", "err", "status"] {
         command.arg("-chardev").arg(socket(name));
@@ -421,6 +434,7 @@ mod tests {
             streams: Streams::Plain,
             timeout: Duration::from_secs(1),
             memory: 0,
+            shared: None,
         };
         let out = Command::new("sh")
             .arg("-c")
