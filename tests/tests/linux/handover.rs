@@ -10,7 +10,7 @@ use serde_json::Value;
 use vm_migration::link::Kind;
 
 use crate::migration::{LIMIT, path, summary};
-use crate::migration_faults::{before, killing};
+use crate::migration_faults::{before, signalling};
 use crate::records::{Loop, Setup, Writing};
 use crate::silence::Silence;
 use crate::snapshot::{Place, is_the_same_guest, restored, saved, successor};
@@ -203,7 +203,11 @@ fn handed_to_one_that_dies(writing: &mut Writing, place: &Place, at: At) {
     let mut there = heir(&writing.guest);
     let url = writing.guest.unix_url();
     let between = place.at(&format!("proxy-{}", there.pid()));
-    let proxy = FaultProxy::start(&between, path(&url), [(at, killing(there.pid()))]);
+    let proxy = FaultProxy::start(
+        &between,
+        path(&url),
+        [(at, signalling(there.pid(), libc::SIGKILL))],
+    );
     let received = there.listen(&Receive::at(&url));
     writing
         .guest

@@ -87,8 +87,9 @@ const TURNS: &str = "
     dmesg | grep -iE 'soft lockup|rcu.*stall|blocked for more|I/O error|Call Trace' | sed 's/^/FAIL in the log: /'
     true";
 
+/// To a second Ferry, a third and a fourth, in each way.
 #[test]
-fn a_guest_goes_on_over_four_migrations() {
+fn a_guest_goes_on_over_twelve_migrations() {
     let place = Place::new();
     let certificates = certificates();
     let mut writing = Writing::start(Setup {
@@ -113,9 +114,11 @@ fn a_guest_goes_on_over_four_migrations() {
             Receive::at(&tls).tls_dir(certificates.path()),
         ),
     ] {
-        let (disk, share) = (place.disk().start(), place.share().start());
-        let receiver = successor(&writing.guest.beside()).start();
-        writing = moved(writing, receiver, disk, share, &send, &receive);
+        for _ in 0..3 {
+            let (disk, share) = (place.disk().start(), place.share().start());
+            let receiver = successor(&writing.guest.beside()).start();
+            writing = moved(writing, receiver, disk, share, &send, &receive);
+        }
     }
     let end = Clock::of(&mut writing);
     let (passed, here) = (end.time - begin.time, end.heard - begin.heard);

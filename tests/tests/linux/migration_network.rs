@@ -11,10 +11,11 @@ use crate::records::{Setup, Writing};
 use crate::snapshot::{Place, is_the_same_guest, successor};
 
 #[test]
-fn a_guest_with_four_processors_moves_over_a_bad_network() {
+fn a_guest_with_four_processors_moves_over_a_bad_network_and_back() {
     let network = Network::new();
     let place = Place::new();
-    let writing = network.sender.inside(|| {
+    let [first, second] = &network.hosts;
+    let mut writing = first.inside(|| {
         Writing::start(Setup {
             script: IDENTITY,
             disk: place.disk(),
@@ -23,28 +24,21 @@ fn a_guest_with_four_processors_moves_over_a_bad_network() {
             ..Setup::default()
         })
     });
-    let receiver = network
-        .receiver
-        .inside(|| successor(&writing.guest.beside()).start());
-    let (disk, share) = (place.disk().start(), place.share().start());
-    let url = format!("tcp:{RECEIVER}:4000");
     let serial = writing.guest.serial_file().to_owned();
-    let writing = moved(
-        writing,
-        receiver,
-        disk,
-        share,
-        &Send::to(&url).connections(8).downtime_ms(2000),
-        &Receive::at(&url).insecure().serial(&serial),
-    );
+    for host in [second, first, second] {
+        let receiver = host.inside(|| successor(&writing.guest.beside()).start());
+        let (disk, share) = (place.disk().start(), place.share().start());
+        let url = format!("tcp:{}:4000", host.address);
+        let send = Send::to(&url).connections(8).downtime_ms(2000);
+        let receive = Receive::at(&url).insecure().serial(&serial);
+        writing = moved(writing, receiver, disk, share, &send, &receive);
+    }
     writing.guest.put("vm.power-button");
     let ended = writing.end_and_check();
     println!("{}", ended.transcript());
     is_the_same_guest(&ended, 0);
 }
 
-const SENDER: &str = "10.23.0.1";
-const RECEIVER: &str = "10.23.0.2";
 /// The name of both ends of the cable.
 const CABLE: &str = "cable0";
 /// What becomes of what is sent, on either side.
@@ -52,21 +46,18 @@ const NETEM: &str = "delay 20ms loss 1% limit 10000";
 
 /// Two hosts, as far as networks go, with a cable in between.
 struct Network {
-    sender: Namespace,
-    receiver: Namespace,
+    hosts: [Host; 2],
 }
 
 impl Network {
     fn new() -> Self {
-        let network = Network {
-            sender: Namespace::new("sender"),
-            receiver: Namespace::new("receiver"),
-        };
-        let (sender, receiver) = (&network.sender.0, &network.receiver.0);
+        let hosts = [("first", "10.23.0.1"), ("second", "10.23.0.2")];
+        let hosts = hosts.map(|(name, address)| Host::new(name, address));
+        let [first, second] = hosts.each_ref().map(|host| &host.name);
         run(&format!(
-            "ip link add {CABLE} netns {sender} type veth peer name {CABLE} netns {receiver}"
+            "ip link add {CABLE} netns {first} type veth peer name {CABLE} netns {second}"
         ));
-        for (name, address) in [(sender, SENDER), (receiver, RECEIVER)] {
+        for Host { name, address } in &hosts {
             run(&format!(
                 "ip -n {name} address add {address}/24 dev {CABLE}"
             ));
@@ -75,24 +66,28 @@ impl Network {
                 "tc -n {name} qdisc add dev {CABLE} root netem {NETEM}"
             ));
         }
-        network
+        Network { hosts }
     }
 }
 
-/// A network namespace with a name, which is removed in the end.
-struct Namespace(String);
+/// A network namespace, which is removed in the end.
+struct Host {
+    /// The namespace's.
+    name: String,
+    address: &'static str,
+}
 
-impl Namespace {
-    fn new(name: &str) -> Self {
+impl Host {
+    fn new(name: &str, address: &'static str) -> Self {
         let name = format!("ferry-{}-{name}", std::process::id());
         run(&format!("ip netns add {name}"));
-        Namespace(name)
+        Host { name, address }
     }
 
     /// Does something in it. What it starts stays there.
     fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
         let before = File::open("/proc/thread-self/ns/net").expect("this thread's namespace");
-        let namespace = File::open(format!("/run/netns/{}", self.0)).expect("the namespace");
+        let namespace = File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
         enter(&namespace);
         let outcome = work();
         enter(&before);
@@ -100,9 +95,11 @@ impl Namespace {
     }
 }
 
-impl Drop for Namespace {
+impl Drop for Host {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
     }
 }
 

@@ -159,6 +159,23 @@ impl Writing {
         self.share.shared().join("records")
     }
 
+    /// Ferry and its guest are dead. Panics unless all records are there that the guest has told of.
+    pub fn has_ended(self) {
+        for which in [Loop::Disk, Loop::Share] {
+            let count = self.written(which) as u32;
+            assert!(count > 0, "no record was written before");
+            let bytes = RECORD * count as usize;
+            let there = match which {
+                Loop::Disk => self.disk.read(bytes) == pattern::blocks(RECORD, DISK_SEED, count),
+                Loop::Share => {
+                    let file = fs::read(self.records()).expect("the guest's records");
+                    file.starts_with(&pattern::blocks(RECORD, SHARE_SEED, count))
+                }
+            };
+            assert!(there, "not all of {count} records of {which:?} are there");
+        }
+    }
+
     /// Has the loops end, and checks in the guest and outside of it that all records are there, once, and whole.
     pub fn end_and_check(self) -> Ended {
         fs::write(self.share.shared().join("end"), "").expect("write to the share");
