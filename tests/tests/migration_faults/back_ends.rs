@@ -34,6 +34,8 @@ pub trait BackEnds: Send + Sync {
     fn complaints(&self) -> Vec<String>;
     /// Those of the next side, with the same contents.
     fn heir(&self) -> Arc<dyn BackEnds>;
+    /// The same, but for the one that can die or hang, in whose place there is another.
+    fn renewed(self: Arc<Self>) -> Arc<dyn BackEnds>;
     /// Panics unless so many records are there.
     fn check(&self, records: u64);
 }
@@ -106,6 +108,10 @@ impl BackEnds for Scripted {
         Arc::new(Scripted(heir.start()))
     }
 
+    fn renewed(self: Arc<Self>) -> Arc<dyn BackEnds> {
+        self.heir()
+    }
+
     fn check(&self, records: u64) {
         check_disk(&self.0.disk(), records);
     }
@@ -139,15 +145,24 @@ impl Real {
     }
 
     fn of(disk: Qsd, share: Virtiofsd, used: Used) -> Arc<dyn BackEnds> {
-        for socket in [disk.socket(), share.socket()] {
-            let limit = Duration::from_secs(60);
-            crate::party::within(limit, || socket.exists().then_some(())).unwrap();
-        }
+        listens(&disk);
+        listens(&share);
         Arc::new(Real {
             disk: Mutex::new(disk),
             share: Mutex::new(share),
             used,
         })
+    }
+
+    /// Another one for the same disk.
+    fn next_disk(&self) -> Qsd {
+        Qsd::serving(DISK_SIZE).on(lock(&self.disk).image()).start()
+    }
+
+    /// Another one for the same directory.
+    fn next_share(&self) -> Virtiofsd {
+        let shared = lock(&self.share).shared().to_owned();
+        Virtiofsd::options().sharing(&shared).start()
     }
 
     /// Does something with the one that is used.
@@ -165,6 +180,13 @@ impl Real {
             }
         });
     }
+}
+
+/// Waits until one can connect.
+fn listens(back_end: &impl Listener) {
+    let limit = Duration::from_secs(60);
+    let socket = back_end.socket();
+    crate::party::within(limit, || socket.exists().then_some(())).unwrap();
 }
 
 fn is_alive(process: &mut Process) -> bool {
@@ -236,10 +258,23 @@ impl BackEnds for Real {
     }
 
     fn heir(&self) -> Arc<dyn BackEnds> {
-        let disk = Qsd::serving(DISK_SIZE).on(lock(&self.disk).image());
-        let share = lock(&self.share).shared().to_owned();
-        let share = Virtiofsd::options().sharing(&share).start();
-        Real::of(disk.start(), share, self.used)
+        Real::of(self.next_disk(), self.next_share(), self.used)
+    }
+
+    fn renewed(self: Arc<Self>) -> Arc<dyn BackEnds> {
+        match self.used {
+            Used::Disk => {
+                let disk = self.next_disk();
+                listens(&disk);
+                *lock(&self.disk) = disk;
+            }
+            Used::Share => {
+                let share = self.next_share();
+                listens(&share);
+                *lock(&self.share) = share;
+            }
+        }
+        self
     }
 
     fn check(&self, records: u64) {

@@ -331,19 +331,17 @@ impl Field {
         match left {
             Left::Source => {
                 let (to, is_old) = self.successor(&self.destination);
-                // One that has not answered in time has not been agreed with, and was left.
-                let was_left = matches!(
-                    row.fault,
-                    Fault::DeleteDestination | Fault::HangDestinationDisk
-                ) || row.fault.ends_destination_disk();
-                let kept = is_old && !was_left;
                 let disk = &self.destination_disk;
-                assert!(!kept || disk.is_usable(), "the back-ends have ended");
-                let is_dead = row.fault.ends_destination_disk();
+                // One that has not answered in time has not been agreed with, and was left.
+                let is_lost =
+                    row.fault == Fault::HangDestinationDisk || row.fault.ends_destination_disk();
+                let kept = is_old && row.fault != Fault::DeleteDestination;
                 let disk = match kept {
+                    true if is_lost => Arc::clone(disk).renewed(),
                     true => Arc::clone(disk),
-                    false => after_leaving(disk, is_dead),
+                    false => after_leaving(disk, row.fault.ends_destination_disk()),
                 };
+                assert!(!kept || disk.is_usable(), "the back-ends have ended");
                 self.move_on(&self.source, &to, &*disk);
                 was_at.push(to.serial());
                 if let (true, Some(connections)) = (kept, disk.connections()) {
