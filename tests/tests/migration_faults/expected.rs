@@ -73,6 +73,9 @@ pub fn expected(row: &Row) -> Expected {
             | Fault::HangDestinationDisk,
             Owner::Source | Owner::Giving | Owner::Nobody,
         ) => Expected::Either,
+        (Fault::KillSourceDisk, Owner::Source) if is_noticed(row) => Expected::Source,
+        // The guest has left it when that is noticed.
+        (Fault::KillSourceDisk, Owner::Nobody) => Expected::Destination,
         (
             Fault::KillSourceDisk | Fault::HangSourceDiskForGood,
             Owner::Source | Owner::Giving | Owner::Nobody,
@@ -123,7 +126,7 @@ fn is_at(row: &Row, kind: Kind) -> bool {
     matches!(row.at, At::Frame(place) if place.kind == kind)
 }
 
-/// The receiver speaks to its back-ends after this place.
+/// What becomes of a back-end is of consequence after this place: not all that it is needed for has been done.
 fn is_noticed(row: &Row) -> bool {
     let after_end = |Place { when, kind, .. }| (when, kind) == (When::After, Kind::End);
     let is_after_end = matches!(row.at, At::Frame(place) if after_end(place));
