@@ -70,7 +70,7 @@ pub struct Copying {
     pub remaining: u64,
     /// What was done when the round began.
     pub done_before: u64,
-    /// Bytes a second.
+    /// Bytes a second; 0 as long as too few were sent to tell.
     pub rate: u64,
     /// Bytes a second.
     pub dirty_rate: u64,
@@ -80,11 +80,16 @@ pub struct Copying {
 }
 
 impl Table {
-    /// Bytes a second in the first round, which may be long.
+    /// Bytes a second so far, while RAM is copied. The first round may be long.
     fn first_rate(&self, now: Instant, sent: u64) -> u64 {
+        let is_copied = self.state == MigrationState::UnderWay
+            && self
+                .phases
+                .last()
+                .is_some_and(|(phase, _)| *phase == Phase::Precopy);
         let mut phases = self.phases.iter();
         let begun = phases.find(|(phase, _)| *phase == Phase::Precopy);
-        let Some((_, begun)) = begun.filter(|_| self.state == MigrationState::UnderWay) else {
+        let Some((_, begun)) = begun.filter(|_| is_copied) else {
             return 0;
         };
         let seconds = now.duration_since(*begun).as_secs_f64();

@@ -254,10 +254,8 @@ impl Pace {
     fn end_round(&mut self, sent: u64, written: u64, meter: &Meter) {
         let seconds = self.begun.elapsed().as_secs_f64().max(1e-6);
         let per_second = |bytes: u64| (bytes as f64 / seconds) as u64;
-        match sent {
-            ENOUGH.. => self.copying.rate = per_second(sent),
-            _ if self.copying.rate == 0 => self.copying.rate = ASSUMED,
-            _ => {}
+        if sent >= ENOUGH {
+            self.copying.rate = per_second(sent);
         }
         self.copying.dirty_rate = per_second(written);
         self.note_left(written);
@@ -283,7 +281,11 @@ impl Pace {
 
     /// How long it takes to send what is left.
     fn estimate(&self) -> Duration {
-        let seconds = self.left as f64 / self.copying.rate.max(1) as f64;
+        let rate = match self.copying.rate {
+            0 => ASSUMED,
+            known => known,
+        };
+        let seconds = self.left as f64 / rate as f64;
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 

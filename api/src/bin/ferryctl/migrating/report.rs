@@ -16,6 +16,8 @@ const UNCONFIRMED: &str = "The guest does not run here. Whether it runs there, n
 
 /// Characters in a line.
 const WIDTH: usize = 80;
+/// Two rates that differ by less than such a part are the same: both are measured.
+const SAME: u64 = 16;
 
 /// One line on how it stands.
 pub fn line(progress: &Migration) -> String {
@@ -179,7 +181,8 @@ fn outlook(role: Role, ram: &MigrationRam) -> Vec<String> {
     }
     match ram.bytes_per_second {
         0 => {}
-        rate if rate <= dirty => parts.push("not converging".into()),
+        // Who writes all of it again in each round writes as much as is sent, more or less.
+        rate if rate - rate / SAME <= dirty => parts.push("not converging".into()),
         rate => {
             let seconds = ram.remaining_bytes.div_ceil(rate - dirty);
             parts.push(match seconds {
@@ -274,7 +277,7 @@ mod tests {
         let slow = "600.0 MiB left, dirty 1.0 MiB/s, ETA 10 min";
         assert_eq!(left(2 * mib, mib, 600 * mib), slow);
         assert_eq!(left(1, 0, 36_000), "35.1 KiB left, ETA 10 h");
-        for (rate, dirty) in [(mib, mib), (1, u64::MAX)] {
+        for (rate, dirty) in [(mib, mib), (mib, mib / 100 * 95), (1, u64::MAX)] {
             let text = left(rate, dirty, mib);
             assert!(text.ends_with(", not converging"), "{text}");
         }
