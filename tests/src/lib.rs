@@ -24,6 +24,7 @@ mod cpio;
 mod daemons;
 pub mod fault_proxy;
 mod ferry;
+mod ferryctl;
 pub mod keys;
 mod lines;
 pub mod pattern;
@@ -35,6 +36,7 @@ pub use ferry::{
     Answer, Asked, Ended, Ferry, Guest, Kernel, LINUX_COMMAND_LINE, Left, Linux, Listener, Receive,
     Restore, Send, Snapshot, Successor, ferry_binary, is_documented, loopback_url,
 };
+pub use ferryctl::ferryctl;
 pub use lines::{Line, complete_lines};
 pub use process::{Process, tool};
 

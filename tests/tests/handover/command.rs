@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use ferry_tests::{Qsd, ferry_binary};
+use ferry_tests::{Qsd, ferry_binary, ferryctl};
 
 use crate::place::{ECHO, LIMIT, Place, entries, said};
 
@@ -124,9 +124,8 @@ fn to_a_process_that_waits() {
     place.wait_until("its socket", || {
         place.path("meeting").exists().then_some(())
     });
-    let mut ferryctl = Command::new(ferry_binary().with_file_name("ferryctl"));
-    ferryctl.arg("--api-socket").arg(place.path("api"));
-    let output = ferryctl.args(["handover", "--to", &url]).output();
+    let mut handover = ferryctl(&place.path("api"));
+    let output = handover.args(["handover", "--to", &url]).output();
     let output = output.expect("ferryctl runs");
     assert!(output.status.success(), "{}", said(&output));
     receiver.join().expect("a receiver").expect("a guest");

@@ -3,11 +3,11 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use ferry_api::client::{Client, Limits};
-use ferry_tests::{Process, TINY_GUEST, ferry_binary};
+use ferry_tests::{Process, TINY_GUEST, ferry_binary, ferryctl};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -121,17 +121,14 @@ impl Place {
 
     /// `ferryctl handover` with these words, ready to be started.
     pub fn ferryctl(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(ferry_binary().with_file_name("ferryctl"));
+        let mut command = ferryctl(&self.path("api"));
         command
-            .arg("--api-socket")
-            .arg(self.path("api"))
             .arg("handover")
             // What the new process inherits would keep whoever reads ferryctl's output waiting.
             .arg("--log")
             .arg(self.path("new.log"))
             .args(words)
-            .env("XDG_RUNTIME_DIR", self.path("run"))
-            .stdin(Stdio::null());
+            .env("XDG_RUNTIME_DIR", self.path("run"));
         // Whoever runs the tests may ignore it (a shell's background job), which processes inherit.
         let heed_ctrl_c = || {
             // SAFETY: the call has no memory arguments, and may be made between fork and exec.

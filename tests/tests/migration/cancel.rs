@@ -3,13 +3,13 @@
 
 use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Backend, Direction, Fault, Running};
-use ferry_tests::fault_proxy::{Halt, Then};
+use ferry_tests::fault_proxy::{Halt, Place, Then};
 use ferry_tests::{Guest, Receive, Send};
 use vm_migration::link::Kind;
 
 use crate::common::{
-    BUSY_SIZE, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, heir, logging, moved_to,
-    receiver, stateful, tiny,
+    BUSY_SIZE, FULL_BYTES, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, heir, logging,
+    moved_to, receiver, stateful, tiny,
 };
 use crate::proxy::Proxy;
 use crate::way::{Way, before};
@@ -88,6 +88,47 @@ fn while_ram_is_copied() {
             },
             side,
         );
+    }
+}
+
+/// A frame does not get through: it is not waited for, and neither is what comes behind it.
+#[test]
+fn in_the_midst_of_a_round() {
+    let disk = stateful().start();
+    let mut guest = full(&disk);
+    let next = heir(&disk).start();
+    let mut there = receiver(&guest);
+    for (side, connections) in [1, 2]
+        .iter()
+        .flat_map(|count| SIDES.map(|side| (side, *count)))
+    {
+        let (pages, at_pages) = Halt::new();
+        let third = Place {
+            nth: 3,
+            ..before(Kind::Pages)
+        };
+        let way = Way::with([(third, at_pages)]);
+        let received = there.listen(&Receive::at(way.receiver()).device("disk0", &next));
+        guest.send(&Send::to(way.sender()).connections(connections));
+        pages.reached();
+        let asked = match side {
+            Side::Sender => &guest,
+            Side::Receiver => &there,
+        };
+        asked.cancel_migration().expect("an end");
+        guest.wait_for_failure(&["cancel"]);
+        guest.goes_on(WRITTEN);
+        pages.then(Then::PassOn);
+        because(received.answer(), &[]);
+        let sent = guest.migration()["ram"]["sent_bytes"].as_u64();
+        // Another connection's part may have got through.
+        let most = FULL_BYTES / 4 * 3;
+        assert!(sent < Some(most), "{side:?}, {connections}: {sent:?}");
+    }
+    let mut there = moved_to(guest, there, &next);
+    there.goes_on(WRITTEN);
+    for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
     }
 }
 

@@ -12,6 +12,8 @@ pub const WRITTEN: &str = "blk written=";
 /// The same, with some MiB of RAM in use before: a slow link takes its time.
 pub const FULL: &str =
     "mode=dirty+blk-writer rate=0 pages=2048 ms=1500 op=write count=500000 report=50";
+/// What [`FULL`] has in use before.
+pub const FULL_BYTES: u64 = 2048 << 12;
 /// So many bytes a second make a slow link.
 pub const SLOW: u64 = 512 << 10;
 /// A guest without anything: it says `tick n=`.

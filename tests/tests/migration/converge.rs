@@ -1,26 +1,48 @@
 //! A guest that dirties its RAM faster than it can be sent.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ferry_tests::fault_proxy::{Act, Then};
 use ferry_tests::{Guest, Receive, Send};
+use serde_json::Value;
+use vm_migration::link::Kind;
 
 use crate::common::{receiver, tiny};
 use crate::proxy::Proxy;
+use crate::way::{Way, before};
 
-/// Writes some RAM again and again, as fast as it can, and checks each page before it writes it again.
-const DIRTY: &str = "mode=dirty rate=0 report=200 check=1 ms=100000000";
-const REPORT: &str = "dirty ms=";
+/// Writes some RAM again and again, and checks each page before it writes it again.
+const DIRTY: &str = "mode=dirty report=200 check=1 ms=100000000";
+/// What it says now and then.
+pub const REPORT: &str = "dirty ms=";
 /// Pages, 16 MiB.
 const PAGES: u64 = 4096;
 /// Of each of two connections: much less than the guest writes in a second.
 const RATE: u64 = 4 << 20;
+/// More rounds than two migrations have.
+const ROUNDS: usize = 200;
 
-fn dirtying(pages: u64) -> Guest {
-    let mut guest = tiny(&format!("{DIRTY} pages={pages}")).start();
-    writes_all(&mut guest, pages);
+/// Writes so many pages as fast as it can.
+pub fn dirtying(pages: u64) -> Guest {
+    dirtying_at(0, pages)
+}
+
+/// The same, so many of them in a second.
+pub fn dirtying_at(pace: u64, pages: u64) -> Guest {
+    let mut guest = tiny(&format!("{DIRTY} rate={pace} pages={pages}")).start();
+    writes(&mut guest, pages);
     guest
 }
 
 /// Waits until the guest has found each page as it had written it.
-fn writes_all(guest: &mut Guest, pages: u64) {
+pub fn writes_all(guest: &mut Guest, pages: u64) {
+    writes(guest, 2 * pages);
+}
+
+/// Waits until the guest has written so many more pages.
+fn writes(guest: &mut Guest, pages: u64) {
     guest.goes_on(REPORT);
     let written = |guest: &Guest| {
         let serial = guest.serial();
@@ -28,8 +50,8 @@ fn writes_all(guest: &mut Guest, pages: u64) {
         last.map_or(0, |line| line.number("written"))
     };
     let now = written(guest);
-    guest.wait_until("every page", |guest| {
-        (written(guest) > now + 2 * pages).then_some(())
+    guest.wait_until("more pages", |guest| {
+        (written(guest) > now + pages).then_some(())
     });
 }
 
@@ -90,12 +112,70 @@ fn it_converges_when_it_is_held_back() {
     proxy.set_rate(0);
 }
 
+/// A way on which each round takes a while, until it is told otherwise.
+fn sluggish() -> (Way, Arc<AtomicBool>) {
+    let hurries = Arc::new(AtomicBool::new(false));
+    let due = (0..ROUNDS).map(|_| {
+        let hurries = Arc::clone(&hurries);
+        let wait = move || {
+            if !hurries.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            Then::PassOn
+        };
+        (before(Kind::Round), Act::ask(wait))
+    });
+    (Way::with(due), hurries)
+}
+
+/// The guest writes as much in each round as in the one before. Where that can be sent within the downtime, the rounds end; where
+/// it cannot, they go on until they take less time.
+#[test]
+fn rounds_end_when_the_rest_can_be_sent_within_the_downtime() {
+    // The estimate is between them.
+    const LARGE: u64 = 20_000;
+    const SMALL: u64 = 20;
+    // More than 4 MiB: with less, the rate is not known.
+    let pages = 1100;
+    let mut guest = dirtying_at(1500, pages);
+    let (way, hurries) = sluggish();
+    let (receive, send) = (Receive::at(way.receiver()), Send::to(way.sender()));
+    let send = send.connections(1).preserve_source();
+    let estimate = |migration: &Value| migration["downtime_estimate_ms"].as_f64();
+
+    let mut there = receiver(&guest);
+    let received = there.listen(&receive);
+    guest.send(&send.clone().downtime_ms(LARGE));
+    let done = guest.wait_for_migration("done");
+    received.answer().expect("a guest");
+    let kept = Some(SMALL as f64)..=Some(LARGE as f64);
+    assert!(kept.contains(&estimate(&done)), "{done}");
+    let rounds = done["round"].as_u64().expect("a number");
+    // All after the second one are for a quiet moment.
+    assert!(rounds < 10, "{done}");
+
+    // Back again, the other way round.
+    let received = guest.listen(&receive);
+    there.send(&send.clone().downtime_ms(SMALL));
+    let later = there.wait_until("more rounds", |guest| {
+        let migration = guest.try_migration()?;
+        assert_eq!(migration["state"], "under-way", "{migration}");
+        (migration["round"].as_u64()? > rounds).then_some(migration)
+    });
+    assert_eq!(later["phase"], "precopy", "{later}");
+    assert!(estimate(&later) > Some(SMALL as f64), "{later}");
+    hurries.store(true, Ordering::Relaxed);
+    received.answer().expect("a guest");
+    let done = there.wait_for_migration("done");
+    assert!(estimate(&done) <= Some(SMALL as f64), "{done}");
+    guest.goes_on(REPORT);
+}
+
 /// What comes of a guest that writes a lot is right, however long it takes.
 #[test]
 fn every_page_is_as_it_was_written() {
     let pages = 2048;
-    let words = format!("{DIRTY} pages={pages}").replace("rate=0", "rate=20000");
-    let mut guest = tiny(&words).start();
+    let mut guest = dirtying_at(20_000, pages);
     for connections in [1, 4] {
         writes_all(&mut guest, pages);
         let url = guest.unix_url();

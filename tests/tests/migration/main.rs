@@ -4,6 +4,7 @@
 
 mod aftermath;
 mod cancel;
+mod command;
 mod common;
 mod converge;
 mod damage;
@@ -16,5 +17,6 @@ mod moments;
 mod plain;
 mod proxy;
 mod refusals;
+mod told;
 mod way;
 mod ways;
