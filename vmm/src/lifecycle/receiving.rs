@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmState};
 use ferry_api::migration::{Phase as Step, ReceiveRequest, Role};
+use vm_migration::link::Failure;
 
 use super::boot::Cause;
 use super::boot_job::Content;
@@ -16,7 +17,6 @@ use super::pause::Asker;
 use super::vm::Waiters;
 use super::{Error, Vmm, system};
 use crate::events::Event;
-use crate::logging::chain;
 use crate::migration::{self, ArrivalV1, Farewell, Incoming, Meter, Service, listen};
 
 /// A sender that is waited for.
@@ -123,10 +123,13 @@ impl Vmm {
 
     /// Notes that nobody was received.
     pub(super) fn receive_failed(&mut self, error: &Error) {
+        // Some of it may be a sender's words, of any length.
+        let failure = Failure::new(ferry_api::chain(error));
+        let reasons: Vec<String> = failure.texts().map(str::to_owned).collect();
+        let reason = reasons.join(": ");
         if let Some(meter) = &self.migration {
-            meter.end(Some(ferry_api::chain(error)));
+            meter.end(Some(reasons));
         }
-        let reason = chain(error);
         tracing::warn!("no guest has been received: {reason}");
         self.publish("migration", "receive-failed", [("reason", reason)]);
     }

@@ -1,10 +1,14 @@
 //! What the receiver is told of a guest before it is paused, so that nothing that can be found out beforehand is found out
 //! while it stands still.
 
-use ferry_api::config::VmConfig;
+use std::fmt;
+use std::marker::PhantomData;
+
+use ferry_api::config::{CpusConfig, VmConfig};
 use ferry_devices::virtio::VirtioDevice;
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use vm_migration::manifest::{self, Bits, Hex};
 use vm_migration::stream::Saved;
 
@@ -12,16 +16,21 @@ use crate::cpu::state::Abi;
 use crate::lifecycle::Ready;
 use crate::snapshot::capacity;
 
+const PROCESSORS: usize = CpusConfig::MOST as usize;
+const DEVICES: usize = VmConfig::DEVICES_MOST;
+
 /// A guest, described.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GuestV1 {
     /// The definition, as the API shows it.
     pub config: String,
     /// What each processor says of itself.
+    #[serde(deserialize_with = "few::<PROCESSORS, _, _>")]
     pub cpuids: Vec<Vec<Abi<kvm_cpuid_entry2>>>,
     /// The frequency of their time stamp counters, if KVM tells it.
     pub tsc_khz: Option<u32>,
     /// In the order of the bus.
+    #[serde(deserialize_with = "few::<DEVICES, _, _>")]
     pub devices: Vec<DeviceV1>,
     /// What the guest does when it has arrived.
     pub arrival: ArrivalV1,
@@ -95,6 +104,35 @@ impl GuestV1 {
             }
         });
         devices.collect()
+    }
+}
+
+/// A list of no more than `MOST` elements: of a longer one, one too many is kept. Otherwise a megabyte could stand for a million of them.
+fn few<'de, const MOST: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_seq(Few::<MOST, T>(PhantomData))
+}
+
+struct Few<const MOST: usize, T>(PhantomData<T>);
+
+impl<'de, const MOST: usize, T: Deserialize<'de>> Visitor<'de> for Few<MOST, T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of no more than {MOST}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            if list.len() <= MOST {
+                list.push(element);
+            }
+        }
+        Ok(list)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use ferry_api::config::SavedError;
 use ferry_devices::serial::SerialError;
 use ferry_devices::vhost_user;
 use vm_migration::link::{self, Cause};
@@ -60,6 +61,8 @@ pub enum Error {
     Timeout(Duration),
     #[error("the guest cannot be received as it was asked for")]
     Request(#[from] snapshot::Error),
+    #[error("the guest is defined in a way that this Ferry does not take")]
+    Definition(#[source] SavedError),
     #[error("the sender has another {0} than what it says")]
     Mismatch(&'static str),
     #[error("the devices are not those that the guest has: {}", list(.0))]

@@ -33,7 +33,7 @@ use crate::progress::LOOK;
 use crate::snapshot::{device_section, differing};
 
 /// The most bytes of saved state, back-ends' apart.
-const STATE_MOST: usize = 64 << 20;
+const STATE_MOST: usize = 16 << 20;
 /// How much longer than its own limits a sender is waited for to commit.
 const COMMIT: Duration = Duration::from_secs(30);
 

@@ -12,11 +12,12 @@ use vm_migration::stream::Saved;
 use super::describe::{ArrivalV1, GuestV1};
 use super::local::{HandOverV1, Lead, Parts, SerialPort};
 use super::{Attempts, Error, Meter, address};
+use crate::backends;
 use crate::hypervisor::Hypervisor;
 use crate::machine;
 use crate::machine::saving::{check_frequencies, check_processors};
 use crate::memory::GuestRam;
-use crate::snapshot::{self, Renaming};
+use crate::snapshot::Renaming;
 
 /// A guest that is on its way here.
 pub struct Incoming {
@@ -158,11 +159,11 @@ fn receive_description(
         }
         _ => (GuestV1::read(GuestV1::VERSION, &bytes)?, None),
     };
+    let config = definition(&guest, request)?;
     let hypervisor = Hypervisor::open().map_err(machine::Error::from)?;
     check_processors(hypervisor.kvm(), &guest.cpuids)?;
     let frequencies: Vec<u32> = guest.tsc_khz.into_iter().collect();
     check_frequencies(hypervisor.kvm(), &frequencies)?;
-    let config = definition(&guest, request)?;
     Ok(Announced {
         guest,
         config,
@@ -172,11 +173,13 @@ fn receive_description(
 
 /// The definition that the guest gets here.
 fn definition(guest: &GuestV1, request: &ReceiveRequest) -> Result<VmConfig, Error> {
-    let mut config = VmConfig::from_json(&guest.config).map_err(|error| {
-        Error::Request(snapshot::Error::Config(ferry_api::chain(&error).join(": ")))
-    })?;
+    let mut config = VmConfig::from_json(&guest.config).map_err(Error::Definition)?;
     if usize::from(config.cpus.boot_vcpus) != guest.cpuids.len() {
         return Err(Error::Mismatch("number of processors"));
+    }
+    let devices = guest.devices.iter().map(|device| device.id.as_str());
+    if !devices.eq(backends::specs(&config).iter().map(|spec| spec.id.as_str())) {
+        return Err(Error::Mismatch("list of devices"));
     }
     let (size, here) = (config.memory.size, host_ram());
     if size > here {
@@ -236,3 +239,6 @@ impl Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,6 @@ use vm_migration::stream::StreamReader;
 use super::describe::Parts;
 use super::lend::live_section;
 use super::outside::{Brought, read_standstill};
-use crate::backends;
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
 use crate::machine::saving::{MachineState, RestoreParts, Shell};
@@ -33,11 +32,6 @@ impl Incoming {
     ) -> Result<Filled, Error> {
         let meter = self.meter.clone();
         meter.enter(Phase::Prepare);
-        let ids = self.guest.devices.iter().map(|device| device.id.clone());
-        let specs = backends::specs(&self.config);
-        if !ids.eq(specs.iter().map(|spec| spec.id.clone())) {
-            return Err(Error::Mismatch("list of devices"));
-        }
         let hypervisor = Hypervisor::open()?;
         let files = std::mem::take(&mut parts.ram);
         let ram = GuestRam::of_another_process(&self.config.memory, files)?;
