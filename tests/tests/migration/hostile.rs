@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::Duration;
 
 use ferry_tests::backend::{Backend, DeviceState, Running};
@@ -10,9 +11,17 @@ use ferry_tests::{Asked, Guest, Receive, Send};
 use tempfile::TempDir;
 use vm_migration::link::Kind;
 
-use crate::common::{BUSY_SIZE, WRITTEN, busy, has_bounds, optional_heir, receiver};
+use crate::common::{
+    BUSY_SIZE, TICK, WRITTEN, busy, has_bounds, moved_alone, optional_heir, receiver,
+};
+use crate::peer::{accept, hasty, hasty_receiver, listener};
 use crate::proxy::{Damage, Proxy, Way};
 use crate::way::before;
+
+/// Bytes of the preamble, and of the answer to it.
+const PREAMBLE: usize = 48;
+/// Bytes of a frame's header.
+const HEADER: usize = 16;
 
 /// A guest, its receiver, and the disks of both.
 struct Scene {
@@ -146,11 +155,11 @@ fn recorded(scene: &mut Scene) -> Vec<u8> {
     // It is cut off before the receiver answers that.
     let proxy = proxy.damaged(Way::ToSender, TO_SENDER_BEFORE_SYNCED, Damage::Cut);
     scene.sending_over_fails(1, proxy.url());
-    proxy.recorded()
+    proxy.recorded(Way::ToReceiver)
 }
 
 /// The answer to the preamble, and PREPARED.
-const TO_SENDER_BEFORE_SYNCED: u64 = 48 + 16;
+const TO_SENDER_BEFORE_SYNCED: u64 = (PREAMBLE + HEADER) as u64;
 
 /// Whatever of a sender's first words is damaged, cut off or lost.
 #[test]
@@ -274,6 +283,56 @@ fn a_recording_of_a_sender() {
         scene.settled();
     }
     scene.ends_well();
+}
+
+/// What a receiver has said when a guest came, said again to the next one who sends it: as it was, and behind a right answer to the preamble.
+#[test]
+fn a_recording_of_a_receiver() {
+    let guest = hasty();
+    let url = guest.unix_url();
+    let proxy = Proxy::to(&url);
+    let there = hasty_receiver(&guest);
+    let send = Send::to(proxy.url()).connections(1);
+    let mut guest = guest.migrated_to(there, &send, &Receive::at(&url));
+    let words = proxy.recorded(Way::ToSender);
+    // PREPARED, READY, and RUNNING with something.
+    assert!(words.len() > PREAMBLE + 3 * HEADER, "{} bytes", words.len());
+    for (is_right, reason) in [(false, "another attempt"), (true, "checksum")] {
+        guest.goes_on(TICK);
+        let place = TempDir::new().unwrap();
+        let path = place.path().join("liar");
+        let socket = UnixListener::bind(&path).unwrap();
+        let words = words.clone();
+        let liar = std::thread::spawn(move || {
+            let (mut sender, _) = socket.accept().unwrap();
+            let begin = if is_right { PREAMBLE } else { 0 };
+            if is_right {
+                let answer = right_answer(&mut sender, place.path());
+                sender.write_all(&answer).unwrap();
+            }
+            // It may hang up before it has heard everything.
+            let _ = sender.write_all(&words[begin..]);
+            let _ = sender.read_to_end(&mut Vec::new());
+        });
+        guest.send(&Send::to(&format!("unix:{}", path.display())).connections(1));
+        guest.wait_for_failure(&[reason]);
+        liar.join().unwrap();
+    }
+    guest.goes_on(TICK);
+    moved_alone(guest).goes_on(TICK);
+}
+
+/// What a receiver answers to who introduces itself here.
+fn right_answer(sender: &mut UnixStream, place: &Path) -> [u8; PREAMBLE] {
+    let mut bytes = [0; PREAMBLE];
+    sender.read_exact(&mut bytes).unwrap();
+    let path = place.join("right");
+    let mut listener = listener(&format!("unix:{}", path.display()));
+    let mut client = UnixStream::connect(path).unwrap();
+    client.write_all(&bytes).unwrap();
+    let _link = accept(&mut listener);
+    client.read_exact(&mut bytes).unwrap();
+    bytes
 }
 
 /// A receiver that is none.

@@ -4,67 +4,21 @@ use std::sync::mpsc::{TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ferry_tests::{Asked, Ferry, Guest, Receive, Send};
+use ferry_tests::{Asked, Guest, Receive, Send};
 use vm_migration::Unwatched;
 use vm_migration::link::{
-    Address, Error, Kind, Last, Link, Listener, Message, Outcome, Patience, Purpose, StreamId,
-    Tally,
+    Error, Kind, Last, Link, Listener, Message, Outcome, Purpose, StreamId, Tally,
 };
 use vm_migration::pages::end_main;
 use vm_migration::ram::BLOCK;
 
-use crate::common::{TICK, TICKS, because, has_bounds};
+use crate::common::{TICK, because, has_bounds};
+use crate::peer::{
+    LONG, MIGRATE, accept, answer, dial, hasty, hasty_receiver, listener, take_until,
+};
 
 /// As fast as it goes, and now and then.
 const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(100)];
-/// More than anything takes that these peers can draw out; most of it is the time for the commit.
-const LONG: Duration = Duration::from_secs(50);
-
-/// A guest whose Ferry does not wait for long.
-fn hasty() -> Guest {
-    let guest = Ferry::tiny(TICKS).request_timeout(1).with_api();
-    let mut guest = guest.start();
-    guest.goes_on(TICK);
-    guest
-}
-
-fn hasty_receiver(guest: &Guest) -> Guest {
-    let left = guest.beside();
-    left.successor().arg("--request-timeout").arg("1").start()
-}
-
-fn listener(url: &str) -> Listener {
-    Listener::bind(&url.parse().unwrap(), None).unwrap()
-}
-
-fn accept(listener: &mut Listener) -> Link {
-    let deadline = Some(Instant::now() + LONG);
-    let mut link = listener.accept(&Unwatched, deadline).unwrap();
-    link.set_silence(LONG);
-    link.accept_it().unwrap();
-    link
-}
-
-/// Takes what comes, until this.
-fn take_until(link: &mut Link, wanted: Kind) {
-    loop {
-        let message = link.receive(&Unwatched).unwrap();
-        let is_last = !matches!(message, Message::Describe { last: Last::No, .. });
-        let kind = message.kind();
-        if kind == wanted && is_last {
-            return;
-        }
-        answer(link, kind);
-    }
-}
-
-/// Says that it has all that was sent, if it is asked.
-fn answer(link: &mut Link, kind: Kind) {
-    if kind == Kind::Sync {
-        link.send(&Message::Synced, &Unwatched).unwrap();
-    }
-}
-
 /// Says that it is there, until nobody listens any more.
 fn flood(link: &mut Link, pause: Duration) -> Error {
     let begun = Instant::now();
@@ -294,17 +248,6 @@ impl Between {
         (guest, there)
     }
 }
-
-fn dial(url: &str, attempt: StreamId, purpose: Purpose) -> Result<Link, Error> {
-    let to: Address = url.parse().unwrap();
-    let patience = Patience {
-        connect: LONG,
-        silence: LONG,
-    };
-    Link::connect(&to, None, attempt, purpose, patience, &Unwatched)
-}
-
-const MIGRATE: Purpose = Purpose::Migrate { connections: 1 };
 
 /// Others come all the time, and are not who is waited for.
 #[test]

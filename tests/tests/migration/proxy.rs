@@ -48,8 +48,8 @@ struct Link {
     rate: AtomicU64,
     held: [AtomicBool; 2],
     over: AtomicBool,
-    /// What went to the receiver, on all connections.
-    recorded: Mutex<Vec<u8>>,
+    /// What went each way, on all connections.
+    recorded: Mutex<[Vec<u8>; 2]>,
     /// Bytes that went each way.
     passed: [AtomicU64; 2],
     spoil: Mutex<Option<Spoil>>,
@@ -100,9 +100,9 @@ impl Proxy {
         self
     }
 
-    /// What the sender has said so far.
-    pub fn recorded(&self) -> Vec<u8> {
-        lock(&self.link.recorded).clone()
+    /// What was said so far in this direction.
+    pub fn recorded(&self, way: Way) -> Vec<u8> {
+        lock(&self.link.recorded)[way as usize].clone()
     }
 }
 
@@ -178,9 +178,7 @@ fn copy(mut from: &UnixStream, mut to: &UnixStream, way: Way, link: &Link) -> st
             thread::sleep(Duration::from_millis(2));
         }
         let (data, verdict) = link.spoil(way, &buffer[..read]);
-        if way == Way::ToReceiver {
-            lock(&link.recorded).extend_from_slice(&data);
-        }
+        lock(&link.recorded)[way as usize].extend_from_slice(&data);
         to.write_all(&data)?;
         if verdict == Verdict::Close {
             from.shutdown(Shutdown::Both)?;

@@ -8,8 +8,8 @@ use ferry_tests::{Guest, Receive, Send, Snapshot, Virtiofsd};
 use tempfile::TempDir;
 
 use crate::common::{
-    BUSY, BUSY_SIZE, SLOW, TICK, TICKS, WRITTEN, because, busy, full, heir, logging, moved,
-    moved_to, receiver, stateful, tiny,
+    BUSY, BUSY_SIZE, SLOW, STATE, TICK, TICKS, WRITTEN, because, busy, full, has_bounds, heir,
+    logging, moved, moved_to, receiver, stateful, tiny,
 };
 use crate::proxy::Proxy;
 
@@ -114,6 +114,33 @@ fn a_virtiofsd_outlives_an_attempt_that_fails_for_another_devices_sake() {
     guest.departed();
     there.goes_on(WRITTEN);
     assert!(next_share.process().wait(Duration::ZERO).is_none());
+}
+
+/// Either side has a limit.
+#[test]
+fn a_back_end_with_more_state_than_is_taken() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    let mut there = receiver(&guest);
+    let url = guest.unix_url();
+    for there_only in [true, false] {
+        let (most, name) = (STATE.bytes - 1, "state_most");
+        let limited = heir(&disk).start();
+        let (mut send, mut receive) = (Send::to(&url), Receive::at(&url));
+        match there_only {
+            true => receive = receive.with(name, most.into()),
+            false => send = send.with(name, most.into()),
+        }
+        let received = there.listen(&receive.device("disk0", &limited));
+        guest.send(&send);
+        let texts = ["disk0", "more than", &most.to_string()];
+        because(received.answer(), &texts);
+        guest.wait_for_failure(&texts);
+        guest.goes_on(WRITTEN);
+        has_bounds(&there);
+    }
+    let next = heir(&disk).start();
+    moved_to(guest, there, &next).goes_on(WRITTEN);
 }
 
 #[test]
