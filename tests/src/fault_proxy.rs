@@ -56,6 +56,8 @@ pub enum Then {
     Damage(usize),
     /// Both ends are closed, of every connection, and for this time nobody gets through, or until [`FaultProxy::open`].
     Cut(Duration),
+    /// Both ends are closed, of this connection alone.
+    CutThis,
     /// Nothing more is passed on, on no connection, and nothing is closed. New connections get through.
     Freeze,
 }
@@ -286,7 +288,7 @@ impl Shared {
             match self.due_at(kind) {
                 None => self.forward(connection, to, &frame, handles)?,
                 Some((When::Before, act)) => {
-                    if let Then::Damage(at) = self.act(act)? {
+                    if let Then::Damage(at) = self.act(act, connection)? {
                         frame[at] ^= 0x10;
                     }
                     self.forward(connection, to, &frame, handles)?;
@@ -294,13 +296,13 @@ impl Shared {
                 Some((When::After, Act::Just(then))) => {
                     let alone = self.passing.write();
                     let passed = forward(connection, to, &frame, handles);
-                    self.act(Act::Just(then))?;
+                    self.act(Act::Just(then), connection)?;
                     drop(alone);
                     passed?;
                 }
                 Some((When::After, act)) => {
                     let passed = self.forward(connection, to, &frame, handles);
-                    self.act(act)?;
+                    self.act(act, connection)?;
                     passed?;
                 }
             }
@@ -335,7 +337,7 @@ impl Shared {
         Some((place.when, act))
     }
 
-    fn act(&self, act: Act) -> io::Result<Then> {
+    fn act(&self, act: Act, connection: &Connection) -> io::Result<Then> {
         let then = act.then();
         let mut state = self.state();
         let outcome = match then {
@@ -345,6 +347,10 @@ impl Shared {
                 for connection in &state.connections {
                     connection.close();
                 }
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            Then::CutThis => {
+                connection.close();
                 Err(io::ErrorKind::ConnectionAborted.into())
             }
             Then::Freeze => {

@@ -29,6 +29,10 @@ pub fn cut() -> Act {
     Act::Just(Then::Cut(DARK))
 }
 
+pub fn cut_one() -> Act {
+    Act::Just(Then::CutThis)
+}
+
 pub fn freeze() -> Act {
     Act::Just(Then::Freeze)
 }

@@ -95,7 +95,7 @@ pub fn expected(row: &Row) -> Expected {
         (Fault::CancelSource, Owner::Giving) => Expected::Either,
         (Fault::CancelSource, Owner::Nobody) => Expected::Destination,
         // No COMMIT gets there.
-        (Fault::Cut | Fault::Freeze, Owner::Giving) => Expected::Source,
+        (Fault::Cut | Fault::CutOne | Fault::Freeze, Owner::Giving) => Expected::Source,
         (_, Owner::Source | Owner::Nobody) => Expected::Source,
         (_, Owner::Taking | Owner::Destination | Owner::Settled) => Expected::Destination,
     }

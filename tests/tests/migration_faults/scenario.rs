@@ -224,6 +224,7 @@ impl Field {
             Fault::StopSource => acts::stop(source, quiet),
             Fault::StopDestination => acts::stop(destination, quiet),
             Fault::Cut => acts::cut(),
+            Fault::CutOne => acts::cut_one(),
             Fault::Freeze => acts::freeze(),
             Fault::KillSourceDisk => acts::pass(move || source_disk.die()),
             Fault::KillDestinationDisk => acts::pass(move || destination_disk.die()),

@@ -15,6 +15,8 @@ pub enum Fault {
     StopDestination,
     /// The connection breaks, and for a while there is no other.
     Cut,
+    /// One of several connections breaks.
+    CutOne,
     /// Nothing more gets through, and nobody is told.
     Freeze,
     KillSourceDisk,
@@ -239,6 +241,7 @@ fn rows_over_more() -> Vec<Row> {
         Fault::KillDestination,
         Fault::StopDestination,
         Fault::Cut,
+        Fault::CutOne,
         Fault::Freeze,
         Fault::CancelSource,
     ];
@@ -252,7 +255,11 @@ fn rows_over_more() -> Vec<Row> {
             fault,
         })
     });
-    rows.collect()
+    // Of one connection it is the same as all of them.
+    rows.filter(|row| {
+        row.fault != Fault::CutOne || row.connections > 1 && matches!(row.at, At::Frame(_))
+    })
+    .collect()
 }
 
 /// Somebody is stopped and never goes on, at a place of each phase.

@@ -158,6 +158,7 @@ impl Shared {
                 state.dark_until = Some(Instant::now() + dark);
                 state.close();
             }
+            Then::CutThis => unreachable!("nobody asks for it here"),
             Then::Freeze => state.is_frozen = true,
         }
         state.is_done = true;
