@@ -25,7 +25,7 @@ impl Failure {
         let texts: Vec<String> = texts
             .into_iter()
             .take(FAILURE_TEXTS_MOST)
-            .map(|text| cut(text.as_ref()).to_owned())
+            .map(|text| cut(text.as_ref()))
             .collect();
         Self::of_bounded(texts)
     }
@@ -100,6 +100,10 @@ impl std::error::Error for Failure {
 }
 
 /// As much of a text as one can have.
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(FAILURE_TEXT_MOST)]
+fn cut(text: &str) -> String {
+    const MORE: &str = " ...";
+    match text.len() {
+        0..=FAILURE_TEXT_MOST => text.to_owned(),
+        _ => text[..text.floor_char_boundary(FAILURE_TEXT_MOST - MORE.len())].to_owned() + MORE,
+    }
 }

@@ -14,7 +14,7 @@ use crate::sys;
 use crate::watch::Watch;
 
 /// A round of fewer bytes is sent over one connection after the other: threads would take longer to start than it takes to send them.
-const WORTH_THREADS: u64 = 256 << 10;
+pub(super) const WORTH_THREADS: u64 = 256 << 10;
 
 /// Pages are copied, looked at and sent in pieces of this size, which stay in a core's cache.
 const PIECE: u64 = PART as u64;

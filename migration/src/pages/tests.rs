@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::Duration;
 
+use super::send::WORTH_THREADS;
 use super::*;
 use crate::link::{
     Address, Error, Kind, Last, Link, Listener, Message, Patience, Purpose, StreamId, Violation,
@@ -299,16 +301,51 @@ fn take_all(link: &mut Link) -> u64 {
 
 #[test]
 fn a_receiver_that_does_not_say_that_it_has_caught_up_is_silent() {
+    for data in [0, WORTH_THREADS] {
+        is_silent_after(Sent { data, zeros: 0 });
+    }
+}
+
+fn is_silent_after(sent: Sent) {
     let [mut senders, mut receivers] = connected(2);
-    senders[1].set_silence(std::time::Duration::from_millis(300));
+    senders[1].set_silence(Duration::from_millis(300));
     thread::scope(|scope| {
         let (main, extra) = receivers.split_at_mut(1);
         let target = Ram::new();
         scope.spawn(move || receive_all(main, &target));
         scope.spawn(|| take_all(&mut extra[0]));
-        let error = catch_up(&mut senders, Sent::default(), &Unwatched).unwrap_err();
+        let error = catch_up(&mut senders, sent, &Unwatched).unwrap_err();
         assert!(matches!(error, Error::Silent { .. }), "{error}");
         drop(senders);
+    });
+}
+
+/// After a large round one of them may take its time.
+#[test]
+fn connections_that_have_caught_up_are_not_silent_while_another_has_not() {
+    let [mut senders, mut receivers] = connected(2);
+    for link in [&mut senders[1], &mut receivers[1]] {
+        link.set_silence(Duration::from_secs(1));
+    }
+    let answer = |link: &mut Link| {
+        let kind = link.receive(&Unwatched).unwrap().kind();
+        assert_eq!(kind, Kind::Sync);
+        link.send(&Message::Synced, &Unwatched).unwrap();
+    };
+    thread::scope(|scope| {
+        let (slow, other) = receivers.split_at_mut(1);
+        scope.spawn(move || {
+            thread::sleep(Duration::from_millis(2500));
+            (0..2).for_each(|_| answer(&mut slow[0]));
+        });
+        scope.spawn(move || (0..2).for_each(|_| answer(&mut other[0])));
+        for _ in 0..2 {
+            let sent = Sent {
+                data: WORTH_THREADS,
+                zeros: 0,
+            };
+            catch_up(&mut senders, sent, &Unwatched).unwrap();
+        }
     });
 }
 
@@ -318,7 +355,7 @@ fn no_more_pages_are_lent_than_there_is_room_for() {
     let from = Ram::new();
     from.write(0, &pattern(1, LOW as usize));
     let [mut senders, mut receivers] = connected(1);
-    senders[0].set_silence(std::time::Duration::from_millis(300));
+    senders[0].set_silence(Duration::from_millis(300));
     thread::scope(|scope| {
         let receiver = scope.spawn(move || take_all(&mut receivers[0]));
         let regions = from.regions();

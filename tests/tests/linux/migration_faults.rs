@@ -15,9 +15,20 @@ use crate::snapshot::{Place, is_the_same_guest, successor};
 #[test]
 fn a_guest_survives_faults_in_each_phase_of_a_migration() {
     let mut field = Field::new();
+    while_it_runs(&mut field);
+    while_it_stands_still(&mut field);
+    around_the_commit(&mut field);
+    let ended = field.writing.end_and_check();
+    println!("{}", ended.transcript());
+    is_the_same_guest(&ended, 0);
+}
 
-    // While the guest runs: when the two sides get to know each other, and when the receiver has prepared itself.
-    field.fails_by(before(Kind::Describe, 1), cut(), &["connect", "prepare"]);
+fn while_it_runs(field: &mut Field) {
+    // When the two sides get to know each other: back-ends come later.
+    let attempt = field.attempt(before(Kind::Describe, 1), cut());
+    attempt.fails(&mut field.writing, &["connect", "prepare"]);
+
+    // When the receiver has prepared itself.
     field.fails_by(before(Kind::Prepared, 1), cut(), &["prepare"]);
 
     // The receiver stands still until nobody waits for it any more.
@@ -34,8 +45,10 @@ fn a_guest_survives_faults_in_each_phase_of_a_migration() {
     field.writing.guest.cancel_migration().expect("a migration");
     field.writing.disk.process().signal(libc::SIGCONT);
     field.has_failed(attempt, &["pause"]);
+}
 
-    // While it stands still: with the rest of RAM on its way, …
+fn while_it_stands_still(field: &mut Field) {
+    // With the rest of RAM on its way, …
     let phases = ["ram", "machine", "devices"];
     field.fails_by(before(Kind::End, 1), cut(), &phases);
 
@@ -73,7 +86,9 @@ fn a_guest_survives_faults_in_each_phase_of_a_migration() {
     // … when all is there, and somebody does not want it any more.
     let cancel = cancelling(&field.writing.guest);
     field.fails_by(before(Kind::Ready, 1), cancel, &["ready"]);
+}
 
+fn around_the_commit(field: &mut Field) {
     // When the guest has been handed over, and that gets lost. The sender asks, and has it go on.
     field.fails_by(before(Kind::Commit, 1), dark(), &["unconfirmed"]);
 
@@ -89,9 +104,6 @@ fn a_guest_survives_faults_in_each_phase_of_a_migration() {
     let attempt = field.attempt(before(Kind::Running, 1), kill);
     attempt.receiving.answer().expect("a guest");
     field.moves_on();
-    let ended = field.writing.end_and_check();
-    println!("{}", ended.transcript());
-    is_the_same_guest(&ended, 0);
 }
 
 /// Its owner is gone before anybody else was given it.
@@ -103,7 +115,8 @@ fn a_guest_ends_with_a_sender_that_is_killed_before_the_commit() {
     let refusal = attempt.receiving.answer().expect_err("no guest");
     println!("the receiver: {}", refusal.join(": "));
     field.receiver.is_ready_again();
-    field.writing.has_ended();
+    assert!(!field.writing.guest.is_running());
+    field.writing.has_written_what_it_said();
 }
 
 /// A guest at work, and a receiver for it.
@@ -122,7 +135,7 @@ impl Field {
             script: IDENTITY,
             disk: place.disk(),
             share: place.share(),
-            // It is waited for.
+            // So long a receiver is waited for that says nothing.
             request_timeout: 20,
             ..Setup::default()
         });
@@ -195,7 +208,7 @@ impl Party {
         }
     }
 
-    /// It has no guest, and has not lost its back-end.
+    /// It has no guest, and has not lost its back-ends.
     fn is_ready_again(&mut self) {
         assert!(self.guest.api().get("vm.info").is_err(), "it has a machine");
         assert!(
@@ -203,6 +216,8 @@ impl Party {
             "virtiofsd has lost its front-end\n{}",
             self.guest.transcript()
         );
+        let disk_is_dead = self.disk.process().wait(Duration::ZERO).is_some();
+        assert!(disk_is_dead || self.disk.connected() == 1, "the disk");
     }
 }
 
@@ -251,6 +266,11 @@ fn cut() -> Act {
     Act::Just(Then::Cut(Duration::ZERO))
 }
 
+/// The same, and for a while nobody gets through.
+fn dark() -> Act {
+    Act::Just(Then::Cut(Duration::from_secs(3)))
+}
+
 /// Gives the migration up, from its sender's side.
 fn cancelling(sender: &Guest) -> Act {
     let client = sender.api().clone();
@@ -258,11 +278,6 @@ fn cancelling(sender: &Guest) -> Act {
         client.put("vm.migration-cancel", b"").expect("a migration");
         Then::PassOn
     })
-}
-
-/// The same, and for a while nobody gets through.
-fn dark() -> Act {
-    Act::Just(Then::Cut(Duration::from_secs(3)))
 }
 
 /// Sends a signal to a Ferry or a back-end.

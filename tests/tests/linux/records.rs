@@ -159,20 +159,19 @@ impl Writing {
         self.share.shared().join("records")
     }
 
-    /// Ferry and its guest are dead. Panics unless all records are there that the guest has told of.
-    pub fn has_ended(self) {
+    /// Panics unless all records are there that the guest has told of, which is dead.
+    pub fn has_written_what_it_said(self) {
         for which in [Loop::Disk, Loop::Share] {
             let count = self.written(which) as u32;
-            assert!(count > 0, "no record was written before");
-            let bytes = RECORD * count as usize;
-            let there = match which {
-                Loop::Disk => self.disk.read(bytes) == pattern::blocks(RECORD, DISK_SEED, count),
-                Loop::Share => {
-                    let file = fs::read(self.records()).expect("the guest's records");
-                    file.starts_with(&pattern::blocks(RECORD, SHARE_SEED, count))
-                }
+            let (written, seed) = match which {
+                Loop::Disk => (self.disk.read(RECORD * count as usize), DISK_SEED),
+                Loop::Share => (
+                    fs::read(self.records()).expect("the guest's records"),
+                    SHARE_SEED,
+                ),
             };
-            assert!(there, "not all of {count} records of {which:?} are there");
+            let is_there = written.starts_with(&pattern::blocks(RECORD, seed, count));
+            assert!(is_there, "{which:?}: {count} records are not there");
         }
     }
 

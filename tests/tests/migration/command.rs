@@ -119,7 +119,7 @@ fn a_guest_with_a_disk_is_sent_and_received() {
 
 #[test]
 fn progress_of_a_guest_that_writes_slower_than_it_is_sent() {
-    let mut guest = dirtying_at(1000, 1024);
+    let mut guest = dirtying_at(400, 1024);
     let mut there = receiver(&guest);
     let url = guest.unix_url();
     let proxy = Proxy::to(&url).slow(8 << 20);

@@ -151,8 +151,8 @@ fn rounds_end_when_the_rest_can_be_sent_within_the_downtime() {
     let kept = Some(SMALL as f64)..=Some(LARGE as f64);
     assert!(kept.contains(&estimate(&done)), "{done}");
     let rounds = done["round"].as_u64().expect("a number");
-    // All after the second one are for a quiet moment.
-    assert!(rounds < 10, "{done}");
+    // All after the second one are for a quiet moment, which is not waited for any longer than that.
+    assert!(rounds <= 30, "{done}");
 
     // Back again, the other way round.
     let received = guest.listen(&receive);

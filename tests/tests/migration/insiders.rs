@@ -19,6 +19,7 @@ use crate::peer::{
 
 /// As fast as it goes, and now and then.
 const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(100)];
+
 /// Says that it is there, until nobody listens any more.
 fn flood(link: &mut Link, pause: Duration) -> Error {
     let begun = Instant::now();

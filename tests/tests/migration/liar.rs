@@ -1,6 +1,7 @@
 //! A sender whose words arrive as they were meant, and are not true: it has overheard what a Ferry says of a guest, and says something else.
 
 use ferry_tests::{Answer, Guest, Receive, Send};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vm_migration::Unwatched;
 use vm_migration::link::{Error, FRAME_DATA_MOST, Kind, Last, Link, Message, Purpose, StreamId};
@@ -21,8 +22,16 @@ pub struct Description {
     pub arrival: u8,
 }
 
-/// Name, type, configuration space, queues, features, protocol features.
-pub type Device = (String, u32, Vec<u8>, u16, u64, u64);
+/// What is said of a device, in the order in which it is said.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Device {
+    pub id: String,
+    pub virtio_type: u32,
+    pub config: Vec<u8>,
+    pub queues: u16,
+    pub features: u64,
+    pub protocol_features: u64,
+}
 
 impl Description {
     fn read(bytes: &[u8]) -> Self {

@@ -182,6 +182,11 @@ impl Real {
     }
 }
 
+fn replace<B: Listener>(old: &Mutex<B>, new: B) {
+    listens(&new);
+    *lock(old) = new;
+}
+
 /// Waits until one can connect.
 fn listens(back_end: &impl Listener) {
     let limit = Duration::from_secs(60);
@@ -263,16 +268,8 @@ impl BackEnds for Real {
 
     fn renewed(self: Arc<Self>) -> Arc<dyn BackEnds> {
         match self.used {
-            Used::Disk => {
-                let disk = self.next_disk();
-                listens(&disk);
-                *lock(&self.disk) = disk;
-            }
-            Used::Share => {
-                let share = self.next_share();
-                listens(&share);
-                *lock(&self.share) = share;
-            }
+            Used::Disk => replace(&self.disk, self.next_disk()),
+            Used::Share => replace(&self.share, self.next_share()),
         }
         self
     }

@@ -4,7 +4,7 @@ use ferry_tests::fault_proxy::{Place, When};
 use vm_migration::link::Kind;
 
 use crate::scenario::Left;
-use crate::table::{At, Fault, Owner, Row};
+use crate::table::{At, Devices, Fault, Owner, Row};
 
 /// Where the guest may be in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub fn expected(row: &Row) -> Expected {
             | Fault::HangDestinationDisk,
             Owner::Source | Owner::Giving | Owner::Nobody,
         ) => Expected::Either,
-        (Fault::KillSourceDisk, Owner::Source) if is_noticed(row) => Expected::Source,
+        (Fault::KillSourceDisk, Owner::Source) if is_needed(row) => Expected::Source,
         // The guest has left it when that is noticed.
         (Fault::KillSourceDisk, Owner::Nobody) => Expected::Destination,
         (
@@ -126,9 +126,22 @@ fn is_at(row: &Row, kind: Kind) -> bool {
     matches!(row.at, At::Frame(place) if place.kind == kind)
 }
 
-/// What becomes of a back-end is of consequence after this place: not all that it is needed for has been done.
+/// The receiver speaks to its back-ends after this place.
 fn is_noticed(row: &Row) -> bool {
     let after_end = |Place { when, kind, .. }| (when, kind) == (When::After, Kind::End);
     let is_after_end = matches!(row.at, At::Frame(place) if after_end(place));
     !is_after_end && !is_at(row, Kind::Ready)
+}
+
+/// The sender needs its back-ends after this place: to pause the guest, or to have their state. Later it may notice the end of
+/// one in time, or not.
+fn is_needed(row: &Row) -> bool {
+    let At::Frame(Place { kind, .. }) = row.at else {
+        return false;
+    };
+    match kind {
+        Kind::State | Kind::StateEnd | Kind::Chunk => row.devices == Devices::Scripted,
+        Kind::ChunkEnd | Kind::End | Kind::Ready => false,
+        _ => true,
+    }
 }

@@ -107,7 +107,8 @@ impl GuestV1 {
     }
 }
 
-/// A list of no more than `MOST` elements: of a longer one, one too many is kept. Otherwise a megabyte could stand for a million of them.
+/// A list of no more than `MOST` elements. Otherwise a megabyte could stand for a million of them. Of a longer one, one too many is
+/// kept: who compares it with the definition can say what is wrong.
 fn few<'de, const MOST: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,

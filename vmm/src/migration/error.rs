@@ -61,9 +61,11 @@ pub enum Error {
     Timeout(Duration),
     #[error("the guest cannot be received as it was asked for")]
     Request(#[from] snapshot::Error),
-    #[error("the guest is defined in a way that this Ferry does not take")]
+    #[error(
+        "the guest is defined in a way that this Ferry does not take; is it older than the sender's?"
+    )]
     Definition(#[source] SavedError),
-    #[error("the sender has another {0} than what it says")]
+    #[error("the sender has another {0} than what it says; is this Ferry older than the sender's?")]
     Mismatch(&'static str),
     #[error("the devices are not those that the guest has: {}", list(.0))]
     Differences(Vec<Difference>),

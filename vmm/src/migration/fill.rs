@@ -32,7 +32,8 @@ use crate::memory::GuestRam;
 use crate::progress::LOOK;
 use crate::snapshot::{device_section, differing};
 
-/// The most bytes of saved state, back-ends' apart.
+/// The most bytes of saved state, back-ends' apart: what 32 processors may have makes 8 MiB, and devices and the serial port some
+/// MiB more.
 const STATE_MOST: usize = 16 << 20;
 /// How much longer than its own limits a sender is waited for to commit.
 const COMMIT: Duration = Duration::from_secs(30);

@@ -80,18 +80,14 @@ pub struct Copying {
 }
 
 impl Table {
-    /// Bytes a second so far, while RAM is copied. The first round may be long.
+    /// Bytes a second so far, in the first round, which may be long.
     fn first_rate(&self, now: Instant, sent: u64) -> u64 {
-        let is_copied = self.state == MigrationState::UnderWay
-            && self
-                .phases
-                .last()
-                .is_some_and(|(phase, _)| *phase == Phase::Precopy);
-        let mut phases = self.phases.iter();
-        let begun = phases.find(|(phase, _)| *phase == Phase::Precopy);
-        let Some((_, begun)) = begun.filter(|_| is_copied) else {
+        let Some((Phase::Precopy, begun)) = self.phases.last() else {
             return 0;
         };
+        if self.state != MigrationState::UnderWay || self.copying.round > 1 {
+            return 0;
+        }
         let seconds = now.duration_since(*begun).as_secs_f64();
         (sent as f64 / seconds.max(1e-3)) as u64
     }

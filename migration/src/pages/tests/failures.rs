@@ -15,7 +15,7 @@ fn one_without_ram_is_not_silent(round: u64) {
     let (from, to) = (Ram::new(), Ram::new());
     from.write(0, &pattern(1, MIB as usize));
     let [mut senders, mut receivers] = connected(2);
-    let limit = std::time::Duration::from_secs(1);
+    let limit = Duration::from_secs(1);
     let target = RamTarget::new(&to.regions(), 2).unwrap();
     senders.iter_mut().for_each(|link| link.set_silence(limit));
     let ended = AtomicBool::new(false);
@@ -156,7 +156,7 @@ fn the_reason_is_known(few: Option<&Bitmap>) {
         scope.spawn(|| {
             // The extra ones just end.
             let main = receivers.into_iter().next().unwrap();
-            thread::sleep(std::time::Duration::from_millis(30));
+            thread::sleep(Duration::from_millis(30));
             main.give_up(&crate::link::Failure::new(["it is full"]));
         });
         let (regions, progress) = (from.regions(), Progress::default());
