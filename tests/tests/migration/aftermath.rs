@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Misbehaviour, Running, When as Moment};
-use ferry_tests::fault_proxy::{Act, Place, Then, When};
+use ferry_tests::fault_proxy::{Act, Halt, Place, Then, When};
 use ferry_tests::{Guest, Receive, Send};
 use serde_json::{Value, json};
 use vm_migration::link::Kind;
@@ -14,8 +14,9 @@ use crate::common::{
     SLOW, TICK, TICKS, WRITTEN, because, busy, full, heir, moved, moved_to, optional_heir,
     receiver, stateful, tiny,
 };
+use crate::peer::{hasty, hasty_receiver};
 use crate::proxy::Proxy;
-use crate::way::Way;
+use crate::way::{Way, before};
 
 fn is_unconfirmed(guest: &Guest) -> bool {
     let events = guest.events();
@@ -140,6 +141,54 @@ fn a_guest_after_one_that_was_handed_over_and_deleted() {
     there.goes_on(TICK);
 }
 
+/// The sender has lost patience, and asks. The receiver throws away what it has, so that the guest can go on at the sender.
+#[test]
+fn a_commit_that_comes_after_the_sender_has_asked() {
+    let mut guest = hasty();
+    let mut there = hasty_receiver(&guest);
+    let (commit, at_commit) = Halt::new();
+    let way = Way::with([(before(Kind::Commit), at_commit)]);
+    let received = there.listen(&Receive::at(way.receiver()));
+    guest.send(&Send::to(way.sender()));
+    commit.reached();
+    guest.wait_for_failure(&["the receiver has not started the guest"]);
+    assert!(is_unconfirmed(&guest));
+    because(received.answer(), &["has asked"]);
+    commit.then(Then::PassOn);
+    guest.goes_on(TICK);
+    assert!(there.api().get("vm.info").is_err(), "there is a machine");
+    let url = guest.unix_url();
+    guest
+        .migrated_to(there, &Send::to(&url), &Receive::at(&url))
+        .goes_on(TICK);
+}
+
+/// The commit is there when it wakes up, but so is the question of a sender that no longer waited for it.
+#[test]
+fn a_receiver_that_was_stopped_until_its_guest_was_taken_back() {
+    let mut guest = hasty();
+    let mut there = hasty_receiver(&guest);
+    let (commit, at_commit) = Halt::new();
+    let way = Way::with([(before(Kind::Commit), at_commit)]);
+    let received = there.listen(&Receive::at(way.receiver()));
+    guest.send(&Send::to(way.sender()));
+    commit.reached();
+    there.signal(libc::SIGSTOP);
+    commit.then(Then::PassOn);
+    guest.wait_for_migration("unconfirmed");
+    guest.put("vm.migration-reclaim");
+    guest.goes_on(TICK);
+    there.signal(libc::SIGCONT);
+    because(received.answer(), &["has asked"]);
+    assert!(there.api().get("vm.info").is_err(), "there is a machine");
+    guest.goes_on(TICK);
+    assert_eq!(guest.state(), "Running");
+    let url = guest.unix_url();
+    guest
+        .migrated_to(there, &Send::to(&url), &Receive::at(&url))
+        .goes_on(TICK);
+}
+
 /// Over TCP, COMMIT could still be sent to a receiver that is gone: it would leave a guest that nobody confirms. The source
 /// does not get to hear of READY before the end of who said so.
 #[test]
@@ -191,8 +240,8 @@ fn in_memory_files(guest: &Guest) -> u64 {
 }
 
 fn received_nothing(there: &mut Guest, next: &Running, guest: &mut Guest) {
-    let (ready, at_ready) = ferry_tests::fault_proxy::Halt::new();
-    let way = Way::with([(crate::way::before(Kind::Ready), at_ready)]);
+    let (ready, at_ready) = Halt::new();
+    let way = Way::with([(before(Kind::Ready), at_ready)]);
     let received = there.listen(&Receive::at(way.receiver()).device("disk0", next));
     guest.send(&Send::to(way.sender()));
     ready.reached();

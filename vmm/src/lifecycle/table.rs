@@ -117,7 +117,14 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
             "the guest was handed over already: it can only be taken back (vm.migration-reclaim), once it is certain that it \
              does not run elsewhere"
         }
+        _ if matches!(request, Request::CancelMigration) => "no migration is under way",
+        _ if matches!(request, Request::ReclaimMigration) => {
+            "no guest has been handed over that could be taken back"
+        }
         Absent => "there is no virtual machine: create one first",
+        Deleting if makes_one => {
+            "what was here is still being taken down, for which its back-ends have up to twice --dead-timeout: try again later"
+        }
         Created if makes_one => "there is a virtual machine already: delete it first",
         _ if makes_one => "there is a virtual machine already: shut it down and delete it first",
         Created => "the guest has not been booted",
@@ -129,10 +136,6 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
         }
         Running if matches!(request, Request::Snapshot(_)) => {
             "the guest is running; pause it first, or ask for a snapshot with \"pause\": true"
-        }
-        _ if matches!(request, Request::CancelMigration) => "no migration is under way",
-        _ if matches!(request, Request::ReclaimMigration) => {
-            "no guest has been handed over that could be taken back"
         }
         Booting => "the guest is being booted",
         Restoring => "the guest is being restored",

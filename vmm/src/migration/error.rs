@@ -105,6 +105,10 @@ pub enum Error {
     },
     #[error("the sender has not handed the guest over within {0:?}")]
     NoCommit(Duration),
+    #[error(
+        "the sender has asked whether the guest runs here, and its word that it may has not come before that"
+    )]
+    Asked,
     #[error("the receiver is there, but has not said in time whether the guest runs")]
     NotConfirmed,
     #[error("the sender is there, but has not said in time that it knows")]

@@ -124,7 +124,7 @@ impl Incoming {
                 self.link
                     .give_up(&reason.unwrap_or_else(|| error.failure()));
                 // A sender that was told that all is here may be in doubt.
-                if told == Outcome::Waiting {
+                if told != Outcome::Unknown {
                     self.attempts.keep_answering(self.listener);
                 }
                 // It may take a while, for which no sender waits.
@@ -280,10 +280,7 @@ impl Incoming {
                     link.accept_it()?;
                     extra.push(link);
                 }
-                Purpose::Ask => self.attempts.answer(link),
-                _ => {
-                    let _ = link.refuse("a migration is being received already");
-                }
+                _ => self.turn_away(link),
             }
         }
         Ok(extra)
@@ -348,19 +345,58 @@ impl Incoming {
         self.attempts.note(self.link.attempt(), Outcome::Waiting);
         self.link.set_silence(limit);
         self.link.send(&Message::Ready, &*meter)?;
-        let deadline = Instant::now() + limit;
+        let deadline = since_boot() + limit;
         loop {
-            match self.link.receive_for(&*meter, deadline) {
-                Ok(Some(Message::Commit)) => break,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(LinkError::Silent { .. }) => return Err(Error::NoCommit(limit)),
-                Err(error) => return Err(error.into()),
+            let message = self.link.receive_for(&*meter, Instant::now() + LOOK)?;
+            let is_committed = matches!(message, Some(Message::Commit));
+            // The commit may be old: this process may have been stopped since.
+            self.answer_questions()?;
+            if since_boot() >= deadline {
+                return Err(Error::NoCommit(limit));
+            }
+            if is_committed {
+                break;
             }
         }
         meter.commit()?;
         meter.enter(Phase::Commit);
         Ok(())
     }
+
+    /// Answers those who ask what has become of an attempt. A sender asks about this one only when it has handed the guest over in
+    /// vain: the guest is thrown away, and the sender may let it go on.
+    fn answer_questions(&mut self) -> Result<(), Error> {
+        loop {
+            let link = match self.listener.accept(&*self.meter, Some(Instant::now())) {
+                Ok(link) => link,
+                Err(LinkError::Silent { .. }) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let attempt = self.link.attempt();
+            if link.purpose() == Purpose::Ask && link.attempt() == attempt {
+                self.attempts.note(attempt, Outcome::Discarded);
+                self.attempts.answer(link);
+                return Err(Error::Asked);
+            }
+            self.turn_away(link);
+        }
+    }
+
+    /// Has nothing to do with who came now, who may have a question all the same.
+    fn turn_away(&self, link: Link) {
+        match link.purpose() {
+            Purpose::Ask => self.attempts.answer(link),
+            _ => {
+                let _ = link.refuse("a migration is being received already");
+            }
+        }
+    }
+}
+
+/// Goes on while the host sleeps, too.
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Lets a sender that waits know that this side is there, and notices if the sender is not.
