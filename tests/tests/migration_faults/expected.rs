@@ -89,6 +89,8 @@ pub fn expected(row: &Row) -> Expected {
             Fault::KillDestinationDisk | Fault::HangDestinationDiskForGood,
             Owner::Source | Owner::Giving | Owner::Nobody,
         ) => Expected::Either,
+        // When it goes on, the sender may have asked before it has taken the guest.
+        (Fault::StopDestination, Owner::Taking) => Expected::Either,
         // Its end may still be noticed before the guest starts.
         (Fault::KillDestinationDisk, Owner::Taking) => Expected::Either,
         (Fault::CancelDestination, Owner::Giving | Owner::Taking) => Expected::Either,
