@@ -123,6 +123,10 @@ impl Listener {
                     step: ACCEPTING,
                 });
             }
+            // Before others make those leave who were here first.
+            if let Some(link) = self.introduced() {
+                return Ok(link);
+            }
             self.take_clients()?;
             if let Some(link) = self.introduced() {
                 return Ok(link);

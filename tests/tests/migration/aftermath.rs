@@ -14,9 +14,17 @@ use crate::common::{
     SLOW, TICK, TICKS, WRITTEN, because, busy, full, heir, moved, moved_to, optional_heir,
     receiver, stateful, tiny,
 };
-use crate::peer::{hasty, hasty_receiver};
+use crate::peer::{waiting, waiting_receiver};
 use crate::proxy::Proxy;
 use crate::way::{Way, before};
+
+/// Seconds for which the other side is waited for, where it is waited for.
+const PATIENCE: u32 = 3;
+const AFTER_COMMIT: Place = Place {
+    when: When::After,
+    kind: Kind::Commit,
+    nth: 1,
+};
 
 fn is_unconfirmed(guest: &Guest) -> bool {
     let events = guest.events();
@@ -107,13 +115,8 @@ fn a_guest_after_one_that_was_handed_over_and_deleted() {
     guest.goes_on(TICK);
     let mut definition = guest.get("vm.info")["config"].clone();
     let mut there = receiver(&guest);
-    let after_commit = Place {
-        when: When::After,
-        kind: Kind::Commit,
-        nth: 1,
-    };
     let cut = Then::Cut(Duration::from_secs(600));
-    let way = Way::with([(after_commit, Act::Just(cut))]);
+    let way = Way::with([(AFTER_COMMIT, Act::Just(cut))]);
     let received = there.listen(&Receive::at(way.receiver()));
     guest.send(&Send::to(way.sender()));
     received.answer().expect("a guest");
@@ -144,8 +147,8 @@ fn a_guest_after_one_that_was_handed_over_and_deleted() {
 /// The sender has lost patience, and asks. The receiver throws away what it has, so that the guest can go on at the sender.
 #[test]
 fn a_commit_that_comes_after_the_sender_has_asked() {
-    let mut guest = hasty();
-    let mut there = hasty_receiver(&guest);
+    let mut guest = waiting(PATIENCE);
+    let mut there = waiting_receiver(&guest, PATIENCE);
     let (commit, at_commit) = Halt::new();
     let way = Way::with([(before(Kind::Commit), at_commit)]);
     let received = there.listen(&Receive::at(way.receiver()));
@@ -163,23 +166,29 @@ fn a_commit_that_comes_after_the_sender_has_asked() {
         .goes_on(TICK);
 }
 
-/// The commit is there when it wakes up, but so is the question of a sender that no longer waited for it.
+/// The commit is there when it wakes up. So is the question of a sender that no longer waited, where that has got through.
 #[test]
 fn a_receiver_that_was_stopped_until_its_guest_was_taken_back() {
-    let mut guest = hasty();
-    let mut there = hasty_receiver(&guest);
-    let (commit, at_commit) = Halt::new();
-    let way = Way::with([(before(Kind::Commit), at_commit)]);
+    was_stopped(None, "has asked");
+    let dark = Then::Cut(Duration::from_secs(600));
+    was_stopped(Some((AFTER_COMMIT, Act::Just(dark))), "in time");
+}
+
+fn was_stopped(then: Option<(Place, Act)>, reason: &str) {
+    let mut guest = waiting(PATIENCE);
+    let mut there = waiting_receiver(&guest, PATIENCE);
+    let (ready, at_ready) = Halt::new();
+    let way = Way::with([(before(Kind::Ready), at_ready)].into_iter().chain(then));
     let received = there.listen(&Receive::at(way.receiver()));
     guest.send(&Send::to(way.sender()));
-    commit.reached();
+    ready.reached();
     there.signal(libc::SIGSTOP);
-    commit.then(Then::PassOn);
+    ready.then(Then::PassOn);
     guest.wait_for_migration("unconfirmed");
     guest.put("vm.migration-reclaim");
     guest.goes_on(TICK);
     there.signal(libc::SIGCONT);
-    because(received.answer(), &["has asked"]);
+    because(received.answer(), &[reason]);
     assert!(there.api().get("vm.info").is_err(), "there is a machine");
     guest.goes_on(TICK);
     assert_eq!(guest.state(), "Running");

@@ -15,15 +15,25 @@ pub const LONG: Duration = Duration::from_secs(50);
 
 /// A guest whose Ferry does not wait for long.
 pub fn hasty() -> Guest {
-    let guest = Ferry::tiny(TICKS).request_timeout(1).with_api();
+    waiting(1)
+}
+
+/// A guest whose Ferry waits for so many seconds.
+pub fn waiting(seconds: u32) -> Guest {
+    let guest = Ferry::tiny(TICKS).request_timeout(seconds).with_api();
     let mut guest = guest.start();
     guest.goes_on(TICK);
     guest
 }
 
 pub fn hasty_receiver(guest: &Guest) -> Guest {
+    waiting_receiver(guest, 1)
+}
+
+pub fn waiting_receiver(guest: &Guest, seconds: u32) -> Guest {
     let left = guest.beside();
-    left.successor().arg("--request-timeout").arg("1").start()
+    let limit = seconds.to_string();
+    left.successor().arg("--request-timeout").arg(limit).start()
 }
 
 pub fn listener(url: &str) -> Listener {

@@ -89,8 +89,8 @@ pub fn expected(row: &Row) -> Expected {
             Fault::KillDestinationDisk | Fault::HangDestinationDiskForGood,
             Owner::Source | Owner::Giving | Owner::Nobody,
         ) => Expected::Either,
-        // When it goes on, the sender may have asked before it has taken the guest.
-        (Fault::StopDestination, Owner::Taking) => Expected::Either,
+        // The sender may ask before the receiver has taken the guest.
+        (Fault::StopDestination | Fault::CutOne, Owner::Taking) => Expected::Either,
         // Its end may still be noticed before the guest starts.
         (Fault::KillDestinationDisk, Owner::Taking) => Expected::Either,
         (Fault::CancelDestination, Owner::Giving | Owner::Taking) => Expected::Either,
@@ -142,8 +142,9 @@ fn is_needed(row: &Row) -> bool {
         return false;
     };
     match kind {
-        Kind::State | Kind::StateEnd | Kind::Chunk => row.devices == Devices::Scripted,
-        Kind::ChunkEnd | Kind::End | Kind::Ready => false,
+        // The first chunk of its state is more than there is room for on the way.
+        Kind::State | Kind::StateEnd => row.devices == Devices::Scripted,
+        Kind::Chunk | Kind::ChunkEnd | Kind::End | Kind::Ready => false,
         _ => true,
     }
 }

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use vm_migration::Watch;
 use vm_migration::link::{Link, Listener, Message, Outcome, Purpose, StreamId};
 
+use crate::progress::LOOK;
+
 /// How many are remembered. A sender whose attempt is forgotten is told so, and does not let its guest go on.
 const MOST: usize = 64;
 
@@ -53,7 +55,6 @@ impl Attempts {
 
     /// Goes on answering those who ask at an address, until [`Attempts::stop_answering`].
     pub fn keep_answering(self: &Arc<Self>, listener: Listener) {
-        self.stop_answering();
         let stop = Arc::new(Stop::default());
         let (attempts, watch) = (self.clone(), stop.clone());
         let thread = std::thread::Builder::new()
@@ -61,7 +62,12 @@ impl Attempts {
             .stack_size(128 << 10)
             .spawn(move || attempts.answer_all(listener, &*watch));
         match thread {
-            Ok(thread) => *lock(&self.answering) = Some(Answering { stop, thread }),
+            Ok(thread) => {
+                let before = lock(&self.answering).replace(Answering { stop, thread });
+                if let Some(before) = before {
+                    before.end();
+                }
+            }
             Err(error) => tracing::warn!("nobody can ask what became of a migration: {error}"),
         }
     }
@@ -69,14 +75,22 @@ impl Attempts {
     /// Leaves the address to others.
     pub fn stop_answering(&self) {
         let answering = lock(&self.answering).take();
-        if let Some(Answering { stop, thread }) = answering {
-            stop.0.store(true, Ordering::SeqCst);
-            let _ = thread.join();
+        if let Some(answering) = answering {
+            answering.end();
         }
     }
 
     fn answer_all(&self, mut listener: Listener, watch: &dyn Watch) {
-        while let Ok(link) = listener.accept(watch, None) {
+        while !watch.cancelled() {
+            let link = match listener.accept(watch, None) {
+                Ok(link) => link,
+                // The next one may get through.
+                Err(error) => {
+                    tracing::debug!("nobody can ask what became of a migration: {error}");
+                    std::thread::sleep(LOOK);
+                    continue;
+                }
+            };
             match link.purpose() {
                 Purpose::Ask => self.answer(link),
                 Purpose::Migrate { .. } | Purpose::Join { .. } | Purpose::HandOver => {
@@ -91,6 +105,13 @@ impl Attempts {
 struct Answering {
     stop: Arc<Stop>,
     thread: JoinHandle<()>,
+}
+
+impl Answering {
+    fn end(self) {
+        self.stop.0.store(true, Ordering::SeqCst);
+        let _ = self.thread.join();
+    }
 }
 
 #[derive(Default)]

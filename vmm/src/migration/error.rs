@@ -109,6 +109,10 @@ pub enum Error {
         "the sender has asked whether the guest runs here, and its word that it may has not come before that"
     )]
     Asked,
+    #[error(
+        "the sender handed the guest over, and this process has not taken it in time: it may have been stopped, or its host"
+    )]
+    LateCommit,
     #[error("the receiver is there, but has not said in time whether the guest runs")]
     NotConfirmed,
     #[error("the sender is there, but has not said in time that it knows")]

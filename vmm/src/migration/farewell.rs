@@ -8,6 +8,7 @@ use ferry_api::migration::Phase;
 use vm_migration::link::{Link, Listener, Message, Outcome, Timing};
 use vm_migration::ownership::Ownership;
 
+use super::committing::Moment;
 use super::{Attempts, Error, Meter, Service};
 use crate::memory::GuestRam;
 
@@ -26,6 +27,8 @@ pub struct Farewell {
     /// If this process takes the sender's place.
     service: Option<Service>,
     teller: Teller,
+    /// Until when the guest may be started, if it is not the ownership that says so.
+    good_until: Option<Moment>,
     /// Until it is said.
     rest: Option<Box<Rest>>,
 }
@@ -50,8 +53,15 @@ impl Farewell {
             ownership,
             service: None,
             teller,
+            good_until: None,
             rest: Some(Box::new(Rest { link, listener })),
         }
+    }
+
+    pub(super) fn good_until(self, moment: Option<Moment>) -> Self {
+        let mut farewell = self;
+        farewell.good_until = moment;
+        farewell
     }
 
     pub(super) fn with_service(self, service: Option<Service>) -> Self {
@@ -68,8 +78,11 @@ impl Farewell {
     /// Makes the guest, which has the commit, this process's. To be said before anything of it runs.
     ///
     /// # Errors
-    /// A sender within this host has taken it back.
+    /// A sender within this host has taken it back; another one may have by now.
     pub fn take(&self, ram: &GuestRam) -> Result<(), Error> {
+        if self.good_until.is_some_and(Moment::is_over) {
+            return Err(Error::LateCommit);
+        }
         if let Some(ownership) = &self.ownership {
             ownership.start()?;
             ram.own();

@@ -19,6 +19,7 @@ use vm_migration::pages::RamTarget;
 use vm_migration::stream::StreamReader;
 
 use super::asking::Asked;
+use super::committing::Moment;
 use super::farewell::Teller;
 use super::listen::Incoming;
 use super::revival::Revival;
@@ -35,8 +36,6 @@ use crate::snapshot::{device_section, differing};
 /// The most bytes of saved state, back-ends' apart: what 32 processors may have makes 8 MiB, and devices and the serial port some
 /// MiB more.
 const STATE_MOST: usize = 16 << 20;
-/// How much longer than its own limits a sender is waited for to commit.
-const COMMIT: Duration = Duration::from_secs(30);
 
 /// What a guest that is received is filled into.
 pub struct Place<'a> {
@@ -71,6 +70,8 @@ pub(super) struct Filled {
     pub ram: GuestRam,
     /// As in [`Arrived`].
     pub adopted: Vec<Ready>,
+    /// Until when it may be started, unless somebody else says so.
+    pub good_until: Option<Moment>,
 }
 
 impl Incoming {
@@ -94,6 +95,7 @@ impl Incoming {
                     machine,
                     ram,
                     adopted,
+                    good_until,
                 } = filled;
                 let Incoming {
                     listener,
@@ -114,7 +116,8 @@ impl Incoming {
                     ram,
                     adopted,
                     farewell: Farewell::new(&attempts, &meter, link, listener, ownership, teller)
-                        .with_service(service),
+                        .with_service(service)
+                        .good_until(good_until),
                 })
             }
             Err(error) => {
@@ -148,14 +151,15 @@ impl Incoming {
             .receive_into(&hypervisor, &ram, &devices, place)
             .and_then(|mut machine| {
                 (place.start)(&mut machine)?;
-                self.wait_for_commit(place.timeouts)?;
-                Ok(machine)
+                let good_until = self.wait_for_commit(place.timeouts)?;
+                Ok((machine, good_until))
             });
         match machine {
-            Ok(machine) => Ok(Filled {
+            Ok((machine, good_until)) => Ok(Filled {
                 machine,
                 ram,
                 adopted: Vec::new(),
+                good_until: Some(good_until),
             }),
             Err(error) => {
                 // The connections stay for the next attempt, but nothing of this RAM does.
@@ -336,67 +340,6 @@ impl Incoming {
             }
         })
     }
-
-    /// Says that everything is here, and waits until the guest is this Ferry's.
-    pub(super) fn wait_for_commit(&mut self, timeouts: &Timeouts) -> Result<(), Error> {
-        let meter = self.meter.clone();
-        meter.enter(Phase::Ready);
-        let limit = timeouts.request + COMMIT;
-        self.attempts.note(self.link.attempt(), Outcome::Waiting);
-        self.link.set_silence(limit);
-        self.link.send(&Message::Ready, &*meter)?;
-        let deadline = since_boot() + limit;
-        loop {
-            let message = self.link.receive_for(&*meter, Instant::now() + LOOK)?;
-            let is_committed = matches!(message, Some(Message::Commit));
-            // The commit may be old: this process may have been stopped since.
-            self.answer_questions()?;
-            if since_boot() >= deadline {
-                return Err(Error::NoCommit(limit));
-            }
-            if is_committed {
-                break;
-            }
-        }
-        meter.commit()?;
-        meter.enter(Phase::Commit);
-        Ok(())
-    }
-
-    /// Answers those who ask what has become of an attempt. A sender asks about this one only when it has handed the guest over in
-    /// vain: the guest is thrown away, and the sender may let it go on.
-    fn answer_questions(&mut self) -> Result<(), Error> {
-        loop {
-            let link = match self.listener.accept(&*self.meter, Some(Instant::now())) {
-                Ok(link) => link,
-                Err(LinkError::Silent { .. }) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            };
-            let attempt = self.link.attempt();
-            if link.purpose() == Purpose::Ask && link.attempt() == attempt {
-                self.attempts.note(attempt, Outcome::Discarded);
-                self.attempts.answer(link);
-                return Err(Error::Asked);
-            }
-            self.turn_away(link);
-        }
-    }
-
-    /// Has nothing to do with who came now, who may have a question all the same.
-    fn turn_away(&self, link: Link) {
-        match link.purpose() {
-            Purpose::Ask => self.attempts.answer(link),
-            _ => {
-                let _ = link.refuse("a migration is being received already");
-            }
-        }
-    }
-}
-
-/// Goes on while the host sleeps, too.
-fn since_boot() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Lets a sender that waits know that this side is there, and notices if the sender is not.

@@ -136,7 +136,8 @@ impl<S: Fn(Word)> Job<S> {
             return Ok(());
         }
         commit(&mut link, meter)?;
-        let deadline = Instant::now() + STOP_LIMITS * self.timeouts.request;
+        let committed = Instant::now();
+        let deadline = committed + STOP_LIMITS * self.timeouts.request;
         match wait_for_running(&mut link, meter, deadline) {
             Ok(going_on) => meter.guest_went_on(&going_on),
             Err(error) => {
@@ -145,7 +146,7 @@ impl<S: Fn(Word)> Job<S> {
                     ferry_api::chain(&error).join(": ")
                 );
                 drop(link);
-                self.ask_until_clear(way)?;
+                self.ask_until_clear(way, committed)?;
                 meter.enter(Phase::Release);
             }
         }
@@ -153,9 +154,12 @@ impl<S: Fn(Word)> Job<S> {
     }
 
     /// Asks what has become of a guest that was handed over, until there is an answer, or somebody takes it back.
-    fn ask_until_clear(&self, way: &Way<'_>) -> Result<(), Error> {
+    fn ask_until_clear(&self, way: &Way<'_>, committed: Instant) -> Result<(), Error> {
         self.meter.enter(Phase::Unconfirmed);
         (self.say)(Word::Unconfirmed);
+        // Until then a receiver that was stopped may wake up, find the commit, and start the guest.
+        let is_good = |now: Instant| now < committed + self.timeouts.request + ASK;
+        let mut is_wanted_back = false;
         loop {
             let asked = Instant::now();
             match self.ask(way) {
@@ -172,8 +176,11 @@ impl<S: Fn(Word)> Job<S> {
                     ferry_api::chain(&error).join(": ")
                 ),
             }
+            if is_wanted_back && !is_good(asked) {
+                return Err(Error::Reclaimed);
+            }
             match self.meter.wait(&self.orders, asked + ASK) {
-                Ok(Some(Go::Reclaim)) => return Err(Error::Reclaimed),
+                Ok(Some(Go::Reclaim)) => is_wanted_back = true,
                 Ok(_) => {}
                 // Ferry ends.
                 Err(error) => return Err(error),

@@ -17,7 +17,7 @@
 //! |---|---|
 //! | `describe` | what the receiver is told beforehand |
 //! | `send`, `precopy`, `handover` | the sender's job: its course; RAM while the guest runs; from the pause to the end |
-//! | `listen`, `fill`, `farewell` | the receiver's: until a sender is there; filling a machine; after the commit |
+//! | `listen`, `fill`, `committing`, `farewell` | the receiver's: until a sender is there; filling a machine; until the commit; after it |
 //! | `local` | the same for a hand-over to a process of the same host |
 //! | `asking` | devices' workers that are asked for something |
 //! | `attempts` | what became of attempts |
@@ -26,6 +26,7 @@
 
 mod asking;
 mod attempts;
+mod committing;
 mod describe;
 mod error;
 mod farewell;

@@ -78,6 +78,7 @@ impl Incoming {
             machine,
             ram,
             adopted: devices,
+            good_until: None,
         })
     }
 
@@ -95,7 +96,7 @@ impl Incoming {
                 self.attempts.note(self.link.attempt(), Outcome::Waiting);
                 Ok(())
             }
-            outcome => outcome,
+            outcome => outcome.map(drop),
         }
     }
 }
