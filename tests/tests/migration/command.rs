@@ -74,6 +74,21 @@ fn receive(there: &mut Guest, words: &[&str]) -> Command {
     command
 }
 
+/// Has a guest be moved over one connection with so many bytes a second: the way, what the receiver's command says, and the sender's.
+fn commands_over(
+    rate: u64,
+    guest: &Guest,
+    there: &mut Guest,
+    words: &[&str],
+) -> (Proxy, Command, Command) {
+    let url = guest.unix_url();
+    let proxy = Proxy::to(&url).slow(rate);
+    let received = receive(there, &[&url]);
+    let words = [&["migrate", proxy.url(), "--connections", "1"], words].concat();
+    let sending = Command::start(guest, &words);
+    (proxy, received, sending)
+}
+
 /// A guest that is being sent shows this in a later round than the first.
 fn shows_later(guest: &mut Guest, command: &Command, text: &str) {
     guest.wait_until(&format!("{text}, while it is sent"), |_| {
@@ -121,17 +136,7 @@ fn a_guest_with_a_disk_is_sent_and_received() {
 fn progress_of_a_guest_that_writes_slower_than_it_is_sent() {
     let mut guest = dirtying_at(400, 1024);
     let mut there = receiver(&guest);
-    let url = guest.unix_url();
-    let proxy = Proxy::to(&url).slow(8 << 20);
-    let received = receive(&mut there, &[&url]);
-    let words = [
-        "migrate",
-        proxy.url(),
-        "--connections",
-        "1",
-        "--keep-source",
-    ];
-    let sending = Command::start(&guest, &words);
+    let (proxy, received, sending) = commands_over(8 << 20, &guest, &mut there, &["--keep-source"]);
     guest.wait_until("a second round", |guest| {
         let migration = guest.try_migration()?;
         (migration["round"].as_u64()? > 1).then_some(())
@@ -157,18 +162,8 @@ fn progress_of_a_guest_that_writes_slower_than_it_is_sent() {
 fn a_guest_that_writes_faster_than_it_is_sent_is_cancelled() {
     let mut guest = dirtying_at(3000, 1100);
     let mut there = receiver(&guest);
-    let url = guest.unix_url();
-    let proxy = Proxy::to(&url).slow(4 << 20);
-    let received = receive(&mut there, &[&url]);
-    let words = [
-        "migrate",
-        proxy.url(),
-        "--connections",
-        "1",
-        "--downtime-ms",
-        "50",
-    ];
-    let sending = Command::start(&guest, &words);
+    let (_proxy, received, sending) =
+        commands_over(4 << 20, &guest, &mut there, &["--downtime-ms", "50"]);
     shows_later(&mut guest, &sending, "not converging");
     Command::start(&guest, &["migration"]).succeeds(&["being sent to ", "not converging"]);
     Command::start(&guest, &["migration", "cancel"]).succeeds(&[]);
