@@ -10,6 +10,9 @@ use crate::config::{DiskConfig, FsConfig, VmConfig};
 use crate::migration::{MigrationProgress, ReceiveRequest, SendRequest};
 use crate::snapshot::{Progress, RestoreRequest, SnapshotRequest};
 
+/// Why a request has no other answer.
+pub(crate) const ENDED: &str = "Ferry ended before the request was answered";
+
 /// The owner of the virtual machine, as the server sees it.
 pub trait Control: Send + Sync + 'static {
     /// Hands a request over. Returns at once; the answer comes through `reply`, from any thread.
@@ -189,10 +192,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(take) = self.0.take() {
-            take(Err(Refusal::new(
-                RefusalKind::Failed,
-                "Ferry ended before the request was answered",
-            )));
+            take(Err(Refusal::new(RefusalKind::Failed, ENDED)));
         }
     }
 }

@@ -157,7 +157,7 @@ fn answer(link: &mut Link, ram: &RamTarget<'_>) -> Result<(), Error> {
                 last: Last::Yes, ..
             } => Message::Prepared,
             Message::End { tallies } if main(connection) == Some(tallies.len()) => Message::Ready,
-            Message::Commit => Message::Running {
+            Message::Commit { .. } => Message::Running {
                 since: 0,
                 timings: Vec::new().into(),
             },

@@ -85,7 +85,10 @@ fn talk(link: &mut Link) -> Result<(), Error> {
                 link.send(&Message::StateEnd, watch)?;
                 end_main(std::slice::from_mut(link), watch)?;
             }
-            Message::Ready => link.send(&Message::Commit, watch)?,
+            Message::Ready => {
+                let good_for = Duration::from_secs(1);
+                link.send(&Message::Commit { good_for }, watch)?;
+            }
             Message::Running { .. } => link.send(&Message::Bye, watch)?,
             Message::Outcome(_) => (),
             other => unreachable!("{other:?} is not for a sender"),

@@ -210,7 +210,7 @@ complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and not __f
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and not __fish_seen_subcommand_from cancel reclaim" -l json -d 'Print JSON: one line for an answer or an event, else nothing'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and not __fish_seen_subcommand_from cancel reclaim" -s h -l help -d 'Print help'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and not __fish_seen_subcommand_from cancel reclaim" -f -a "cancel" -d 'Give up the migration that is under way; a guest that was to be sent goes on'
-complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and not __fish_seen_subcommand_from cancel reclaim" -f -a "reclaim" -d 'Take back a guest that was handed over and certainly runs nowhere else'
+complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and not __fish_seen_subcommand_from cancel reclaim" -f -a "reclaim" -d 'Take back a guest that was handed over and has certainly never run elsewhere'
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and __fish_seen_subcommand_from cancel" -l api-socket -d 'The socket on which Ferry listens' -r -F
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and __fish_seen_subcommand_from cancel" -l timeout -d 'Time to wait; default 10, for changes 150, to save or move a day' -r
 complete -c ferryctl -n "__fish_ferryctl_using_subcommand migration; and __fish_seen_subcommand_from cancel" -l json -d 'Print JSON: one line for an answer or an event, else nothing'

@@ -24,12 +24,15 @@ static void check_page(u32 page, u32 sweep)
               *word_of(page, i), stamp(page, sweep, i), i, sweep);
 }
 
-/* rate= pages a second (0: as many as it can), from= (16M), pages= in the range, ms= how long. */
+/* rate= pages a second (0: as many as it can), from= (16M; high=1: behind 4 GiB), pages= in the range, ms= how long. */
 void mode_dirty(void)
 {
     u32 rate = arg("rate", 1000), pages = arg("pages", 1024), length = arg("ms", 1000), report = arg("report", 1000);
     u32 checks = arg("check", 0);
-    from = arg("from", 16 << 20);
+    u32 high = arg("high", 0);
+    from = arg("from", high ? 0 : 16 << 20);
+    if (high)
+        from += map_above_4g();
     CHECK(rate < 4000000, "rate=%u is too high", rate);
     u32 page = 0, sweep = 1, begin = now_ms(), reported = 0, passed;
     u64 written = 0;
@@ -52,5 +55,7 @@ void mode_dirty(void)
     u32 checked = 0;
     for (u32 i = 0; i < pages && i < written; i++, checked++)
         check_page(i, i < page ? sweep : sweep - 1);
+    if (high)
+        unmap_above_4g();
     say("dirty written=%U checked=%u", written, checked);
 }

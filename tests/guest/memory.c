@@ -60,6 +60,17 @@ static volatile u32 *reach(u64 address)
     return (volatile u32 *)(WINDOW + ((u32)address & (LARGE_PAGE - 1)));
 }
 
+u32 map_above_4g(void)
+{
+    paging_on();
+    for (u32 i = 0; i < 512; i++)
+        level2[WINDOW >> 30][i] = (4ull << 30) + (u64)i * LARGE_PAGE + (LARGE | PRESENT_WRITABLE);
+    load_tables();
+    return WINDOW;
+}
+
+void unmap_above_4g(void) { paging_off(); }
+
 static u32 stamp(u64 address) { return (u32)(address >> 12) * 0x9e3779b1u ^ (u32)address; }
 
 /* Edges are probed without harm: what was there comes back. */

@@ -109,6 +109,12 @@ u32 smp_start(void);
 u32 now_ms(void);
 void sleep_ms(u32 ms);
 
+/* --- memory.c --- */
+
+/* Where the GiB behind 4 GiB is to be seen; no interrupt comes until it is unmapped. */
+u32 map_above_4g(void);
+void unmap_above_4g(void);
+
 /* --- pattern.c: numbered, checksummed contents; tests/src/pattern.rs computes the same --- */
 
 void pattern_fill(u32 *words, u32 count, u32 seed, u32 number);

@@ -202,6 +202,7 @@ fn never_answers_at_each_message() {
         // From there on the ring runs and requests are served, answers or not.
         let runs = i >= reset || code == Req::SET_VRING_ENABLE;
         match (before, runs) {
+            (true, _) if code == Req::GET_FEATURES => NoStart("or serves another front-end"),
             (true, _) => NoStart("the back-end has not answered"),
             (false, true) => Works("is taken for dead"),
             (false, false) => DeviceFails("is taken for dead"),

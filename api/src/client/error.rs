@@ -6,6 +6,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::ENDED;
+
 /// The most reasons that are taken from a refusal.
 const REASONS_MOST: usize = 32;
 
@@ -134,6 +136,11 @@ impl Refused {
             reason = Reason { text, cause };
         }
         Refused { status, reason }
+    }
+
+    /// Whether Ferry has ended instead of answering.
+    pub fn is_end(&self) -> bool {
+        self.reason.text == ENDED
     }
 }
 

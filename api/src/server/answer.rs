@@ -8,7 +8,9 @@ use super::action::{Action, Failure, read_action};
 use super::body::Held;
 use super::response::{self, Response};
 use super::{Shared, metrics};
-use crate::control::{Promptness, Refusal, RefusalKind, Reply, Request, Response as Outcome};
+use crate::control::{
+    ENDED, Promptness, Refusal, RefusalKind, Reply, Request, Response as Outcome,
+};
 use crate::wire::{EventReport, Migration, Ping, Progress, VmInfo};
 
 /// Does what a client asks for, and says what has come of it.
@@ -50,10 +52,9 @@ async fn ask(request: Request, shared: &Shared) -> Result<Outcome, Failure> {
         let _ = sender.send(answer);
     });
     shared.control.submit(request, reply);
-    let answer = receiver.await.unwrap_or_else(|_| {
-        let reason = "Ferry ended before the request was answered";
-        Err(Refusal::new(RefusalKind::Failed, reason))
-    });
+    let answer = receiver
+        .await
+        .unwrap_or_else(|_| Err(Refusal::new(RefusalKind::Failed, ENDED)));
     answer.map_err(Failure::from)
 }
 

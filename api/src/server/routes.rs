@@ -212,7 +212,7 @@ pub const ROUTES: [Entry; 27] = [
         Method::Put,
         "/api/v1/vm.migration-reclaim",
         Route::ReclaimMigration,
-        "Take a guest back that was handed over and certainly does not run elsewhere",
+        "Take a guest back that was handed over and has certainly never run elsewhere",
     ),
     ferry(
         Method::Get,

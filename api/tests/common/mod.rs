@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Script {
     pub progress: Mutex<Option<Progress>>,
     /// How a migration does.
     pub migration: Mutex<Option<MigrationProgress>>,
+    /// Whether nobody is left who could answer how a migration does.
+    pub is_ending: AtomicBool,
 }
 
 impl Control for Script {
@@ -77,6 +80,8 @@ impl Control for Script {
                 *self.migration.lock().unwrap() = Some(progress);
                 self.held.lock().unwrap().push(reply);
             }
+            // Dropped.
+            Request::Migration if self.is_ending.load(Ordering::Relaxed) => {}
             Request::Migration => reply.answer(match &*self.migration.lock().unwrap() {
                 Some(progress) => Ok(Response::Migration(Box::new(progress.clone()))),
                 None => Err(Refusal::new(RefusalKind::NotFound, "nothing was moved yet")),

@@ -70,8 +70,18 @@ pub enum Cause {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// It was connected to, and has not said a word.
+    #[error(
+        "the back-end has not answered GET_FEATURES, the first request, within {waited:.1?}: it hangs, or serves another front-end \
+         (most serve one at a time: for a guest that comes from elsewhere, name the socket of a new one in the request to receive \
+         or restore it)"
+    )]
+    NeverAnswered {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// No answer for so long that the back-end is given up.
-    #[error("the back-end has not answered {request} for {waited:?} and is taken for dead")]
+    #[error("the back-end has not answered {request} for {waited:.1?} and is taken for dead")]
     Dead {
         /// The unanswered request.
         request: RequestCode,
@@ -79,7 +89,7 @@ pub enum Cause {
         waited: Duration,
     },
     /// Requests in flight do not come to their end, so that the back-end may yet write to guest memory.
-    #[error("the back-end has not completed its requests within {waited:?}")]
+    #[error("the back-end has not completed its requests within {waited:.1?}")]
     NotDrained {
         /// How long it was waited for.
         waited: Duration,
@@ -179,6 +189,7 @@ impl Cause {
             Cause::NoListener { .. }
             | Cause::CannotConnect { .. }
             | Cause::Closed { .. }
+            | Cause::NeverAnswered { .. }
             | Cause::Dead { .. }
             | Cause::NotDrained { .. }
             | Cause::Violation { .. }

@@ -65,7 +65,10 @@ fn may_pass(error: &io::Error) -> bool {
 /// Agrees with a back-end that has just been connected to. Nothing here sets up memory or rings.
 pub(super) fn negotiate(frontend: &mut Frontend, spec: &BackendSpec) -> Result<Negotiated, Cause> {
     let rules = spec.profile.rules();
-    let backend_features = frontend.get_features()?;
+    let backend_features = frontend.get_features().map_err(|cause| match cause {
+        Cause::Late { waited, .. } | Cause::Dead { waited, .. } => Cause::NeverAnswered { waited },
+        cause => cause,
+    })?;
     check_features(backend_features)?;
     let offered = frontend.get_protocol_features()?;
     let config_sizes = rules.config_sizes(backend_features);

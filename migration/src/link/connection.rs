@@ -33,6 +33,10 @@ pub struct Link {
     /// Pages that may be lent to the kernel, between one round of copying and the next.
     pub(crate) staging: Option<Staging>,
     pub(super) sent_last: Instant,
+    /// For how long the other side may say no more than that it is there.
+    idle: Duration,
+    /// Since when it is waited for; none once it has said more.
+    pub(super) waiting: Option<Instant>,
     /// When the other side last said that it is there, while something was written.
     pub(super) heard: Instant,
     pub(super) input: Condition,
@@ -86,6 +90,8 @@ impl Link {
             unsent: Vec::new(),
             staging: None,
             sent_last: Instant::now(),
+            idle: Duration::MAX,
+            waiting: None,
             heard: Instant::now(),
             input: Condition::Whole,
             output: Condition::Whole,
@@ -115,6 +121,25 @@ impl Link {
     /// Bounds how long nothing may come or go.
     pub fn set_silence(&mut self, limit: Duration) {
         self.silence = limit;
+    }
+
+    /// Bounds for how long the other side may say no more than that it is there while it is waited for. At first it may for ever.
+    pub fn set_idle(&mut self, limit: Duration) {
+        self.idle = limit;
+        self.waiting = None;
+    }
+
+    /// It is waited for. That it is there is not enough for ever.
+    pub(super) fn note_waiting(&mut self) -> Result<(), Error> {
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        match since.elapsed() < self.idle {
+            true => Ok(()),
+            false => Err(Error::Idle {
+                peer: self.peer.clone(),
+                step: self.step(),
+                limit: self.idle,
+            }),
+        }
     }
 
     /// What was sent, without `End`.

@@ -28,6 +28,16 @@ pub enum Error {
         /// For how long.
         limit: Duration,
     },
+    /// The other side has said no more than that it is there.
+    #[error("{peer}: the other side is there, but has not gone on for {limit:?} while {step}")]
+    Idle {
+        /// The other side.
+        peer: Address,
+        /// What was going on, as in "while …".
+        step: &'static str,
+        /// For how long.
+        limit: Duration,
+    },
     /// There is no receiver.
     #[error("{peer}: nobody listens")]
     Absent {

@@ -336,7 +336,14 @@ fn bind_unix(path: &Path) -> io::Result<(Socket, OwnPath)> {
     let address = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     match socket.bind(&address) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path, &address)? => {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if !fs::symlink_metadata(path)?.file_type().is_socket() {
+                let reason = "there is a file of that name, which is no socket";
+                return Err(io::Error::new(error.kind(), reason));
+            }
+            if !is_stale(&address)? {
+                return Err(error);
+            }
             fs::remove_file(path)?;
             socket.bind(&address)?;
         }
@@ -352,11 +359,8 @@ fn bind_unix(path: &Path) -> io::Result<(Socket, OwnPath)> {
     Ok((socket, own))
 }
 
-/// Whether it is a socket on which nobody listens.
-fn is_stale(path: &Path, address: &SockAddr) -> io::Result<bool> {
-    if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Ok(false);
-    }
+/// Whether nobody listens on a socket.
+fn is_stale(address: &SockAddr) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;
     let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;

@@ -1,6 +1,7 @@
 //! The messages, and their bodies: a head of fixed size, which may be empty, and data.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use super::error::Violation;
 use super::failure::{FAILURE_MOST, Failure};
@@ -16,6 +17,8 @@ pub const TIMING_NAME_MOST: usize = 32;
 /// What comes before the data of a body, where anything does.
 pub(super) const HEAD: usize = 8;
 const TALLY: usize = 16;
+/// The length of an attempt's number.
+const ATTEMPT: usize = 16;
 
 /// What one side says to the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +84,10 @@ pub enum Message<'a> {
         tallies: Cow<'a, [Tally]>,
     },
     /// Sender: the guest is the receiver's.
-    Commit,
+    Commit {
+        /// For how long it may be started, from the receiver's `Ready` on.
+        good_for: Duration,
+    },
     /// Both: gives up.
     Failed(Failure),
     /// Sender: knows that the guest runs.
@@ -174,7 +180,8 @@ pub(super) fn check_length(kind: Kind, length: u32) -> Result<usize, Violation> 
             (1..=CONNECTIONS_MOST as usize).contains(&(bytes / TALLY))
                 && bytes.is_multiple_of(TALLY)
         }
-        Kind::Zeros | Kind::ChunkEnd | Kind::Commit => bytes == 16,
+        Kind::Zeros | Kind::ChunkEnd => bytes == 16,
+        Kind::Commit => bytes == ATTEMPT + 8,
         Kind::Round => bytes == 4,
         Kind::Handles => bytes == 2,
         Kind::Outcome => bytes == 1,
@@ -211,7 +218,7 @@ impl Message<'_> {
             Message::Chunk { .. } => Kind::Chunk,
             Message::ChunkEnd { .. } => Kind::ChunkEnd,
             Message::End { .. } => Kind::End,
-            Message::Commit => Kind::Commit,
+            Message::Commit { .. } => Kind::Commit,
             Message::Failed(_) => Kind::Failed,
             Message::Bye => Kind::Bye,
             Message::Prepared => Kind::Prepared,
@@ -272,7 +279,10 @@ impl Message<'_> {
                 .iter()
                 .flat_map(|tally| numbers([tally.frames, tally.digest]))
                 .collect(),
-            Message::Commit => attempt.0.to_vec().into(),
+            Message::Commit { good_for } => {
+                let micros = u64::try_from(good_for.as_micros()).unwrap_or(u64::MAX);
+                [&attempt.0[..], &micros.to_be_bytes()].concat().into()
+            }
             Message::Failed(failure) => failure.encode().into(),
             Message::Running { since, timings } => encode_running(*since, timings).into(),
             Message::Outcome(outcome) => vec![*outcome as u8 + 1].into(),
@@ -343,8 +353,12 @@ pub(super) fn decode(kind: Kind, body: &[u8], attempt: StreamId) -> Result<Messa
                 })
                 .collect(),
         },
-        Kind::Commit if data != attempt.0 => return wrong("it is about another attempt"),
-        Kind::Commit => Message::Commit,
+        Kind::Commit if data[..ATTEMPT] != attempt.0 => {
+            return wrong("it is about another attempt");
+        }
+        Kind::Commit => Message::Commit {
+            good_for: Duration::from_micros(be_u64(&data[ATTEMPT..])),
+        },
         Kind::Failed => Message::Failed(Failure::decode(data)?),
         Kind::Bye => Message::Bye,
         Kind::Prepared => Message::Prepared,

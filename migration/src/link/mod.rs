@@ -33,10 +33,10 @@
 //! asked                                               Outcome
 //! ```
 //!
-//! Over a unix socket without TLS the sender lends its pages to the kernel instead of copying them. It must not change them until they are in
+//! Over a unix socket without TLS the sender lends the kernel a copy of its pages, instead of having it make one. It must not change that until they are in
 //! the receiver's RAM: the receiver answers each `Sync` with a `Synced` once all before it is. The answer may find the sender saving, or
 //! further. A sender may ask over any connection, and does so at the end of each round: what is still under way would hold the guest up.
-//! Through a tunnel to another host no more than 1 MiB would be under way at a time: that is what TCP is for.
+//! Through a tunnel to another host no more than 1 MiB would be under way at a time on each connection: that is what TCP is for.
 //!
 //! A hand-over within a host goes over a unix socket and has no pages. Descriptors go with `Handles`, which says how many there are, as
 //! SCM_RIGHTS with the first byte of its frame: the sender's while it is describing, copying or saving, the receiver's while it is

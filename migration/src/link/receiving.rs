@@ -187,9 +187,11 @@ impl Link {
             if watch.cancelled() {
                 return Err(self.cancelled());
             }
+            self.note_waiting()?;
             if pages == Pages::Announced
                 && let Some(announced) = self.announced()?
             {
+                self.waiting = None;
                 return Ok(announced);
             }
             match self.advance(pages)? {
@@ -198,7 +200,10 @@ impl Link {
                     heard = Instant::now();
                     late += u32::from(deadline.is_some_and(|deadline| heard >= deadline));
                 }
-                Advance::Whole(kind) => return Ok(Arrival::Message(kind)),
+                Advance::Whole(kind) => {
+                    self.waiting = None;
+                    return Ok(Arrival::Message(kind));
+                }
                 Advance::Some => heard = Instant::now(),
                 Advance::End => return Err(self.closed()),
                 Advance::None => {

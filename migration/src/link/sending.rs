@@ -110,6 +110,8 @@ impl Link {
             })
             .and_then(|()| self.order.follow(self.side, message.event()))
             .map_err(|violation| self.violated(violation))?;
+        // The other side may take its time for what this says.
+        self.waiting = None;
         let mut frame = Frame {
             bytes: [0; FRAME_HEADER + HEAD],
             length: FRAME_HEADER + head.len(),

@@ -6,12 +6,12 @@ use std::time::Duration;
 use ferry_tests::backend::message::FrontendReq as Req;
 use ferry_tests::backend::{Misbehaviour, Running, When as Moment};
 use ferry_tests::fault_proxy::{Act, Halt, Place, Then, When};
-use ferry_tests::{Guest, Receive, Send};
+use ferry_tests::{Ferry, Guest, Receive, Send};
 use serde_json::{Value, json};
 use vm_migration::link::Kind;
 
 use crate::common::{
-    SLOW, TICK, TICKS, WRITTEN, because, busy, full, heir, moved, moved_to, optional_heir,
+    BUSY, SLOW, TICK, TICKS, WRITTEN, because, busy, full, heir, moved, moved_to, optional_heir,
     receiver, stateful, tiny,
 };
 use crate::peer::{waiting, waiting_receiver};
@@ -170,14 +170,16 @@ fn a_commit_that_comes_after_the_sender_has_asked() {
 #[test]
 fn a_receiver_that_was_stopped_until_its_guest_was_taken_back() {
     // Whichever it finds first.
-    was_stopped(None, "the sender ");
-    let dark = Then::Cut(Duration::from_secs(600));
-    was_stopped(Some((AFTER_COMMIT, Act::Just(dark))), "in time");
+    was_stopped(PATIENCE, None, "the sender ");
+    let dark = || Act::Just(Then::Cut(Duration::from_secs(600)));
+    was_stopped(PATIENCE, Some((AFTER_COMMIT, dark())), "in time");
+    // The sender's patience is what counts.
+    was_stopped(20 * PATIENCE, Some((AFTER_COMMIT, dark())), "in time");
 }
 
-fn was_stopped(then: Option<(Place, Act)>, reason: &str) {
+fn was_stopped(receivers_patience: u32, then: Option<(Place, Act)>, reason: &str) {
     let mut guest = waiting(PATIENCE);
-    let mut there = waiting_receiver(&guest, PATIENCE);
+    let mut there = waiting_receiver(&guest, receivers_patience);
     let (ready, at_ready) = Halt::new();
     let way = Way::with([(before(Kind::Ready), at_ready)].into_iter().chain(then));
     let received = there.listen(&Receive::at(way.receiver()));
@@ -228,6 +230,56 @@ fn a_receiver_that_ends_right_after_it_was_ready() {
     let mut guest = moved(guest, &next);
     guest.goes_on(WRITTEN);
     for disk in [&disk, &next] {
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+    }
+}
+
+/// A back-end that hangs does not keep its Ferry from the next migration, on either side, however long it may be waited for.
+#[test]
+fn back_ends_that_hang_are_left() {
+    const REQUEST: u32 = 3;
+    const DEAD: u32 = 3600;
+    let disk = stateful().start();
+    let guest = Ferry::tiny(BUSY)
+        .request_timeout(REQUEST)
+        .dead_timeout(DEAD);
+    let mut guest = guest.with_api().with_disk(&disk).start();
+    guest.wait_for(WRITTEN);
+    let left = guest.beside();
+    let limits = [REQUEST, DEAD].map(|seconds| seconds.to_string());
+    let successor = left.successor().arg("--request-timeout").arg(&limits[0]);
+    let mut there = successor.arg("--dead-timeout").arg(&limits[1]).start();
+    let no_machine = |ferry: &mut Guest| {
+        ferry.wait_until("no machine", |ferry| ferry.api().get("vm.info").err());
+    };
+
+    let hung = heir(&disk).start();
+    let (state, at_state) = Halt::new();
+    let way = Way::with([(before(Kind::State), at_state)]);
+    let received = there.listen(&Receive::at(way.receiver()).device("disk0", &hung));
+    guest.send(&Send::to(way.sender()));
+    state.reached();
+    hung.hang();
+    state.then(Then::PassOn);
+    because(received.answer(), &["disk0"]);
+    guest.wait_for_failure(&["disk0"]);
+    guest.goes_on(WRITTEN);
+    no_machine(&mut there);
+
+    let next = heir(&disk).start();
+    let (running, at_running) = Halt::new();
+    let way = Way::with([(before(Kind::Running), at_running)]);
+    let received = there.listen(&Receive::at(way.receiver()).device("disk0", &next));
+    guest.send(&Send::to(way.sender()).preserve_source());
+    running.reached();
+    disk.hang();
+    running.then(Then::PassOn);
+    received.answer().expect("a guest");
+    guest.wait_for_migration("done");
+    no_machine(&mut guest);
+    there.goes_on(WRITTEN);
+    for disk in [&hung, &disk] {
+        disk.wake();
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ferry_tests::fault_proxy::{Act, Then};
-use ferry_tests::{Guest, Receive, Send};
+use ferry_tests::{Asked, Guest, Receive, Send};
 use serde_json::Value;
 use vm_migration::link::Kind;
 
@@ -55,61 +55,123 @@ fn writes(guest: &mut Guest, pages: u64) {
     });
 }
 
+/// A guest that leaves over a link that is too slow for it.
+struct Leaving {
+    guest: Guest,
+    there: Guest,
+    _link: Proxy,
+    received: Asked,
+}
+
+impl Leaving {
+    /// `rate` is that of each connection, in bytes a second.
+    fn at(rate: u64, guest: Guest, send: impl FnOnce(Send) -> Send) -> Leaving {
+        let mut there = receiver(&guest);
+        let url = guest.unix_url();
+        let link = Proxy::to(&url).slow(rate);
+        let received = there.listen(&Receive::at(&url));
+        guest.send(&send(Send::to(link.url())));
+        Leaving {
+            guest,
+            there,
+            _link: link,
+            received,
+        }
+    }
+
+    /// The guest stays where it is, for these reasons, and nothing holds it back.
+    fn stays(self, reasons: &[&str], pages: u64) -> Value {
+        let mut guest = self.guest;
+        guest.wait_for_failure(reasons);
+        self.received.answer().expect_err("no guest");
+        is_let_go(&mut guest, pages);
+        guest.migration()
+    }
+
+    /// It has left; how it went.
+    fn arrives(self) -> Value {
+        let (mut guest, mut there) = (self.guest, self.there);
+        self.received.answer().expect("a guest");
+        let done = guest.wait_for_migration("done");
+        is_let_go(&mut there, PAGES);
+        done
+    }
+
+    fn wait_until_held_back(&mut self) {
+        self.guest.wait_until("a guest that is held back", |guest| {
+            let migration = guest.try_migration()?;
+            (migration["throttle_percent"].as_u64()? > 0).then_some(())
+        });
+        assert!(is_held_back(&self.guest));
+    }
+}
+
+fn is_let_go(guest: &mut Guest, pages: u64) {
+    assert!(!is_held_back(guest));
+    assert_eq!(guest.migration()["throttle_percent"], 0);
+    writes_all(guest, pages);
+}
+
+/// Whether there is a thread that does so.
+fn is_held_back(guest: &Guest) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", guest.pid())).expect("a process");
+    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+    // One that has just ended has none.
+    let mut names = tasks.flatten().filter_map(|task| name(task).ok());
+    names.any(|name| name.trim() == "brake")
+}
+
 #[test]
 fn it_is_given_up_in_time_if_that_is_asked_for() {
     // A round takes half a second at most.
     let pages = PAGES / 4;
-    let mut guest = dirtying(pages);
-    let mut there = receiver(&guest);
-    let url = guest.unix_url();
-    let proxy = Proxy::to(&url).slow(RATE);
-    let received = there.listen(&Receive::at(&url));
-    guest.send(&Send::to(proxy.url()).timeout_s(6).downtime_ms(50));
-    guest.wait_for_failure(&["6s", "throttle"]);
-    received.answer().expect_err("no guest");
-    writes_all(&mut guest, pages);
-    // It runs at full speed: nothing is held back.
-    assert_eq!(guest.migration()["throttle_percent"], 0);
-    assert!(guest.migration()["round"].as_u64() >= Some(2));
+    let send = |send: Send| send.timeout_s(6).downtime_ms(50);
+    let leaving = Leaving::at(RATE, dirtying(pages), send);
+    let migration = leaving.stays(&["6s", "throttle"], pages);
+    assert!(migration["round"].as_u64() >= Some(2), "{migration}");
+}
+
+/// One of which the first round alone would take longer.
+#[test]
+fn it_is_given_up_in_time_within_a_round() {
+    let leaving = Leaving::at(RATE / 8, dirtying(PAGES), |send| send.timeout_s(3));
+    let migration = leaving.stays(&["3s"], PAGES);
+    assert_eq!(migration["round"], 1, "{migration}");
+    assert_eq!(migration["phase"], "precopy", "{migration}");
+}
+
+#[test]
+fn it_is_not_held_back_any_more_after_a_cancel() {
+    let send = |send: Send| send.timeout_s(50).downtime_ms(1).throttle();
+    let mut leaving = Leaving::at(RATE, dirtying(PAGES), send);
+    leaving.wait_until_held_back();
+    leaving.guest.cancel_migration().expect("an end");
+    leaving.stays(&["cancel"], PAGES);
 }
 
 #[test]
 fn it_is_moved_all_the_same_if_that_is_asked_for() {
-    let mut guest = dirtying(PAGES);
-    let mut there = receiver(&guest);
-    let url = guest.unix_url();
-    let proxy = Proxy::to(&url).slow(RATE);
-    let received = there.listen(&Receive::at(&url));
-    let send = Send::to(proxy.url()).timeout_s(3).downtime_ms(50);
-    guest.send(&send.timeout_strategy("ignore").preserve_source());
-    received.answer().expect("a guest");
-    guest.wait_for_migration("done");
+    let send = |send: Send| {
+        let limited = send.timeout_s(3).downtime_ms(50);
+        limited.timeout_strategy("ignore").preserve_source()
+    };
+    let leaving = Leaving::at(RATE, dirtying(PAGES), send);
+    let done = leaving.arrives();
     // It has stood still for much longer than it should have.
-    let downtime = guest.migration()["downtime_ms"].as_f64().expect("a time");
+    let downtime = done["downtime_ms"].as_f64().expect("a time");
     assert!(downtime > 50.0, "{downtime} ms");
-    writes_all(&mut there, PAGES);
 }
 
 #[test]
 fn it_converges_when_it_is_held_back() {
-    let mut guest = dirtying(PAGES);
-    let mut there = receiver(&guest);
-    let url = guest.unix_url();
-    let proxy = Proxy::to(&url).slow(RATE);
-    let received = there.listen(&Receive::at(&url));
-    let send = Send::to(proxy.url()).timeout_s(50).downtime_ms(500);
-    guest.send(&send.throttle().preserve_source());
-    guest.wait_until("a guest that is held back", |guest| {
-        let migration = guest.try_migration()?;
-        (migration["throttle_percent"].as_u64()? > 0).then_some(())
-    });
-    received.answer().expect("a guest");
-    let done = guest.wait_for_migration("done");
+    let send = |send: Send| {
+        let limited = send.timeout_s(50).downtime_ms(500);
+        limited.throttle().preserve_source()
+    };
+    let mut leaving = Leaving::at(RATE, dirtying(PAGES), send);
+    leaving.wait_until_held_back();
+    let done = leaving.arrives();
     assert!(done["round"].as_u64() >= Some(2), "{done}");
-    // On the other side it is not held back.
-    writes_all(&mut there, PAGES);
-    assert_eq!(there.migration()["throttle_percent"], 0);
-    proxy.set_rate(0);
 }
 
 /// A way on which each round takes a while, until it is told otherwise.
@@ -175,7 +237,11 @@ fn rounds_end_when_the_rest_can_be_sent_within_the_downtime() {
 #[test]
 fn every_page_is_as_it_was_written() {
     let pages = 2048;
-    let mut guest = dirtying_at(20_000, pages);
+    moved_while_it_writes(dirtying_at(20_000, pages), pages);
+}
+
+/// Two Ferrys further, over one connection and over four.
+pub fn moved_while_it_writes(mut guest: Guest, pages: u64) -> Guest {
     for connections in [1, 4] {
         writes_all(&mut guest, pages);
         let url = guest.unix_url();
@@ -184,4 +250,5 @@ fn every_page_is_as_it_was_written() {
         guest = guest.migrated_to(there, &send, &Receive::at(&url));
     }
     writes_all(&mut guest, pages);
+    guest
 }

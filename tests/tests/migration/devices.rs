@@ -7,7 +7,8 @@ use ferry_tests::{Guest, Receive, Send, pattern};
 use vm_migration::link::Kind;
 
 use crate::common::{
-    BUSY_SIZE, STATE, WRITTEN, busy, heir, logging, moved, receiver, stateful, tiny,
+    BUSY, BUSY_SIZE, STATE, WRITTEN, busy, has_bounds, heir, logging, moved, receiver, stateful,
+    tiny,
 };
 use crate::way::{Way, before};
 
@@ -79,7 +80,16 @@ fn states_of_all_sizes() {
         let disk = Backend::blk(BUSY_SIZE).with_state(state).start();
         let mut guest = busy(&disk);
         let next = heir(&disk).start();
-        guest = moved(guest, &next);
+        let mut there = receiver(&guest);
+        let url = guest.unix_url();
+        let received = there.listen(&Receive::at(&url).device("disk0", &next));
+        guest.send(&Send::to(&url).preserve_source());
+        received.answer().expect("a guest");
+        guest.wait_for_migration("done");
+        // However much there is to pass on.
+        has_bounds(&guest);
+        has_bounds(&there);
+        guest = there;
         guest.goes_on(WRITTEN);
         assert_eq!(next.holds_state(), Some(state), "{size}");
         for disk in [&disk, &next] {
@@ -89,6 +99,24 @@ fn states_of_all_sizes() {
         assert_eq!(shown["bytes"], state.bytes, "{shown}");
         assert_eq!(shown["checked"], true, "{shown}");
     }
+}
+
+/// Ferry knows nothing of what such a device is, but what it was told.
+#[test]
+fn a_generic_device_with_a_state() {
+    let mut disk = stateful().start();
+    let options = "id=disk0,device_type=2,num_queues=1,state=required,drain=[0]";
+    let mut guest = tiny(BUSY).with_device(&disk, options).start();
+    for _ in 0..2 {
+        guest.goes_on(WRITTEN);
+        let next = heir(&disk).start();
+        guest = moved(guest, &next);
+        assert_eq!(next.holds_state(), Some(STATE));
+        assert_eq!(disk.complaints(), Vec::<String>::new());
+        disk = next;
+    }
+    guest.goes_on(WRITTEN);
+    assert_eq!(disk.complaints(), Vec::<String>::new());
 }
 
 /// The messages that start rings so far.

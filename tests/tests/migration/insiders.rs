@@ -130,6 +130,37 @@ fn a_receiver_that_never_says_what_has_become_of_the_guest() {
     has_bounds(&guest);
 }
 
+/// Only what says that it does not run there lets it go on here.
+#[test]
+fn a_receiver_that_does_not_know_what_has_become_of_the_guest() {
+    let mut guest = hasty();
+    let endings = [
+        (Outcome::NeverStarted, "could not be started"),
+        (Outcome::Discarded, "was discarded"),
+    ];
+    for (ending, reason) in endings {
+        let url = guest.unix_url();
+        let mut listener = listener(&url);
+        guest.send(&Send::to(&url).connections(1));
+        let mut link = accept(&mut listener);
+        take_until(&mut link, Kind::Describe);
+        link.send(&Message::Prepared, &Unwatched).unwrap();
+        take_until(&mut link, Kind::End);
+        link.send(&Message::Ready, &Unwatched).unwrap();
+        take_until(&mut link, Kind::Commit);
+        drop(link);
+        for outcome in [Outcome::Unknown, Outcome::Waiting, Outcome::Unknown, ending] {
+            let mut link = accept(&mut listener);
+            assert_eq!(link.purpose(), Purpose::Ask);
+            // It has asked again, so the answer before this one was none.
+            assert_eq!(guest.migration()["state"], "unconfirmed");
+            link.send(&Message::Outcome(outcome), &Unwatched).unwrap();
+        }
+        guest.wait_for_failure(&[reason]);
+        guest.goes_on(TICK);
+    }
+}
+
 /// Stands between a sender and a receiver, up to READY; knows what both say.
 struct Between {
     guest: Guest,
@@ -325,6 +356,34 @@ fn a_sender_that_never_sends_its_guest() {
         between.to_receiver = flood.join().unwrap();
         between.ends(&["cancel"]);
     }
+}
+
+/// As long as it only is there, it may have a reason; but not for ever.
+#[test]
+fn a_side_that_does_not_go_on() {
+    const REASON: &str = "has not gone on for";
+    let [hectic, calm] = PAUSES;
+    // Before it has described its guest.
+    let mut guest = hasty();
+    let mut there = hasty_receiver(&guest);
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url));
+    let mut link = dial(&url, StreamId::draw().unwrap(), MIGRATE).unwrap();
+    flood(&mut link, hectic);
+    because(received.answer(), &[REASON, "described"]);
+    // One that is to prepare itself, however long the guest may take.
+    let url = guest.unix_url();
+    let peer = receiver_that_stops_before(Kind::Prepared, &url, hectic);
+    let send = Send::to(&url).connections(1).timeout_strategy("ignore");
+    guest.send(&send);
+    guest.wait_for_failure(&[REASON, "prepares"]);
+    peer.join().unwrap();
+    guest.goes_on(TICK);
+    // Before it has sent RAM.
+    let mut between = Between::connected();
+    between.prepared();
+    flood(&mut between.to_receiver, calm);
+    between.ends(&[REASON, "RAM"]);
 }
 
 /// The guest has come, and the receiver goes on answering whoever asks.

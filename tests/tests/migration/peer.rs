@@ -20,8 +20,8 @@ pub fn hasty() -> Guest {
 
 /// A guest whose Ferry waits for so many seconds.
 pub fn waiting(seconds: u32) -> Guest {
-    let guest = Ferry::tiny(TICKS).request_timeout(seconds).with_api();
-    let mut guest = guest.start();
+    let guest = Ferry::tiny(TICKS).request_timeout(seconds);
+    let mut guest = guest.dead_timeout(seconds).with_api().start();
     guest.goes_on(TICK);
     guest
 }
@@ -33,7 +33,8 @@ pub fn hasty_receiver(guest: &Guest) -> Guest {
 pub fn waiting_receiver(guest: &Guest, seconds: u32) -> Guest {
     let left = guest.beside();
     let limit = seconds.to_string();
-    left.successor().arg("--request-timeout").arg(limit).start()
+    let successor = left.successor().arg("--request-timeout").arg(&limit);
+    successor.arg("--dead-timeout").arg(&limit).start()
 }
 
 pub fn listener(url: &str) -> Listener {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ferry_tests::backend::{Backend, Running, feature};
 use ferry_tests::keys::Authority;
-use ferry_tests::{Guest, Receive, Send, Snapshot, Virtiofsd};
+use ferry_tests::{Guest, Qsd, Receive, Send, Snapshot, Virtiofsd};
 use tempfile::TempDir;
 
 use crate::common::{
@@ -280,6 +280,23 @@ fn nobody_listens() {
     }
 }
 
+/// It may take a moment until it does.
+#[test]
+fn a_receiver_that_was_only_just_asked() {
+    let mut guest = tiny(TICKS).start();
+    for _ in 0..5 {
+        guest.goes_on(TICK);
+        let there = receiver(&guest);
+        let url = guest.unix_url();
+        let received = there.begin_receive(&Receive::at(&url));
+        guest.send(&Send::to(&url));
+        received.answer().expect("a guest");
+        guest.departed();
+        guest = there;
+    }
+    guest.goes_on(TICK);
+}
+
 /// Each side says which of them has TLS, as far as it can know.
 #[test]
 fn tls_on_one_side_alone() {
@@ -317,17 +334,38 @@ fn tls_on_one_side_alone() {
     }
 }
 
-/// A receiver whose back-end does not come says so to its client, and to the sender.
-#[test]
-fn a_back_end_that_is_not_there() {
-    let disk = stateful().start();
-    let mut guest = busy(&disk);
+/// One that does not wait for long.
+fn impatient(guest: &Guest) -> Guest {
     let left = guest.beside();
     let limits = ["--connect-timeout", "1", "--request-timeout", "4"];
     let successor = limits
         .iter()
         .fold(left.successor(), |it, word| it.arg(word));
-    let mut there: Guest = successor.start();
+    successor.start()
+}
+
+/// No other one was named, and it is on the same host.
+#[test]
+fn the_senders_own_back_end() {
+    let disk = Qsd::serving("256M").start();
+    let mut guest = tiny(BUSY).with_disk(&disk).start();
+    guest.wait_for(WRITTEN);
+    let mut there = impatient(&guest);
+    let url = guest.unix_url();
+    let received = there.listen(&Receive::at(&url));
+    guest.send(&Send::to(&url));
+    let texts = ["disk0", "or serves another front-end"];
+    because(received.answer(), &texts);
+    guest.wait_for_failure(&texts);
+    guest.goes_on(WRITTEN);
+}
+
+/// A receiver whose back-end does not come says so to its client, and to the sender.
+#[test]
+fn a_back_end_that_is_not_there() {
+    let disk = stateful().start();
+    let mut guest = busy(&disk);
+    let mut there = impatient(&guest);
     let gone = heir(&disk).start();
     gone.die();
     let url = guest.unix_url();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use ferry_api::control::{Refusal, RefusalKind, Reply, Response, VmState};
 
 use super::boot::Cause;
-use super::devices::DeviceKey;
+use super::devices::{DeviceKey, Link};
 use super::pause::Asker;
 use super::table::Situation;
 use super::vm::{Activity, Phase, Waiters};
@@ -199,16 +199,43 @@ impl Vmm {
     /// Devices have not come to rest in time: first the clients are told, then the devices are not waited for any longer.
     pub(super) fn on_not_quiet(&mut self) {
         let Some(Phase::Stopping(Stopping {
+            after,
             stage: Stage::Quietening { answer_at, .. },
             ..
         })) = self.vm.as_mut().map(|vm| &mut vm.phase)
         else {
             return;
         };
+        // A guest that has not come, or has gone, has no requests that could come to their end.
+        let is_elsewhere = *after == After::Reserve || self.departed.is_some();
         match answer_at.take() {
+            Some(_) if is_elsewhere => self.close_late_devices(),
             Some(_) => self.tell_of_delay(),
             None => self.leave_devices_alone(),
         }
+    }
+
+    /// Closes the connections of devices that have not come to rest, so that the next guest can come.
+    fn close_late_devices(&mut self) {
+        let limit = self.timeouts.request;
+        let Some(vm) = &mut self.vm else { return };
+        let Phase::Stopping(Stopping {
+            stage: Stage::Quietening { waiting, .. },
+            ..
+        }) = &mut vm.phase
+        else {
+            return;
+        };
+        let late = vm.devices.iter_mut().filter(|it| waiting.contains(&it.key));
+        for device in late {
+            tracing::warn!(
+                device = device.spec.id,
+                "not reset by the back-end within {limit:?}; the connection is closed"
+            );
+            device.link = Link::Down;
+        }
+        waiting.clear();
+        self.go_on_if_quiet();
     }
 
     /// Answers who waits: what they have asked for is done, but later than they should wait.

@@ -114,8 +114,8 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
         }
         Receiving if makes_one => "a guest is being received already: cancel that first",
         HandedOver if matches!(request, Request::CancelMigration) => {
-            "the guest was handed over already: it can only be taken back (vm.migration-reclaim), once it is certain that it \
-             does not run elsewhere"
+            "the guest was handed over already: it can only be taken back (vm.migration-reclaim), if it is certain that it \
+             has never run elsewhere"
         }
         _ if matches!(request, Request::CancelMigration) => "no migration is under way",
         _ if matches!(request, Request::ReclaimMigration) => {
@@ -124,6 +124,9 @@ pub fn refusal(situation: Situation, request: &Request, kind: RefusalKind) -> Re
         Absent => "there is no virtual machine: create one first",
         Deleting if makes_one => {
             "what was here is still being taken down, for which its back-ends have up to twice --dead-timeout: try again later"
+        }
+        HandedOver if makes_one => {
+            "the guest that was here was handed over, and nobody has said that it runs there: delete it first, or take it back"
         }
         Created if makes_one => "there is a virtual machine already: delete it first",
         _ if makes_one => "there is a virtual machine already: shut it down and delete it first",

@@ -35,35 +35,35 @@ impl Moment {
 }
 
 impl Incoming {
-    /// Says that everything is here, and waits until the guest is this Ferry's; returns until when it may be started.
+    /// Says that everything is here, and waits until the guest is this Ferry's; returns until when it may be started, unless a word that
+    /// both share says whose it is.
     ///
     /// A sender that has heard nothing for as long as an answer may take asks, may get no answer, and may then be told to take its guest
-    /// back. So a commit is good for that time only: this process may have been stopped, or its host, when it came.
-    pub(super) fn wait_for_commit(&mut self, timeouts: &Timeouts) -> Result<Moment, Error> {
+    /// back. So a commit is good for as long as it says only. That counts from here: this process, or its host, may be stopped, and the commit
+    /// may lie anywhere on its way.
+    pub(super) fn wait_for_commit(&mut self, timeouts: &Timeouts) -> Result<Option<Moment>, Error> {
         let meter = self.meter.clone();
         meter.enter(Phase::Ready);
         let limit = timeouts.request + COMMIT;
-        // Of a guest that both hold, a word that they share says whose it is.
         let is_shared = self.link.purpose() == Purpose::HandOver;
         self.attempts.note(self.link.attempt(), Outcome::Waiting);
         self.link.set_silence(limit);
-        let deadline = Moment::now().after(limit);
-        let mut not_there = Moment::now();
+        // It has a limit of its own.
+        self.link.set_idle(Duration::MAX);
+        let ready = Moment::now();
         self.link.send(&Message::Ready, &*meter)?;
         let good_until = loop {
-            let looked = Moment::now();
             let message = self.link.receive_for(&*meter, Instant::now() + LOOK)?;
-            let is_committed = matches!(message, Some(Message::Commit));
-            let good_until = not_there.after(timeouts.request);
-            if is_shared && is_committed {
-                break good_until;
-            }
+            let good_until = match message {
+                Some(Message::Commit { .. }) if is_shared => break None,
+                Some(Message::Commit { good_for }) => Some(ready.after(good_for)),
+                _ => None,
+            };
             self.answer_questions()?;
-            match is_committed {
-                true if good_until.is_over() => return Err(Error::LateCommit),
-                true => break good_until,
-                false if deadline.is_over() => return Err(Error::NoCommit(limit)),
-                false => not_there = looked,
+            match good_until {
+                Some(_) => break good_until,
+                None if ready.after(limit).is_over() => return Err(Error::NoCommit(limit)),
+                None => {}
             }
         };
         meter.commit()?;

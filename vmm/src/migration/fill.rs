@@ -159,7 +159,7 @@ impl Incoming {
                 machine,
                 ram,
                 adopted: Vec::new(),
-                good_until: Some(good_until),
+                good_until,
             }),
             Err(error) => {
                 // The connections stay for the next attempt, but nothing of this RAM does.
@@ -192,6 +192,8 @@ impl Incoming {
         meter.set_ram_total(regions.iter().map(|region| region.part.bytes).sum());
         // Made now, while the guest still runs.
         rehearsal::loading(hypervisor, ram, &self.guest, devices);
+        // On a busy host a machine may take a while.
+        look(&mut self.link)?;
         let shell = Shell::new(hypervisor, ram, &self.guest.cpuids)?;
         // Nothing in this process touches what is missing of RAM as long as this is there.
         let target = RamTarget::new(&regions, self.connections).map_err(Error::Map)?;

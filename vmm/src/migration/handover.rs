@@ -23,6 +23,8 @@ use crate::snapshot::device_section;
 const STOP_LIMITS: u32 = 4;
 /// How often the receiver is asked what has become of an attempt.
 const ASK: Duration = Duration::from_secs(1);
+/// Of what two hosts take for the same time, this part is the most by which they differ: clocks are set right by less than 0.1 %.
+const CLOCKS_DIFFER: u32 = 16;
 
 impl<S: Fn(Word)> Job<S> {
     /// Sends what is left of a guest that stands still, and waits until the receiver has all of it. `rest` are the logs,
@@ -108,6 +110,7 @@ impl<S: Fn(Word)> Job<S> {
     /// Hands the guest over to a receiver that has all of it. An error means that the guest may go on here.
     pub(super) fn hand_over(&self, way: &Way<'_>, links: Vec<Link>) -> Result<(), Error> {
         let meter = &*self.meter;
+        let ready = Instant::now();
         let mut links = links.into_iter();
         let Some(mut link) = links.next() else {
             return Err(Error::Cancelled);
@@ -122,11 +125,16 @@ impl<S: Fn(Word)> Job<S> {
             }
         }
         meter.enter(Phase::Commit);
+        let request = self.timeouts.request;
+        let committed = Instant::now();
+        // The receiver counts from when it was ready, which was earlier: so it is no longer than `request` from now on, wherever the
+        // commit may lie meanwhile.
+        let good_for = committed - ready + request;
+        let sent = commit(&mut link, good_for, meter);
         if let Some(lender) = &self.lender {
             // Who has lent the guest need not be told what has become of it.
-            let committed = commit(&mut link, meter);
-            let deadline = Instant::now() + self.timeouts.request;
-            match committed.and_then(|()| wait_for_running(&mut link, meter, deadline)) {
+            let deadline = Instant::now() + request;
+            match sent.and_then(|()| wait_for_running(&mut link, meter, deadline)) {
                 Ok(going_on) => meter.guest_went_on(&going_on),
                 Err(error) => {
                     lender.decide(error)?;
@@ -135,9 +143,8 @@ impl<S: Fn(Word)> Job<S> {
             }
             return Ok(());
         }
-        commit(&mut link, meter)?;
-        let committed = Instant::now();
-        let deadline = committed + STOP_LIMITS * self.timeouts.request;
+        sent?;
+        let deadline = committed + STOP_LIMITS * request;
         match wait_for_running(&mut link, meter, deadline) {
             Ok(going_on) => meter.guest_went_on(&going_on),
             Err(error) => {
@@ -146,19 +153,18 @@ impl<S: Fn(Word)> Job<S> {
                     ferry_api::chain(&error).join(": ")
                 );
                 drop(link);
-                self.ask_until_clear(way, committed)?;
+                self.ask_until_clear(way, committed + request + ASK + request / CLOCKS_DIFFER)?;
                 meter.enter(Phase::Release);
             }
         }
         Ok(())
     }
 
-    /// Asks what has become of a guest that was handed over, until there is an answer, or somebody takes it back.
-    fn ask_until_clear(&self, way: &Way<'_>, committed: Instant) -> Result<(), Error> {
+    /// Asks what has become of a guest that was handed over, until there is an answer, or somebody takes it back. Up to
+    /// `good_until` a receiver that was stopped may wake up, find the commit, and start the guest.
+    fn ask_until_clear(&self, way: &Way<'_>, good_until: Instant) -> Result<(), Error> {
         self.meter.enter(Phase::Unconfirmed);
         (self.say)(Word::Unconfirmed);
-        // Until then a receiver that was stopped may wake up, find the commit, and start the guest.
-        let is_good = |now: Instant| now < committed + self.timeouts.request + ASK;
         let mut is_wanted_back = false;
         loop {
             let asked = Instant::now();
@@ -176,7 +182,7 @@ impl<S: Fn(Word)> Job<S> {
                     ferry_api::chain(&error).join(": ")
                 ),
             }
-            if is_wanted_back && !is_good(asked) {
+            if is_wanted_back && asked > good_until {
                 return Err(Error::Reclaimed);
             }
             match self.meter.wait(&self.orders, asked + ASK) {
@@ -201,11 +207,11 @@ impl<S: Fn(Word)> Job<S> {
     }
 }
 
-fn commit(link: &mut Link, meter: &Meter) -> Result<(), Error> {
+fn commit(link: &mut Link, good_for: Duration, meter: &Meter) -> Result<(), Error> {
     // One that has given up, or is gone, would leave the guest unconfirmed.
     link.notice()?;
     // A receiver that has not got it never gets it.
-    Ok(link.send(&Message::Commit, meter)?)
+    Ok(link.send(&Message::Commit { good_for }, meter)?)
 }
 
 /// It is not known whose the guest is until the answer comes.

@@ -11,7 +11,7 @@ use vm_migration::stream::Saved;
 
 use super::describe::{ArrivalV1, GuestV1};
 use super::local::{HandOverV1, Lead, Parts, SerialPort};
-use super::{Attempts, Error, Meter, address};
+use super::{Attempts, Error, Meter, address, most_idle};
 use crate::backends;
 use crate::hypervisor::Hypervisor;
 use crate::machine;
@@ -55,6 +55,7 @@ pub fn listen(
     listener.set_silence(timeouts.request);
     listening();
     let (mut link, connections) = wait_for_sender(&mut listener, attempts, meter)?;
+    link.set_idle(most_idle(timeouts));
     meter.set_attempt(link.attempt().to_string());
     meter.enter(Phase::Connect);
     match receive_description(&mut link, request, meter) {

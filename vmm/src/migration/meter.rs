@@ -317,6 +317,8 @@ impl Meter {
         if table.paused.has_begun() {
             table.paused.end();
         }
+        // Nobody is held back any more.
+        table.copying.throttle = 0;
         table.state = match error {
             Some(_) => MigrationState::Failed,
             None => MigrationState::Done,

@@ -42,6 +42,9 @@ mod rehearsal;
 mod revival;
 pub mod send;
 
+use std::time::Duration;
+
+use ferry_api::config::Timeouts;
 use ferry_api::migration::MigrationUrl;
 use vm_migration::link::Address;
 
@@ -53,6 +56,11 @@ pub use fill::{Adopt, Arrived, Place};
 pub use listen::{Incoming, listen};
 pub use local::{Lender, LentOutside, SerialPort, Service};
 pub use meter::Meter;
+
+/// For how long the other side may say no more than that it is there. Its guest and its back-ends may be slow, one after the other.
+fn most_idle(timeouts: &Timeouts) -> Duration {
+    4 * (timeouts.request + timeouts.dead)
+}
 
 fn address(url: &MigrationUrl) -> Address {
     match url {

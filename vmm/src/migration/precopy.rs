@@ -144,10 +144,7 @@ impl<S: Fn(Word)> Job<S> {
     ) -> Result<Bitmap, Error> {
         let meter = &*self.meter.clone();
         meter.enter(Phase::Precopy);
-        let regions = self.source.regions();
-        let total = regions.iter().map(|region| region.part.bytes).sum();
-        drop(regions);
-        meter.set_ram_total(total);
+        let total = self.source.ram_bytes();
         let begun = Instant::now();
         let mut pace = Pace::new(total);
         // In a new RAM, zeros are there already.

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ferry_api::config::{Timeouts, VmConfig};
 use ferry_api::control::Refusal;
@@ -27,7 +27,7 @@ use vm_migration::stream;
 
 use super::describe::{ArrivalV1, GuestV1};
 use super::precopy::Logs;
-use super::{Error, Lender, Meter, address, rehearsal};
+use super::{Error, Lender, Meter, address, most_idle, rehearsal};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::dirty::Loggable;
 use crate::lifecycle::Ready;
@@ -35,6 +35,12 @@ use crate::machine;
 use crate::machine::saving::{MachineState, frequency};
 use crate::memory::GuestRam;
 use crate::progress::LOOK;
+
+/// A receiver that touches RAM beforehand is waited for as if it touched so many bytes in a second.
+const PREFAULT_LEAST: u64 = 256 << 20;
+
+/// For how long an address is tried again at which nobody listens.
+const ABSENT: Duration = Duration::from_secs(2);
 
 /// What the vmm thread says to the job.
 pub enum Go {
@@ -44,7 +50,7 @@ pub enum Go {
     Rebooted(u64, Source),
     /// The guest is given up: it may be handed over.
     Commit,
-    /// The guest that was handed over is taken back: the receiver is not asked any longer.
+    /// The guest that was handed over is to be taken back, unless the receiver still says otherwise.
     Reclaim,
 }
 
@@ -67,6 +73,11 @@ impl Source {
     /// Its RAM.
     pub(super) fn regions(&self) -> Vec<Region<'_>> {
         self.ram.regions()
+    }
+
+    /// How much RAM there is.
+    pub(super) fn ram_bytes(&self) -> u64 {
+        self.regions().iter().map(|region| region.part.bytes).sum()
     }
 }
 
@@ -160,7 +171,7 @@ impl<S: Fn(Word)> Job<S> {
         rehearsal::saving(&hypervisor, &self.source.ram, &guest);
         let connections = self.request.connections;
         self.bound_copying();
-        links.push(self.connect(&way, Purpose::Migrate { connections })?);
+        links.push(self.connect_first(&way, Purpose::Migrate { connections })?);
         let sent = self.send_over(&way, &description, links, logs);
         sent.map_err(|error| self.explained(error))?;
         self.hand_over(&way, std::mem::take(links))
@@ -195,6 +206,23 @@ impl<S: Fn(Word)> Job<S> {
         }
     }
 
+    /// Connects to a receiver, which may just be beginning to listen, and is to prepare itself in time.
+    pub(super) fn connect_first(&self, way: &Way<'_>, purpose: Purpose) -> Result<Link, Error> {
+        let begun = Instant::now();
+        let mut link = loop {
+            match self.connect(way, purpose) {
+                Err(link::Error::Absent { .. }) if begun.elapsed() < ABSENT => {
+                    self.meter.unless_cancelled()?;
+                    std::thread::sleep(LOOK);
+                }
+                outcome => break outcome?,
+            }
+        };
+        let touched = Duration::from_secs(self.source.ram_bytes() / PREFAULT_LEAST);
+        link.set_idle(most_idle(&self.timeouts) + touched);
+        Ok(link)
+    }
+
     pub(super) fn connect(&self, way: &Way<'_>, purpose: Purpose) -> Result<Link, link::Error> {
         let to = address(&self.request.destination);
         let patience = Patience {
@@ -214,6 +242,7 @@ impl<S: Fn(Word)> Job<S> {
         logs: &mut Option<Logs>,
     ) -> Result<(), Error> {
         let meter = &*self.meter.clone();
+        meter.set_ram_total(self.source.ram_bytes());
         send_description(&mut links[0], description, meter)?;
         meter.enter(Phase::Prepare);
         if self.arrival == ArrivalV1::Running {

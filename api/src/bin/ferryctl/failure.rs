@@ -245,7 +245,7 @@ impl Failure {
             ),
             Failure::Unconfirmed { .. } => Some(
                 "it does not run here, and Ferry goes on asking; ferryctl migration tells more. If it is certain that the \
-                 guest does not run there, ferryctl migration reclaim lets it go on here"
+                 guest has never run there, ferryctl migration reclaim lets it go on here"
                     .into(),
             ),
             _ => None,

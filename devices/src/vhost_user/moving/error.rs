@@ -105,7 +105,7 @@ pub enum StateCause {
     },
     /// The back-end does hardly anything.
     #[error(
-        "only {moved} bytes have moved in {waited:?} of waiting, after {after} bytes; the back-end is too slow for this limit, in \
+        "only {moved} bytes have moved in {waited:.1?} of waiting, after {after} bytes; the back-end is too slow for this limit, in \
          which {} bytes are to move",
         super::LEAST_MOVED
     )]

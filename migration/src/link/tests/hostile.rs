@@ -246,7 +246,7 @@ fn headers_that_cannot_be_are_refused_before_the_body() {
     // Of the other side, or for another time.
     for kind in [Kind::Ready, Kind::Commit, Kind::Describe, Kind::Outcome] {
         let length = match kind {
-            Kind::Commit => 16,
+            Kind::Commit => 24,
             Kind::Describe => 8,
             Kind::Outcome => 1,
             _ => 0,
@@ -310,7 +310,7 @@ fn answers_that_cannot_be_are_refused() {
     }
     assert!(decode(Kind::Running, &[0; 8 + 64 * 9]).is_ok());
     assert!(decode(Kind::Running, &[0; 8 + 65 * 9]).is_err());
-    assert!(decode(Kind::Commit, &[1; 16]).is_err());
+    assert!(decode(Kind::Commit, &[1; 24]).is_err());
     assert!(decode(Kind::Chunk, &[0, 1, 0, 0, 0, 0, 0, 1, 9]).is_err());
     assert!(decode(Kind::Describe, &[2, 0, 0, 0, 0, 0, 0, 0]).is_err());
 }

@@ -23,6 +23,9 @@ use crate::ram::RamPart;
 use crate::watch::{Unwatched, Watch};
 
 pub(super) const ATTEMPT: StreamId = StreamId([0x5a; 16]);
+pub(super) const COMMIT: Message<'static> = Message::Commit {
+    good_for: Duration::from_micros(0x0102_0304_0506),
+};
 /// RAM: some pages with data in every block.
 pub(super) const BYTES: u64 = 4 << 20;
 /// Nothing in these tests may take this long.
@@ -206,7 +209,7 @@ pub(super) fn send_guest(links: &mut [Link], from: &File) -> Result<Vec<Timing>,
     end_main(links, watch)?;
     let main = &mut links[0];
     assert_eq!(main.receive(watch)?, Message::Ready);
-    main.send(&Message::Commit, watch)?;
+    main.send(&COMMIT, watch)?;
     let Message::Running { since: 7, timings } = main.receive(watch)? else {
         panic!("nothing else is admitted");
     };
@@ -225,7 +228,7 @@ pub(super) fn receive_guest(mut links: Vec<Link>, to: &File) -> Result<(), Error
     main.send(&Message::Prepared, watch)?;
     let main = &mut links_main(main, extra, &ram)?;
     main.send(&Message::Ready, watch)?;
-    assert_eq!(main.receive(watch)?, Message::Commit);
+    assert_eq!(main.receive(watch)?, COMMIT);
     let timings = timings().into();
     main.send(&Message::Running { since: 7, timings }, watch)?;
     assert_eq!(main.receive(watch)?, Message::Bye);

@@ -73,7 +73,7 @@ fn samples() -> Vec<Message<'static>> {
         Message::End {
             tallies: vec![Tally::default()].into(),
         },
-        Message::Commit,
+        COMMIT,
         Message::Bye,
         Message::Prepared,
         Message::Ready,

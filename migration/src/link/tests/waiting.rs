@@ -144,6 +144,42 @@ fn who_says_to_be_alive_is_not_silent() {
     });
 }
 
+/// What it says in between counts.
+#[test]
+fn who_only_says_to_be_alive_is_waited_for_in_vain() {
+    const STEPS: u32 = 6;
+    let limit = Duration::from_secs(2);
+    let [mut sender, mut receiver] = copying_pair();
+    sender.set_silence(limit / 8);
+    receiver.set_idle(limit);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let started = Instant::now();
+            for step in 1..=STEPS {
+                while started.elapsed() < step * limit / 4 {
+                    sender.keep_alive_if_due().unwrap();
+                    thread::sleep(Duration::from_millis(5));
+                }
+                sender.send(&pages(&[3; 4096]), &Unwatched).unwrap();
+            }
+            while sender.keep_alive_if_due().is_ok() && started.elapsed() < TOO_LONG {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let mut came = 0;
+        let error = loop {
+            match receiver.receive_for(&Unwatched, Instant::now() + SHORT) {
+                Ok(message) => came += u32::from(message.is_some()),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Idle { .. }), "{error}");
+        assert!(error.to_string().contains("RAM is copied"), "{error}");
+        assert_eq!(came, STEPS);
+        drop(receiver);
+    });
+}
+
 #[test]
 fn alive_never_waits() {
     let [mut sender, receiver] = copying_pair();

@@ -246,7 +246,7 @@ impl Vmm {
             let reason = "the guest is just being handed over, and the answer is still due";
             return reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));
         }
-        tracing::warn!("the guest is taken back, although it may run elsewhere");
+        tracing::warn!("the guest is to be taken back, although it may run elsewhere");
         sending.reclaimers.add(reply);
         if let Some(orders) = &sending.orders {
             let _ = orders.send(Go::Reclaim);

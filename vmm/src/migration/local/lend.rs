@@ -69,7 +69,7 @@ impl<S: Fn(Word)> Job<S> {
             ram_files: self.source.ram.parts().len() as u8,
             outside: lender.outside.description.clone(),
         })?;
-        links.push(self.connect(way, Purpose::HandOver)?);
+        links.push(self.connect_first(way, Purpose::HandOver)?);
         let link = &mut links[0];
         let Lender {
             ownership, outside, ..

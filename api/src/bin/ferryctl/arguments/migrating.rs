@@ -122,9 +122,10 @@ pub struct Migration {
 pub enum About {
     /// Give up the migration that is under way; a guest that was to be sent goes on
     Cancel,
-    /// Take back a guest that was handed over and certainly runs nowhere else
+    /// Take back a guest that was handed over and has certainly never run elsewhere
     #[command(after_help = "\
-Only after a hand-over that is unconfirmed, and only if the receiver is dead or says that it does\n\
-not have the guest: two that run at once destroy the disks.")]
+Only after a hand-over that is unconfirmed, and only if the guest has never run at the receiver,\n\
+not for a moment, and never will: two that run at once destroy the disks, and so does one that is\n\
+older than they are. If it may have run there, delete it here (ferryctl delete).")]
     Reclaim,
 }

@@ -11,8 +11,9 @@ use crate::text::{about, field, list, printable, time, wrap};
 /// What an unconfirmed hand-over means, and what can be done.
 const UNCONFIRMED: &str = "The guest does not run here. Whether it runs there, nobody has said: the connection was lost \
      after the hand-over. Ferry goes on asking, and takes the guest back by itself if the receiver says that it has not \
-     started it. If the receiver is dead for certain, or says that it does not have the guest, ferryctl migration reclaim \
-     lets it go on here. Never use it as long as the guest may run there: two at once destroy the disks.";
+     started it. If the receiver is dead, and the guest has never run there for certain, ferryctl migration reclaim lets it go \
+     on here. Never use it if the guest may run there, or may have run there: its disks would be destroyed. Then delete it here \
+     (ferryctl delete).";
 
 /// Characters in a line.
 const WIDTH: usize = 80;

@@ -86,6 +86,7 @@ impl<'a> Sending<'a> {
                 Err(error) => {
                     unanswered += 1;
                     match error {
+                        Failure::Client(ClientError::Refused(refused)) if refused.is_end() => {}
                         Failure::Client(
                             ClientError::Connect { .. } | ClientError::Closed { .. },
                         ) => {
