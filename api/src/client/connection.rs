@@ -32,10 +32,10 @@ enum Piece {
 }
 
 impl Connection {
-    /// Connects to `socket`.
-    pub fn open(socket: &Path, limits: Limits) -> Result<Self, ClientError> {
-        let began = Instant::now();
-        let limit = limits.connect.min(limits.total);
+    /// Connects to `socket`, for a request whose time began then.
+    pub fn open(socket: &Path, limits: Limits, began: Instant) -> Result<Self, ClientError> {
+        let left = limits.total.saturating_sub(began.elapsed());
+        let limit = limits.connect.min(left);
         let stream = connect(socket, limit).map_err(|cause| match is_timeout(&cause) {
             true => ClientError::TimedOut {
                 socket: socket.to_owned(),

@@ -57,6 +57,19 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether the connection was closed before all of the request had been read: nothing has been done for it. A unix socket's end says so
+    /// to whoever writes to it, or has written what nobody took (unix(7)); one that has read everything just ends.
+    pub(super) fn is_unread(&self) -> bool {
+        let ClientError::Closed { cause, .. } = self else {
+            return false;
+        };
+        let kind = cause.as_ref().map(io::Error::kind);
+        matches!(
+            kind,
+            Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+        )
+    }
+
     /// The error and its causes, outermost first; never empty.
     pub fn chain(&self) -> Vec<String> {
         crate::chain(self)

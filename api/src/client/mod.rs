@@ -8,7 +8,7 @@ mod error;
 mod head;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use connection::Connection;
 pub use error::{ClientError, Refused, WireError};
@@ -18,6 +18,10 @@ pub const ANSWER_MOST: usize = 4 << 20;
 
 /// Where the routes of the API begin.
 const PREFIX: &str = "/api/v1/";
+
+/// How often a request is sent at most. A process whose place is taken closes the connections on which nothing has been said yet; several
+/// may come and go in a row.
+const TRIES: usize = 5;
 
 /// How long a request may take. Nothing waits without one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,8 @@ pub struct Reply {
     pub body: Vec<u8>,
 }
 
-/// The API on one unix socket. Every request makes a connection of its own.
+/// The API on one unix socket. Every request makes a connection of its own, and another one where the first is closed before the request has
+/// been read.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
@@ -100,7 +105,19 @@ impl Client {
     }
 
     fn exchange(&self, request: &[u8]) -> Result<Reply, ClientError> {
-        let mut connection = Connection::open(&self.socket, self.limits)?;
+        let began = Instant::now();
+        let mut tries = 1;
+        loop {
+            match self.try_once(request, began) {
+                // Whoever it was has done nothing for it, and its successor may be there.
+                Err(error) if error.is_unread() && tries < TRIES => tries += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_once(&self, request: &[u8], began: Instant) -> Result<Reply, ClientError> {
+        let mut connection = Connection::open(&self.socket, self.limits, began)?;
         let sent = connection.send(request);
         // Who refuses a request may answer before it has read all of it.
         let reply = match (sent, connection.receive()) {

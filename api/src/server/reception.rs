@@ -8,8 +8,8 @@
 //!    └─┘ move_to: another socket, in place of this one
 //! ```
 //!
-//! Connections that are there stay, until their clients have had enough or the server ends; one that waits for its client's next request
-//! is closed when the socket is left, so that the client connects again, and finds the other process.
+//! Connections that are there stay, until their clients have had enough or the server ends; one that waits for its client's first or next
+//! request is closed when the socket is left, so that the client connects again, and finds the other process.
 
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;

@@ -27,7 +27,6 @@ pub enum Phase {
 pub struct Entry {
     phase: Cell<Phase>,
     since: Cell<Instant>,
-    used: Cell<bool>,
     close: Notify,
     said_all: Notify,
 }
@@ -43,14 +42,8 @@ impl Entry {
         self.since.get()
     }
 
-    /// Whether it has had a request.
-    pub fn was_used(&self) -> bool {
-        self.used.get()
-    }
-
     /// It does something else from now on.
     pub fn enter(&self, phase: Phase) {
-        self.used.set(self.used.get() || phase == Phase::Answering);
         self.phase.set(phase);
         self.since.set(Instant::now());
     }
@@ -96,7 +89,6 @@ impl Table {
         let entry = Rc::new(Entry {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
-            used: Cell::new(false),
             close: Notify::new(),
             said_all: Notify::new(),
         });
@@ -118,10 +110,10 @@ impl Table {
         Some(())
     }
 
-    /// Has all connections closed that have had a request, and wait for their client's next one.
+    /// Has all connections closed that wait for their client's next request. Nothing that it says from now on is read.
     pub fn close_idle(&self) {
         for entry in self.entries.borrow().iter() {
-            if entry.phase() == Phase::Idle && entry.was_used() {
+            if entry.phase() == Phase::Idle {
                 entry.close.notify_one();
             }
         }

@@ -108,6 +108,38 @@ fn a_ferry_that_ends_is_not_reached() {
 }
 
 #[test]
+fn a_request_that_nobody_has_read_is_sent_again() {
+    let refusal = answer(404, r#"["there is no VM"]"#);
+    let turns = || vec![Turn::Leave, Turn::Ignore, Turn::Answer(refusal.clone())];
+    let long = format!("\"{}\"", "x".repeat(3 << 20));
+    let create = ["create", "--config", "-"];
+    let server = Server::start(turns());
+    assert_eq!(
+        run(server.socket(), &["info"]),
+        failed(1, "ferryctl: cannot show the VM: there is no VM\n")
+    );
+    assert_eq!(server.request().line, "GET /api/v1/vm.info");
+    // And one that is not all on its way when its reader goes.
+    let server = Server::start(turns());
+    assert_eq!(
+        run_with_input(server.socket(), &create, long.as_bytes()),
+        failed(1, "ferryctl: cannot create the VM: there is no VM\n")
+    );
+    assert_eq!(server.request().body, long);
+}
+
+#[test]
+fn a_server_that_reads_nothing_is_given_up() {
+    let server = Server::start((0..1000).map(|_| Turn::Leave).collect());
+    let outcome = run(server.socket(), &["info"]);
+    let said = "closed the connection without an answer\n";
+    assert!(
+        outcome.status == 3 && outcome.stderr.contains(said),
+        "{outcome:?}"
+    );
+}
+
+#[test]
 fn a_server_that_hangs_costs_the_time_that_was_allowed() {
     let hint =
         "  hint: it may still happen; ferryctl info tells, and --timeout gives it more time\n";

@@ -1,6 +1,7 @@
 //! A server that answers one connection after the other as it is told, byte for byte.
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
@@ -14,6 +15,10 @@ pub enum Turn {
     Hang(Vec<u8>),
     /// Write these bytes without reading the request, and close.
     Interrupt(Vec<u8>),
+    /// Close, whether the request has come or not.
+    Leave,
+    /// Close once there is a request, and read nothing of it.
+    Ignore,
 }
 
 /// A request as it came.
@@ -45,6 +50,11 @@ impl Server {
                         let _ = stream.write_all(&bytes);
                         continue;
                     }
+                    Turn::Leave => continue,
+                    Turn::Ignore => {
+                        wait_for_bytes(&stream);
+                        continue;
+                    }
                     Turn::Answer(ref bytes) | Turn::Hang(ref bytes) => bytes,
                 };
                 let _ = sender.send(read_request(&mut stream));
@@ -70,6 +80,16 @@ impl Server {
     pub fn request(&self) -> Request {
         self.requests.recv_timeout(Duration::from_secs(60)).unwrap()
     }
+}
+
+fn wait_for_bytes(stream: &UnixStream) {
+    let mut poll = libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid pollfd, of a stream that is open.
+    assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 60_000) }, 1);
 }
 
 fn read_request(stream: &mut UnixStream) -> Request {

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -230,10 +230,12 @@ fn a_client_of_the_api_is_always_answered_by_the_one_or_the_other() {
     let serial = "file=serial";
     let place = Place::start(ECHO, serial, &[]);
     let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::new(AtomicU32::new(0));
-    let clients: Vec<_> = (0..3)
-        .map(|_| {
-            let (stop, asked, client) = (stop.clone(), asked.clone(), place.client());
+    // Who has answered each of them last.
+    let last: Vec<_> = (0..3).map(|_| Arc::new(AtomicU64::new(0))).collect();
+    let clients: Vec<_> = last
+        .iter()
+        .map(|last| {
+            let (stop, last, client) = (stop.clone(), last.clone(), place.client());
             thread::spawn(move || {
                 let mut pids: Vec<u64> = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
@@ -247,23 +249,38 @@ fn a_client_of_the_api_is_always_answered_by_the_one_or_the_other() {
                         assert!(!pids.contains(&pid), "{pids:?} {pid}");
                         pids.push(pid);
                     }
-                    asked.fetch_add(1, Ordering::Relaxed);
+                    last.store(pid, Ordering::Relaxed);
                 }
                 pids
             })
         })
         .collect();
     for _ in 0..TIMES {
-        let before = asked.load(Ordering::Relaxed);
         place.succeed();
+        let pid = place.pid();
         place.wait_until("answers", || {
-            (asked.load(Ordering::Relaxed) > before + 9).then_some(())
+            let has_answered = |last: &Arc<AtomicU64>| last.load(Ordering::Relaxed) == pid;
+            last.iter().all(has_answered).then_some(())
         });
     }
     stop.store(true, Ordering::Relaxed);
     for client in clients {
         assert_eq!(client.join().expect("a client").len(), TIMES + 1);
     }
+    place.end();
+}
+
+#[test]
+fn a_client_that_has_asked_for_nothing_yet_is_to_connect_again() {
+    let place = Place::start(ECHO, "file=serial", &[]);
+    let mut client = UnixStream::connect(place.path("api")).expect("a connection");
+    // It has been taken in by now: clients are, one after the other.
+    place.pid();
+    client.set_read_timeout(Some(LIMIT)).expect("a limit");
+    let waiting = thread::spawn(move || client.read(&mut [0]));
+    place.succeed();
+    let read = waiting.join().expect("a client").expect("an end");
+    assert_eq!(read, 0, "nothing was asked");
     place.end();
 }
 
