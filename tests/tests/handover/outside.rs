@@ -250,6 +250,8 @@ fn a_client_of_the_api_is_always_answered_by_the_one_or_the_other() {
                         pids.push(pid);
                     }
                     last.store(pid, Ordering::Relaxed);
+                    // The processes that come and go need the processors too.
+                    thread::sleep(Duration::from_millis(1));
                 }
                 pids
             })
