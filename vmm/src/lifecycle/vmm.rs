@@ -131,10 +131,6 @@ impl Vmm {
                 self.close();
                 return ended;
             }
-            if self.leaves_at.is_some_and(|at| at <= Instant::now()) {
-                self.end(Ok(self.leaves_as));
-                continue;
-            }
             let deadline = match &self.vm {
                 Some(vm) => vm.deadline(),
                 None => match (&self.restoring, &self.receiving) {
@@ -179,7 +175,8 @@ impl Vmm {
 
     fn on_deadline(&mut self) {
         if self.leaves_at.is_some_and(|at| at <= Instant::now()) {
-            return;
+            // Whoever had asked before has been answered.
+            return self.end(Ok(self.leaves_as));
         }
         match self.vm.as_ref().map(|vm| &vm.phase) {
             Some(Phase::Stopping(_)) => self.on_not_quiet(),
