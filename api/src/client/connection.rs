@@ -15,7 +15,7 @@ use super::{ANSWER_MOST, Limits, Reply};
 /// How much is read at once, in bytes.
 const PIECE: usize = 16 << 10;
 
-/// A connection, and when it began.
+/// A connection for one request, and when that began.
 pub struct Connection {
     stream: UnixStream,
     socket: PathBuf,
@@ -34,19 +34,20 @@ enum Piece {
 impl Connection {
     /// Connects to `socket`, for a request whose time began then.
     pub fn open(socket: &Path, limits: Limits, began: Instant) -> Result<Self, ClientError> {
+        let limit = limits.connect.min(limits.total);
         let left = limits.total.saturating_sub(began.elapsed());
-        let limit = limits.connect.min(left);
-        let stream = connect(socket, limit).map_err(|cause| match is_timeout(&cause) {
-            true => ClientError::TimedOut {
-                socket: socket.to_owned(),
-                step: "taken the connection",
-                limit,
-            },
-            false => ClientError::Connect {
-                socket: socket.to_owned(),
-                cause,
-            },
-        })?;
+        let stream =
+            connect(socket, limit.min(left)).map_err(|cause| match is_timeout(&cause) {
+                true => ClientError::TimedOut {
+                    socket: socket.to_owned(),
+                    step: "taken the connection",
+                    limit,
+                },
+                false => ClientError::Connect {
+                    socket: socket.to_owned(),
+                    cause,
+                },
+            })?;
         Ok(Self {
             stream,
             socket: socket.to_owned(),

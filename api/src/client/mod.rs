@@ -1,4 +1,4 @@
-//! A small client of the API: one request, one connection, and a limit on everything that the other side decides.
+//! A small client of the API: a connection for each request, and a limit on everything that the other side decides.
 //!
 //! It blocks, it needs no runtime, and it takes nothing for granted about who listens on the socket: the answer's size
 //! and its time are bounded, and what is no answer of Ferry's is an error that says so.

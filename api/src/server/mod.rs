@@ -15,7 +15,7 @@
 //!
 //! - *Head* and *Body* together, and *Writing*, end after [`Limits::receive`]: a slow client is closed, with status 408 if
 //!   its head had arrived.
-//! - *Idle* may last for ever. When [`Limits::connections`] are open and another client comes, the connection that has
+//! - *Idle* may last for ever, unless another process takes this one's place ([`Reception`]). When [`Limits::connections`] are open and another client comes, the connection that has
 //!   waited longest for its client is closed, so that clients that are slow on purpose do not lock out others. A
 //!   connection whose request is being answered is never closed for that; if all are, the new one is.
 //! - Bodies in memory are bounded one by one and all together; what is beyond is read and thrown away, so that the client
@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::LocalSet;
 
 pub use action::{Action, Failure, read_action};
@@ -104,7 +104,6 @@ const SILENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Server {
     reception: Reception,
-    stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -124,7 +123,6 @@ impl Server {
             .enable_time()
             .build()?;
         let (reception, orders) = reception::new(&socket)?;
-        let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("api".into())
             .spawn(move || {
@@ -133,11 +131,10 @@ impl Server {
                     events,
                     limits,
                 };
-                run(&runtime, socket, orders, work, stopped);
+                run(&runtime, socket, orders, work);
             })?;
         Ok(Server {
             reception,
-            stop: Some(stop),
             thread: Some(thread),
         })
     }
@@ -150,7 +147,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        self.reception.end();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -180,13 +177,7 @@ struct Shared {
     stop: watch::Sender<bool>,
 }
 
-fn run(
-    runtime: &Runtime,
-    socket: ServerSocket,
-    orders: reception::Orders,
-    work: Work,
-    stopped: oneshot::Receiver<()>,
-) {
+fn run(runtime: &Runtime, socket: ServerSocket, orders: reception::Orders, work: Work) {
     let limits = work.limits;
     let shared = Rc::new(Shared {
         control: work.control,
@@ -200,14 +191,10 @@ fn run(
         stop: watch::Sender::new(false),
     });
     LocalSet::new().block_on(runtime, async move {
-        let receiving = tokio::task::spawn_local(reception::run(socket, orders, shared.clone()));
         let sweeping = tokio::task::spawn_local(sweep(shared.clone()));
         // Ends when the server is dropped.
-        let _ = stopped.await;
+        reception::run(socket, orders, shared.clone()).await;
         sweeping.abort();
-        receiving.abort();
-        // Until its socket is gone.
-        let _ = receiving.await;
         shared.stop.send_replace(true);
         let _ = tokio::time::timeout(FAREWELL, shared.table.emptied()).await;
     });

@@ -12,6 +12,7 @@
 //! request is closed when the socket is left, so that the client connects again, and finds the other process.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixListener as StdListener;
 use std::rc::Rc;
 use std::sync::mpsc as sync;
@@ -26,7 +27,7 @@ use super::socket::{LentSocket, ServerSocket};
 use super::{Shared, accept, take_in};
 
 /// How long the server's thread may take to follow. It never waits for anybody.
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Says whether clients are taken in, from any thread.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ enum Order {
     Leave(sync::Sender<()>),
     MoveTo(LentSocket),
     Lend(sync::Sender<io::Result<LentSocket>>),
+    /// The last one: the socket is closed.
+    End,
 }
 
 impl Reception {
@@ -70,6 +73,11 @@ impl Reception {
         let (sender, lent) = sync::channel();
         self.say(Order::Lend(sender));
         lent.recv_timeout(LIMIT).map_err(io::Error::other)?
+    }
+
+    /// Takes nobody in any more, for good, once all that was said before is done: a socket that was left stays where it is.
+    pub(super) fn end(&self) {
+        self.say(Order::End);
     }
 
     fn say(&self, order: Order) {
@@ -121,7 +129,7 @@ pub(super) fn new(socket: &ServerSocket) -> io::Result<(Reception, Orders)> {
     Ok((Reception { orders }, Orders { first, receiver }))
 }
 
-/// Takes clients in as it is ordered to. Aborted, it closes the socket.
+/// Takes clients in as it is ordered to, until it is to end. Then it closes the socket.
 pub(super) async fn run(socket: ServerSocket, orders: Orders, shared: Rc<Shared>) {
     let Orders {
         first,
@@ -137,9 +145,9 @@ pub(super) async fn run(socket: ServerSocket, orders: Orders, shared: Rc<Shared>
         Err(error) => return complain(&error),
     };
     desk.open();
-    while let Some(order) = receiver.recv().await {
-        desk.follow(order).await;
-    }
+    while let Some(order) = receiver.recv().await
+        && desk.follow(order).await.is_continue()
+    {}
 }
 
 fn complain(error: &io::Error) {
@@ -156,7 +164,7 @@ struct Desk {
 }
 
 impl Desk {
-    async fn follow(&mut self, order: Order) {
+    async fn follow(&mut self, order: Order) -> ControlFlow<()> {
         match order {
             Order::Pause(done) => {
                 self.close().await;
@@ -174,7 +182,9 @@ impl Desk {
             Order::Lend(sender) => {
                 let _ = sender.send(self.socket.lend());
             }
+            Order::End => return ControlFlow::Break(()),
         }
+        ControlFlow::Continue(())
     }
 
     fn open(&mut self) {

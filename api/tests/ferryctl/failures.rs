@@ -112,10 +112,10 @@ fn a_request_that_nobody_has_read_is_sent_again() {
     let refusal = answer(404, r#"["there is no VM"]"#);
     let turns = || vec![Turn::Leave, Turn::Ignore, Turn::Answer(refusal.clone())];
     let long = format!("\"{}\"", "x".repeat(3 << 20));
-    let create = ["create", "--config", "-"];
+    let create = ["--timeout", "60", "create", "--config", "-"];
     let server = Server::start(turns());
     assert_eq!(
-        run(server.socket(), &["info"]),
+        run(server.socket(), &["--timeout", "60", "info"]),
         failed(1, "ferryctl: cannot show the VM: there is no VM\n")
     );
     assert_eq!(server.request().line, "GET /api/v1/vm.info");
@@ -131,7 +131,7 @@ fn a_request_that_nobody_has_read_is_sent_again() {
 #[test]
 fn a_server_that_reads_nothing_is_given_up() {
     let server = Server::start((0..1000).map(|_| Turn::Leave).collect());
-    let outcome = run(server.socket(), &["info"]);
+    let outcome = run(server.socket(), &["--timeout", "60", "info"]);
     let said = "closed the connection without an answer\n";
     assert!(
         outcome.status == 3 && outcome.stderr.contains(said),

@@ -257,32 +257,22 @@ fn a_client_of_the_api_is_always_answered_by_the_one_or_the_other() {
             })
         })
         .collect();
-    for _ in 0..TIMES {
-        place.succeed();
+    let all_have_been_answered = || {
         let pid = place.pid();
         place.wait_until("answers", || {
             let has_answered = |last: &Arc<AtomicU64>| last.load(Ordering::Relaxed) == pid;
             last.iter().all(has_answered).then_some(())
         });
+    };
+    all_have_been_answered();
+    for _ in 0..TIMES {
+        place.succeed();
+        all_have_been_answered();
     }
     stop.store(true, Ordering::Relaxed);
     for client in clients {
         assert_eq!(client.join().expect("a client").len(), TIMES + 1);
     }
-    place.end();
-}
-
-#[test]
-fn a_client_that_has_asked_for_nothing_yet_is_to_connect_again() {
-    let place = Place::start(ECHO, "file=serial", &[]);
-    let mut client = UnixStream::connect(place.path("api")).expect("a connection");
-    // It has been taken in by now: clients are, one after the other.
-    place.pid();
-    client.set_read_timeout(Some(LIMIT)).expect("a limit");
-    let waiting = thread::spawn(move || client.read(&mut [0]));
-    place.succeed();
-    let read = waiting.join().expect("a client").expect("an end");
-    assert_eq!(read, 0, "nothing was asked");
     place.end();
 }
 

@@ -16,7 +16,7 @@ impl Vmm {
             return match request {
                 // A client that has connected before. The guest is as it was.
                 Request::Info => reply.answer(Ok(Response::Info(info.clone()))),
-                Request::Migration | Request::ShutdownVmm => self.carry_out(request, reply),
+                Request::Migration => self.carry_out(request, reply),
                 _ => {
                     let reason = "another process has taken this one's place, and answers at the same address: ask again";
                     reply.answer(Err(Refusal::new(RefusalKind::Failed, reason)));

@@ -56,7 +56,7 @@ pub struct Vmm {
     pub(super) reception: Option<Reception>,
     /// What is said of the guest once another process has this one's place.
     pub(super) succeeded: Option<Box<VmInfo>>,
-    /// Until when Ferry stays although its guest has left for good: who follows the migration is to see its end.
+    /// When Ferry ends, as soon as nothing is left to be answered: its guest has left for good, and who follows the migration is to see its end.
     pub(super) leaves_at: Option<Instant>,
     /// How, then.
     pub(super) leaves_as: Ending,
@@ -175,7 +175,7 @@ impl Vmm {
 
     fn on_deadline(&mut self) {
         if self.leaves_at.is_some_and(|at| at <= Instant::now()) {
-            // Whoever had asked before has been answered.
+            // Whatever had come before is done.
             return self.end(Ok(self.leaves_as));
         }
         match self.vm.as_ref().map(|vm| &vm.phase) {

@@ -17,7 +17,7 @@ use crate::lifecycle::{Ending, Vmm};
 use crate::migration::send::Go;
 use crate::migration::{ArrivalV1, Meter};
 
-/// How long Ferry stays at most for those who follow a migration, before it ends with it.
+/// How long Ferry waits for those who follow a migration, before it ends with it.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A migration whose guest has left, while what it had here is given back.
