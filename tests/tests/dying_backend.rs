@@ -88,12 +88,10 @@ fn a_back_end_that_only_pauses_loses_nothing() {
         .start();
     guest.wait_for("blk written=100");
     disk.hang();
-    let written = guest.serial().len();
     std::thread::sleep(std::time::Duration::from_millis(300));
     disk.wake();
     let ended = guest.end().succeeded();
     ended.line("blk verified=800");
-    assert!(ended.serial.len() > written);
     assert!(
         ended.log_lines("failed").is_empty(),
         "{}",
@@ -128,7 +126,7 @@ fn the_other_devices_go_on() {
 fn a_killed_virtiofsd() {
     let (disk, mut share) = (Qsd::serving("32M").start(), Virtiofsd::start());
     let guest = until_it_writes(
-        Ferry::tiny("mode=fuse+blk-writer count=1000 report=50")
+        Ferry::tiny("mode=fuse+blk-writer count=1000 report=50 end=halt")
             .with_disk(&disk)
             .with_fs(&share, "home"),
     );
@@ -136,14 +134,14 @@ fn a_killed_virtiofsd() {
     let mut guest = guest;
     let report = guest.wait_for_log("the device has failed");
     assert!(report.0.contains("fs0"), "{report}");
-    guest.end().succeeded().line("blk verified=1000");
+    guest.wait_for("blk verified=1000");
 }
 
 #[test]
 fn a_guest_reboots_without_its_dead_disk() {
     let (mut disk, counter) = (Qsd::serving("1M").start(), Qsd::serving("1M").start());
     let cmdline =
-        "mode=blk-try+ticks+reboot ticks=100 period=10 patience=2000 times=1 counter-disk=1";
+        "mode=blk-try+ticks+reboot ticks=400 period=10 patience=2000 times=1 counter-disk=1";
     let mut guest = Ferry::tiny(cmdline)
         .with_disk(&disk)
         .with_disk(&counter)

@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ferry_tests::{Process, TINY_GUEST, ferry_binary};
+use tempfile::TempDir;
 
 /// Only keeps a failure from hanging.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,7 +35,7 @@ fn sigterm_ends_ferry_and_puts_the_terminal_back() {
 #[test]
 fn sigterm_puts_the_terminal_back_while_a_back_end_is_waited_for() {
     for _ in 0..10 {
-        let mut session = Session::waiting_for("60");
+        let mut session = Session::waiting_for(Path::new("/nowhere/disk.sock"));
         session.ferry.signal(libc::SIGTERM);
         session.ends_with(0);
     }
@@ -41,7 +44,14 @@ fn sigterm_puts_the_terminal_back_while_a_back_end_is_waited_for() {
 #[test]
 fn a_boot_that_fails_puts_the_terminal_back() {
     for _ in 0..10 {
-        Session::waiting_for("0.2").ends_with(2);
+        let place = TempDir::new().expect("a directory");
+        let socket = place.path().join("disk.sock");
+        let mut session = Session::waiting_for(&socket);
+        // A back-end that leaves at once.
+        let back_end = UnixListener::bind(&socket).expect("a socket");
+        drop(back_end.accept().expect("Ferry"));
+        drop(back_end);
+        session.ends_with(1);
     }
 }
 
@@ -72,10 +82,10 @@ impl Session {
         session
     }
 
-    /// One that waits for so many seconds for a back-end that does not come, and has made the terminal raw.
-    fn waiting_for(seconds: &str) -> Self {
-        let disk = "vhost_user=on,socket=/nowhere/disk.sock";
-        let flags = ["--disk", disk, "--connect-timeout", seconds];
+    /// One that waits for a back-end that is not there, and has made the terminal raw.
+    fn waiting_for(back_end: &Path) -> Self {
+        let disk = format!("vhost_user=on,socket={}", back_end.display());
+        let flags = ["--disk", &disk, "--connect-timeout", "60"];
         let mut session = Self::begin("size=64M", &flags);
         session.terminal.wait_until_raw(&mut session.ferry);
         session

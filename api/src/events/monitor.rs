@@ -25,6 +25,8 @@ use lines::Lines;
 const WAITING: usize = 1024;
 /// How long the end waits for the reader.
 const FLUSH: Duration = Duration::from_millis(500);
+/// How much longer it waits for the thread: for its turn on a machine that is busy, and for the system to take what needs no reader.
+const TURN: Duration = Duration::from_secs(5);
 /// How long one look at the reader takes at most, so that the end is noticed.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a process before this one may take to write its last event.
@@ -212,7 +214,7 @@ impl Drop for Writer {
         self.shared.queue().end = Some(Instant::now() + FLUSH);
         self.shared.changed.notify_one();
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let _ = ended.recv_timeout(FLUSH + LOOK);
+        let _ = ended.recv_timeout(FLUSH + TURN);
     }
 }
 

@@ -265,8 +265,14 @@ fn another_ones_migration_is_left_alone() {
     let server = TestServer::start();
     let child = start(&server, Path::new(ROOT), &["migrate", "unix:/s"]);
     server.wait_asked(3);
-    server.script.migration(|it| it.attempt = "0b".repeat(16));
-    kill(&child, libc::SIGTERM);
+    {
+        // The next answer waits, and finds both.
+        let mut migration = server.script.migration.lock().unwrap();
+        let before = server.script.asked.lock().unwrap().len();
+        server.wait_asked(before + 1);
+        migration.as_mut().unwrap().attempt = "0b".repeat(16);
+        kill(&child, libc::SIGTERM);
+    }
     let outcome = outcome(child);
     // It has ended, and nobody knows any more how.
     assert_eq!(outcome.status, 3, "{outcome:?}");
@@ -336,6 +342,9 @@ fn an_unconfirmed_guest_is_neither_moved_nor_lost() {
     let child = start(&server, Path::new(ROOT), &["migrate", "unix:/s"]);
     server.wait_asked(2);
     unconfirmed(&server);
+    // It knows.
+    let before = server.script.asked.lock().unwrap().len();
+    server.wait_asked(before + 2);
     kill(&child, libc::SIGINT);
     let outcome = crate::saving::outcome(child);
     assert_eq!(outcome.status, 7, "{outcome:?}");

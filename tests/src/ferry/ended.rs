@@ -1,6 +1,6 @@
 //! What is left of a guest.
 
-use super::{find, transcript};
+use super::{DONE, find, transcript};
 use crate::lines::Line;
 
 /// What is left of a virtual machine.
@@ -20,8 +20,7 @@ impl Ended {
         if let Some(failure) = find(&self.serial, "FAIL") {
             panic!("{failure}\n{}", self.transcript());
         }
-        let done =
-            find(&self.serial, "tiny: done").or_else(|| find(&self.serial, "ferry: test: ok"));
+        let done = find(&self.serial, DONE).or_else(|| find(&self.serial, "ferry: test: ok"));
         assert!(
             done.is_some(),
             "the guest was not done\n{}",

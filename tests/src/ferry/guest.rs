@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ferry_api::client::{Client, Limits};
 use tempfile::TempDir;
 
-use super::{Ended, Left, Patience, find, transcript};
+use super::{DONE, Ended, Left, Patience, find, transcript};
 use crate::lines::{Line, complete_lines};
 use crate::process::Process;
 
@@ -212,19 +212,36 @@ impl Guest {
         serial.iter().filter(|line| line.0.contains(text)).count()
     }
 
-    /// Waits until the guest says something that it has not begun to say yet.
+    /// Waits until the guest says something that it has not begun to say yet. One that is done by then has gone on, too.
     pub fn goes_on(&mut self, text: &str) {
-        self.wait_for_count(text, self.count(text) + 2);
+        let count = self.count(text) + 2;
+        self.wait_until(
+            &format!("{count} times '{text}' on the serial port"),
+            |guest| (guest.count(text) >= count || guest.is_done()).then_some(()),
+        );
+    }
+
+    fn is_done(&self) -> bool {
+        find(&self.serial(), DONE).is_some()
+    }
+
+    /// Waits until a guest with `end=halt` is done, and ends its Ferry.
+    pub fn finished(mut self) -> Ended {
+        self.wait_for(DONE);
+        self.put("vmm.shutdown");
+        self.end().succeeded()
     }
 
     /// The guest is paused, and says nothing for a while.
     pub fn stands_still(&self, text: &str) {
         assert_eq!(self.state(), "Paused");
         // What it said last may still be on its way.
-        thread::sleep(Duration::from_millis(100));
-        let now = self.count(text);
-        thread::sleep(Duration::from_millis(300));
-        assert_eq!(self.count(text), now, "the guest runs");
+        let stands_still = || {
+            let now = self.count(text);
+            thread::sleep(Duration::from_millis(300));
+            self.count(text) == now
+        };
+        assert!((0..10).any(|_| stands_still()), "the guest runs");
         assert_eq!(self.state(), "Paused");
     }
 

@@ -28,6 +28,9 @@ pub use linux::{Kernel, LINUX_COMMAND_LINE, Linux};
 pub use migration::{Receive, Send, loopback_url};
 pub use snapshot::{Answer, Asked, Restore, Snapshot};
 
+/// What the tiny guest says last.
+const DONE: &str = "tiny: done";
+
 /// Something that listens on a vhost-user socket.
 pub trait Listener {
     /// Where.

@@ -10,14 +10,14 @@ use crate::common::{BUSY, TICK, TICKS, WRITTEN, handed_over, heir, local, tiny};
 #[test]
 fn before_a_driver_is_bound() {
     let disk = Backend::blk("1M").start();
-    let mut guest = tiny("mode=ticks+blk-writer ticks=60 period=20 count=100")
+    let mut guest = tiny("mode=ticks+blk-writer ticks=60 period=20 count=100 end=halt")
         .with_disk(&disk)
         .start();
     guest.wait_for("tick n=5");
     for _ in 0..3 {
         guest = handed_over(guest);
     }
-    guest.end().succeeded().line("blk verified=100");
+    guest.finished().line("blk verified=100");
     assert_eq!(disk.complaints(), Vec::<String>::new());
 }
 
@@ -56,13 +56,15 @@ fn with_interrupts_that_wait_behind_masks() {
 #[test]
 fn while_a_device_is_being_reset() {
     let disk = Backend::blk("1M").start();
-    let mut guest = tiny("mode=reset-cycle times=1500").with_disk(&disk).start();
+    let mut guest = tiny("mode=reset-cycle times=1500 end=halt")
+        .with_disk(&disk)
+        .start();
     for generation in 0..20 {
         guest.goes_on("reset-cycle n=");
         std::thread::sleep(Duration::from_millis(generation));
         guest = handed_over(guest);
     }
-    guest.end().succeeded();
+    guest.finished();
     assert_eq!(disk.complaints(), Vec::<String>::new());
 }
 

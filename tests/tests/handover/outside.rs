@@ -29,13 +29,15 @@ fn typist(mut to: impl Write + Send + 'static, stop: &Arc<AtomicBool>) -> thread
     let stop = stop.clone();
     thread::spawn(move || {
         let mut count = 0;
-        while !stop.load(Ordering::Relaxed) {
+        loop {
             to.write_all(format!("line n={count}\n").as_bytes())
                 .expect("a far end");
             count += 1;
+            if stop.load(Ordering::Relaxed) {
+                return count;
+            }
             thread::sleep(TYPING);
         }
-        count
     })
 }
 

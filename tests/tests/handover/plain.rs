@@ -14,14 +14,14 @@ fn check(serial: &[Line], count: u64) {
 #[test]
 fn ticks_go_on_from_process_to_process() {
     for timer in ["tsc", "lapic"] {
-        let cmdline = format!("mode=ticks ticks=600 period=10 timer={timer}");
+        let cmdline = format!("mode=ticks ticks=600 period=10 timer={timer} end=halt");
         let mut guest = tiny(&cmdline).start();
         for _ in 0..5 {
             guest.goes_on(TICK);
             guest = handed_over(guest);
         }
         guest.goes_on(TICK);
-        check(&guest.end().succeeded().serial, 600);
+        check(&guest.finished().serial, 600);
     }
 }
 
@@ -47,7 +47,7 @@ fn a_disk_and_a_directory_at_work() {
     let disk = Qsd::serving("2M").throttle(2000).start();
     let share = Virtiofsd::options().start();
     let cmdline = format!(
-        "mode=blk-writer+fuse count={RECORDS} depth=8 report=20 file=open blocks={BLOCKS} seed=4"
+        "mode=blk-writer+fuse count={RECORDS} depth=8 report=20 file=open blocks={BLOCKS} seed=4 end=halt"
     );
     let mut guest = tiny(&cmdline)
         .with_disk(&disk)
@@ -59,7 +59,7 @@ fn a_disk_and_a_directory_at_work() {
         assert_eq!(disk.connected(), 1);
         guest.goes_on("blk ");
     }
-    let ended = guest.end().succeeded();
+    let ended = guest.finished();
     ended.line(&format!("blk verified={RECORDS}"));
     ended.line(&format!("fuse verified={BLOCKS}"));
     let records = disk.read(RECORD * RECORDS as usize);

@@ -44,7 +44,6 @@ fn requests_that_are_held_all_the_while_are_completed_in_the_end() {
     let mut guest = tiny("mode=blk-writer count=2000 depth=8 report=20")
         .with_disk(&disk)
         .start();
-    guest.wait_for(WRITTEN);
     guest.hold_requests(&disk);
     for _ in 0..3 {
         guest = handed_over(guest);
@@ -61,7 +60,7 @@ fn requests_that_are_held_all_the_while_are_completed_in_the_end() {
 fn a_disk_that_grows_in_the_midst_of_it() {
     for round in 0..20 {
         let disk = Backend::blk("1M").start();
-        let mut guest = tiny("mode=blk-resize").with_disk(&disk).start();
+        let mut guest = tiny("mode=blk-resize end=halt").with_disk(&disk).start();
         guest.wait_for("blk-resize sectors=2048");
         let mut there = heir(&guest);
         let url = guest.unix_url();
@@ -74,11 +73,12 @@ fn a_disk_that_grows_in_the_midst_of_it() {
             guest.send(&local(&url).preserve_source());
         });
         if received.answer().is_ok() {
-            let after = there.end().succeeded();
             // Said by the one or the other.
-            let said = [guest.serial(), after.lines("blk-resized")].concat();
-            let said = said.iter().find(|line| line.0.contains("blk-resized"));
-            assert_eq!(said.expect("a new size").number("sectors"), 6144);
+            let said = there.wait_until("a new size", |there| {
+                let said = [guest.serial(), there.serial()].concat();
+                said.into_iter().find(|line| line.0.contains("blk-resized"))
+            });
+            assert_eq!(said.number("sectors"), 6144);
         }
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
@@ -88,7 +88,7 @@ fn a_disk_that_grows_in_the_midst_of_it() {
 #[test]
 fn an_old_virtiofsd_without_any_of_that() {
     let share = Virtiofsd::old().start();
-    let mut guest = tiny("mode=fuse file=open blocks=300 seed=4 report=5 pace=5")
+    let mut guest = tiny("mode=fuse file=open blocks=300 seed=4 report=5 pace=5 end=halt")
         .with_fs(&share, "home")
         .start();
     guest.wait_for("fuse at=");
@@ -96,5 +96,5 @@ fn an_old_virtiofsd_without_any_of_that() {
         guest = handed_over(guest);
         guest.goes_on("fuse ");
     }
-    guest.end().succeeded().line("fuse verified=300");
+    guest.finished().line("fuse verified=300");
 }

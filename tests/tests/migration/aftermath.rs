@@ -211,9 +211,9 @@ fn a_receiver_that_ends_right_after_it_was_ready() {
     let next = heir(&disk).on(Moment::Each(Req::CHECK_DEVICE_STATE), late);
     let next = next.start();
     let mut there = receiver(&guest);
-    let url = "tcp:127.0.71.1:7001";
-    let _received = there.listen(&Receive::at(url).device("disk0", &next));
-    guest.send(&Send::to(url));
+    let url = ferry_tests::loopback_url();
+    let _received = there.listen(&Receive::at(&url).device("disk0", &next));
+    guest.send(&Send::to(&url));
     guest.wait_for_phase("ready");
     guest.signal(libc::SIGSTOP);
     there.wait_for_phase("ready");
@@ -223,7 +223,8 @@ fn a_receiver_that_ends_right_after_it_was_ready() {
         std::thread::sleep(Duration::from_millis(5));
     }
     guest.signal(libc::SIGCONT);
-    guest.wait_for_failure(&["127.0.71.1"]);
+    let address = url.strip_prefix("tcp:").expect("a TCP address");
+    guest.wait_for_failure(&[address]);
     assert!(!is_unconfirmed(&guest));
     guest.goes_on(WRITTEN);
     let next = heir(&disk).start();

@@ -109,7 +109,7 @@ fn a_guest_with_a_disk_is_sent_and_received() {
     let url = guest.unix_url();
     let socket = format!("disk0={}", next.socket().display());
     let received = receive(&mut there, &[&url, "--socket", &socket]);
-    Command::start(&guest, &["migrate", &url]).succeeds(&[
+    Command::start(&guest, &["migrate", &url, "--keep-source"]).succeeds(&[
         &format!("sent to {url}"),
         "the guest standing still for ",
         "precopy ",
@@ -126,7 +126,6 @@ fn a_guest_with_a_disk_is_sent_and_received() {
         "  resume ",
     ]);
     received.succeeds(&[&format!("received at {url}"), "DOWNTIME", "disk0 "]);
-    guest.departed();
     there.goes_on(WRITTEN);
     assert_eq!(there.state(), "Running");
     assert_eq!(next.complaints(), Vec::<String>::new());

@@ -102,12 +102,17 @@ impl Leaving {
             let migration = guest.try_migration()?;
             (migration["throttle_percent"].as_u64()? > 0).then_some(())
         });
-        assert!(is_held_back(&self.guest));
+        self.guest.wait_until("the thread that does so", |guest| {
+            is_held_back(guest).then_some(())
+        });
     }
 }
 
 fn is_let_go(guest: &mut Guest, pages: u64) {
-    assert!(!is_held_back(guest));
+    // The system lists a thread for a moment after its end.
+    guest.wait_until("a guest that is let go", |guest| {
+        (!is_held_back(guest)).then_some(())
+    });
     assert_eq!(guest.migration()["throttle_percent"], 0);
     writes_all(guest, pages);
 }

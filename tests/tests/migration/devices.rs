@@ -16,7 +16,7 @@ const RECORD: usize = 512;
 const COUNT: u32 = 3000;
 
 fn writer(poll: u32) -> String {
-    format!("mode=blk-writer count={COUNT} depth=8 report=50 poll={poll}")
+    format!("mode=blk-writer count={COUNT} depth=8 report=50 poll={poll} end=halt")
 }
 
 /// Three Ferrys further.
@@ -26,11 +26,9 @@ fn three_times(mut guest: Guest, mut disk: Running) -> (Guest, Running) {
         let next = heir(&disk).start();
         guest = moved(guest, &next);
         assert_eq!(disk.complaints(), Vec::<String>::new());
-        assert_eq!(
-            disk.connected(),
-            0,
-            "the old back-end is still connected to"
-        );
+        guest.wait_until("the end of the old back-end's connection", |_| {
+            (disk.connected() == 0).then_some(())
+        });
         assert_eq!(next.connections(), 1);
         disk = next;
     }
@@ -45,7 +43,7 @@ fn every_record_once(disk: Backend, cmdline: &str, queues: u16) {
         .start();
     guest.wait_for(WRITTEN);
     let (guest, disk) = three_times(guest, disk);
-    let ended = guest.end().succeeded();
+    let ended = guest.finished();
     ended.line(&format!("blk verified={COUNT}"));
     assert_eq!(disk.complaints(), Vec::<String>::new());
     let records = RECORD * COUNT as usize;
@@ -180,7 +178,9 @@ fn logging_ends_when_a_migration_fails() {
         guest.send(&Send::to(&url));
         guest.wait_for_failure(&["disk0"]);
         guest.goes_on(WRITTEN);
-        assert_eq!(disk.accepted_features() & LOG_ALL, 0, "attempt {attempt}");
+        guest.wait_until(&format!("the end of logging, attempt {attempt}"), |_| {
+            (disk.accepted_features() & LOG_ALL == 0).then_some(())
+        });
     }
     let next = heir(&disk).start();
     let mut guest = moved(guest, &next);

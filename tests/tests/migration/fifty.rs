@@ -68,5 +68,7 @@ fn fifty_migrations_leave_nothing_behind() {
     for disk in [&first, &second] {
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
-    assert_eq!(first.connected() + second.connected(), 1);
+    here.wait_until("the end of the old back-end's connection", |_| {
+        (first.connected() + second.connected() == 1).then_some(())
+    });
 }

@@ -92,7 +92,7 @@ impl Scene {
     fn ends_well(mut self) {
         self.listens();
         self.guest.goes_on(WRITTEN);
-        self.guest.send(&Send::to(&self.url));
+        self.guest.send(&Send::to(&self.url).preserve_source());
         let received = self.received.take().expect("a receiver that listens");
         if let Err(reasons) = received.answer() {
             panic!(
@@ -103,7 +103,6 @@ impl Scene {
         }
         has_bounds(&self.guest);
         has_bounds(&self.there);
-        self.guest.departed();
         self.there.goes_on(WRITTEN);
         assert_eq!(self.next.complaints(), Vec::<String>::new());
     }

@@ -25,13 +25,13 @@ fn good(disks: &[&Running]) {
 fn before_a_driver_is_bound() {
     for disk in both_kinds() {
         let disk = disk.start();
-        let mut guest = tiny("mode=ticks+blk-writer ticks=60 period=20 count=100")
+        let mut guest = tiny("mode=ticks+blk-writer ticks=60 period=20 count=100 end=halt")
             .with_disk(&disk)
             .start();
         guest.wait_for("tick n=5");
         let next = optional_heir(&disk).start();
         let guest = moved(guest, &next);
-        guest.end().succeeded().line("blk verified=100");
+        guest.finished().line("blk verified=100");
         good(&[&disk, &next]);
     }
 }
@@ -56,7 +56,7 @@ fn in_early_boot() {
         for disk in both_kinds() {
             let disk = disk.start();
             disk.hang();
-            let mut guest = tiny("mode=pci+blk-writer count=200 report=50")
+            let mut guest = tiny("mode=pci+blk-writer count=200 report=50 end=halt")
                 .with_disk(&disk)
                 .start();
             guest.wait_until("an API", |guest| guest.api().get("vmm.ping").ok());
@@ -71,7 +71,7 @@ fn in_early_boot() {
             send_as_soon_as_it_runs(&mut guest, &send);
             received.answer().expect("a guest");
             guest.wait_for_migration("done");
-            there.end().succeeded().line("blk verified=200");
+            there.finished().line("blk verified=200");
             good(&[&disk, &next]);
         }
     }
@@ -174,7 +174,9 @@ fn with_interrupts_that_wait_behind_masks() {
 fn while_a_device_is_being_reset() {
     for disk in both_kinds() {
         let mut disk = disk.start();
-        let mut guest = tiny("mode=reset-cycle times=1500").with_disk(&disk).start();
+        let mut guest = tiny("mode=reset-cycle times=1500 end=halt")
+            .with_disk(&disk)
+            .start();
         for generation in 0..10 {
             guest.goes_on("reset-cycle n=");
             std::thread::sleep(Duration::from_millis(generation * 3));
@@ -183,7 +185,7 @@ fn while_a_device_is_being_reset() {
             good(&[&disk]);
             disk = next;
         }
-        assert_eq!(guest.end().succeeded().lines("reset-cycle n=").len(), 1500);
+        assert_eq!(guest.finished().lines("reset-cycle n=").len(), 1500);
         good(&[&disk]);
     }
 }
@@ -194,7 +196,6 @@ fn with_requests_that_take_their_time() {
     let mut guest = tiny("mode=blk-writer count=2000 report=50 depth=16")
         .with_disk(&disk)
         .start();
-    guest.wait_for(WRITTEN);
     guest.hold_requests(&disk);
     let next = heir(&disk).start();
     let mut there = receiver(&guest);

@@ -36,7 +36,7 @@ impl Served {
 
     pub fn guest(&self) -> Guest {
         let cmdline = format!(
-            "mode=blk-writer+fuse count={RECORDS} depth=8 report=20 file=open blocks={BLOCKS} seed=4"
+            "mode=blk-writer+fuse count={RECORDS} depth=8 report=20 file=open blocks={BLOCKS} seed=4 end=halt"
         );
         let mut guest = tiny(&cmdline)
             .with_disk(&self.disk)
@@ -81,7 +81,7 @@ impl Served {
     }
 
     pub fn verify(&self, guest: Guest) {
-        let ended = guest.end().succeeded();
+        let ended = guest.finished();
         ended.line(&format!("blk verified={RECORDS}"));
         ended.line(&format!("fuse verified={BLOCKS}"));
         let records = self.disk.read(RECORD * RECORDS as usize);
@@ -116,7 +116,7 @@ fn three_times(
     let mut served = Served::new();
     let mut guest = served.guest();
     for text in ["blk written=", "blk verified=", "fuse at="] {
-        guest.goes_on(text);
+        guest.wait_for(text);
         let url = url(&guest);
         guest = served.move_over(guest, &send(&url), receive(&url));
     }

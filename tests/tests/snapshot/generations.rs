@@ -9,7 +9,7 @@ const RECORD: usize = 512;
 const COUNT: u32 = 3000;
 
 fn writer(poll: u32) -> String {
-    format!("mode=blk-writer count={COUNT} depth=8 report=50 poll={poll}")
+    format!("mode=blk-writer count={COUNT} depth=8 report=50 poll={poll} end=halt")
 }
 
 /// Saves the guest three times, each time a little later. `next` makes the next back-end out of the one before.
@@ -34,11 +34,11 @@ fn three_times<D: Listener>(
 fn with_our_back_end(disk: Backend, cmdline: &str) {
     let disk = disk.start();
     let guest = tiny(cmdline).with_disk(&disk).start();
-    let (guest, disk) = three_times(guest, disk, ("disk0", "blk written="), |old: Running| {
+    let (guest, disk) = three_times(guest, disk, ("disk0", "blk "), |old: Running| {
         assert_eq!(old.complaints(), Vec::<String>::new());
         heir(&old)
     });
-    let ended = guest.end().succeeded();
+    let ended = guest.finished();
     ended.line(&format!("blk verified={COUNT}"));
     assert_eq!(disk.complaints(), Vec::<String>::new());
     let records = RECORD * COUNT as usize;
@@ -68,11 +68,8 @@ fn records_on_several_queues() {
     let guest = tiny(&cmdline)
         .with_disk_options(&disk, "num_queues=3")
         .start();
-    let (guest, disk) = three_times(guest, disk, ("disk0", "blk written="), |old| heir(&old));
-    guest
-        .end()
-        .succeeded()
-        .line(&format!("blk verified={COUNT}"));
+    let (guest, disk) = three_times(guest, disk, ("disk0", "blk "), |old| heir(&old));
+    guest.finished().line(&format!("blk verified={COUNT}"));
     assert_eq!(disk.complaints(), Vec::<String>::new());
 }
 
@@ -82,7 +79,7 @@ fn states_of_all_sizes() {
         let state = DeviceState::new(size, 9);
         let disk = Backend::blk("32M").with_state(state).start();
         let guest = crate::common::busy(&disk);
-        let (_guest, disk) = three_times(guest, disk, ("disk0", "blk written="), |old| heir(&old));
+        let (_guest, disk) = three_times(guest, disk, ("disk0", "blk "), |old| heir(&old));
         assert_eq!(disk.holds_state(), Some(state));
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
@@ -129,14 +126,11 @@ fn records_with_qemu_storage_daemon() {
         let image = images.at("disk.img");
         let disk = Qsd::serving("2M").on(&image).start();
         let guest = tiny(&writer(poll)).with_disk(&disk).start();
-        let (guest, disk) = three_times(guest, disk, ("disk0", "blk written="), |mut old| {
+        let (guest, disk) = three_times(guest, disk, ("disk0", "blk "), |mut old| {
             old.process().kill();
             Qsd::serving("2M").on(&image).start()
         });
-        guest
-            .end()
-            .succeeded()
-            .line(&format!("blk verified={COUNT}"));
+        guest.finished().line(&format!("blk verified={COUNT}"));
         let records = disk.read(RECORD * COUNT as usize);
         assert!(records == pattern::blocks(RECORD, 1, COUNT));
     }

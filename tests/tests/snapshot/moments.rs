@@ -25,14 +25,14 @@ fn before_a_driver_is_bound() {
     for disk in both_kinds() {
         let place = Place::new();
         let disk = disk.start();
-        let mut guest = tiny("mode=ticks+blk-writer ticks=60 period=20 count=100")
+        let mut guest = tiny("mode=ticks+blk-writer ticks=60 period=20 count=100 end=halt")
             .with_disk(&disk)
             .start();
         guest.wait_for("tick n=5");
         let left = saved(guest, &place.at("1"));
         let disk = next(&disk);
         let guest = back(&left, &place.at("1"), &disk);
-        guest.end().succeeded().line("blk verified=100");
+        guest.finished().line("blk verified=100");
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
 }
@@ -43,7 +43,7 @@ fn in_early_boot() {
         for disk in both_kinds() {
             let place = Place::new();
             let disk = disk.start();
-            let mut guest = tiny("mode=pci+blk-writer count=200")
+            let mut guest = tiny("mode=pci+blk-writer count=200 end=halt")
                 .with_disk(&disk)
                 .start();
             guest.wait_until("an API", |guest| guest.api().get("vmm.ping").ok());
@@ -58,7 +58,7 @@ fn in_early_boot() {
             let left = guest.kill();
             let disk = next(&disk);
             let guest = back(&left, &place.at("1"), &disk);
-            guest.end().succeeded().line("blk verified=200");
+            guest.finished().line("blk verified=200");
             assert_eq!(disk.complaints(), Vec::<String>::new());
         }
     }
@@ -69,7 +69,9 @@ fn while_a_device_is_being_reset() {
     for disk in both_kinds() {
         let place = Place::new();
         let mut disk = disk.start();
-        let mut guest = tiny("mode=reset-cycle times=1500").with_disk(&disk).start();
+        let mut guest = tiny("mode=reset-cycle times=1500 end=halt")
+            .with_disk(&disk)
+            .start();
         for generation in 0..10 {
             guest.goes_on("reset-cycle n=");
             std::thread::sleep(Duration::from_millis(generation * 3));
@@ -78,7 +80,7 @@ fn while_a_device_is_being_reset() {
             disk = next(&disk);
             guest = back(&left, &directory, &disk);
         }
-        assert_eq!(guest.end().succeeded().lines("reset-cycle n=").len(), 1500);
+        assert_eq!(guest.finished().lines("reset-cycle n=").len(), 1500);
         assert_eq!(disk.complaints(), Vec::<String>::new());
     }
 }
@@ -90,7 +92,6 @@ fn with_requests_that_take_their_time() {
     let mut guest = tiny("mode=blk-writer count=2000 report=50 depth=16")
         .with_disk(&disk)
         .start();
-    guest.wait_for(WRITTEN);
     guest.hold_requests(&disk);
     let snapshot = guest.begin_snapshot(&Snapshot::to(&place.at("1")).after("stop"));
     std::thread::sleep(Duration::from_millis(500));

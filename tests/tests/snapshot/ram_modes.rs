@@ -10,7 +10,7 @@ fn files_that_become_ram_are_used_up() {
     let place = Place::new();
     let directory = place.at("1");
     let disk = Backend::blk("2M").start();
-    let mut guest = tiny("mode=blk-writer count=3000 report=50")
+    let mut guest = tiny("mode=blk-writer count=3000 report=50 end=halt")
         .with_disk(&disk)
         .start();
     guest.goes_on(WRITTEN);
@@ -32,7 +32,7 @@ fn files_that_become_ram_are_used_up() {
     for again in [restore(), restore().mode("copy")] {
         because(other.restore(&again), &["1"]);
     }
-    guest.end().succeeded().line("blk verified=3000");
+    guest.finished().line("blk verified=3000");
     assert!(disk.disk()[..3000 * 512] == pattern::blocks(512, 1, 3000));
     assert_eq!(disk.complaints(), Vec::<String>::new());
 }

