@@ -15,9 +15,10 @@
 //!
 //! - *Head* and *Body* together, and *Writing*, end after [`Limits::receive`]: a slow client is closed, with status 408 if
 //!   its head had arrived.
-//! - *Idle* may last for ever, unless another process takes this one's place ([`Reception`]). When [`Limits::connections`] are open and another client comes, the connection that has
-//!   waited longest for its client is closed, so that clients that are slow on purpose do not lock out others. A
-//!   connection whose request is being answered is never closed for that; if all are, the new one is.
+//! - *Idle* may last for ever, unless another process takes this one's place ([`Reception`]). When [`Limits::connections`]
+//!   are open and another client comes, the connection that has waited longest for its client is closed, so that clients
+//!   that are slow on purpose do not lock out others. A connection whose request is being answered is never closed for
+//!   that; if all are, the new one is.
 //! - Bodies in memory are bounded one by one and all together; what is beyond is read and thrown away, so that the client
 //!   gets to read the answer.
 

@@ -135,7 +135,8 @@ fn a_guest_with_a_disk_is_sent_and_received() {
 fn progress_of_a_guest_that_writes_slower_than_it_is_sent() {
     let mut guest = dirtying_at(400, 1024);
     let mut there = receiver(&guest);
-    let (proxy, received, sending) = commands_over(8 << 20, &guest, &mut there, &["--keep-source"]);
+    // Each round takes half as long as the one before: there is time to see the second.
+    let (proxy, received, sending) = commands_over(3 << 20, &guest, &mut there, &["--keep-source"]);
     guest.wait_until("a second round", |guest| {
         let migration = guest.try_migration()?;
         (migration["round"].as_u64()? > 1).then_some(())

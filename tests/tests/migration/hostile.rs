@@ -14,7 +14,7 @@ use vm_migration::link::Kind;
 use crate::common::{
     BUSY_SIZE, TICK, WRITTEN, busy, has_bounds, moved_alone, optional_heir, receiver,
 };
-use crate::peer::{accept, hasty, hasty_receiver, listener};
+use crate::peer::{accept, listener, waiting, waiting_receiver};
 use crate::proxy::{Damage, Proxy, Way};
 use crate::way::before;
 
@@ -287,10 +287,10 @@ fn a_recording_of_a_sender() {
 /// What a receiver has said when a guest came, said again to the next one who sends it: as it was, and behind a right answer to the preamble.
 #[test]
 fn a_recording_of_a_receiver() {
-    let guest = hasty();
+    let guest = waiting(8);
     let url = guest.unix_url();
     let proxy = Proxy::to(&url);
-    let there = hasty_receiver(&guest);
+    let there = waiting_receiver(&guest, 8);
     let send = Send::to(proxy.url()).connections(1);
     let mut guest = guest.migrated_to(there, &send, &Receive::at(&url));
     let words = proxy.recorded(Way::ToSender);

@@ -12,11 +12,11 @@ use vm_migration::stream::{decode, encode};
 
 use crate::common::{BUSY_SIZE, TICK, WRITTEN, busy, heir, logging, receiver};
 use crate::liar::{Description, Device, Liar, State, save, stream};
-use crate::peer::{MIGRATE, hasty, hasty_receiver};
+use crate::peer::{MIGRATE, waiting, waiting_receiver};
 
 fn liar() -> Liar {
-    let guest = hasty();
-    let there = hasty_receiver(&guest);
+    let guest = waiting(8);
+    let there = waiting_receiver(&guest, 8);
     Liar::about(guest, TICK, there, |receive| receive)
 }
 

@@ -43,10 +43,14 @@ pub fn listener(url: &str) -> Listener {
 
 pub fn accept(listener: &mut Listener) -> Link {
     let deadline = Some(Instant::now() + LONG);
-    let mut link = listener.accept(&Unwatched, deadline).unwrap();
-    link.set_silence(LONG);
-    link.accept_it().unwrap();
-    link
+    loop {
+        let mut link = listener.accept(&Unwatched, deadline).unwrap();
+        link.set_silence(LONG);
+        // Who did not wait for that has hung up, and comes again.
+        if link.accept_it().is_ok() {
+            return link;
+        }
+    }
 }
 
 /// Takes what comes, until this.

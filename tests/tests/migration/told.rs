@@ -147,7 +147,7 @@ fn in_a_later_round(it: &Value, estimate: f64) {
 
 #[test]
 fn a_guest_that_stands_still_while_its_back_end_saves() {
-    let slowly = Fault::Trickle(Duration::from_millis(5));
+    let slowly = Fault::Trickle(Duration::from_millis(20));
     let disk = stateful().in_transfer(Direction::Save, 1, slowly).start();
     let guest = busy(&disk);
     let next = heir(&disk).start();
