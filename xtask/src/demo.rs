@@ -85,7 +85,7 @@ pub fn demo(arguments: &[OsString]) -> Result<ExitCode> {
     }
     job.set("FERRY_BIN", ferry);
     let outcome = machine::run(&cache, &job, std::io::stdout())?;
-    Ok(ExitCode::from(outcome.status))
+    Ok(ExitCode::from(outcome.status()?))
 }
 
 /// The demo itself, on a machine that can run Linux guests.

@@ -83,7 +83,7 @@ pub enum Streams {
 }
 
 /// A command to run in the emulated machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Job {
     /// Program and arguments.
     pub argv: Vec<OsString>,
@@ -168,10 +168,21 @@ fn quote(script: &mut Vec<u8>, word: &[u8]) {
 /// What came of a job.
 #[derive(Debug)]
 pub struct Outcome<W> {
-    /// Its exit status.
-    pub status: u8,
+    /// Its exit status; none if the machine stands still for good.
+    pub status: Option<u8>,
     /// Where its output went.
     pub output: W,
+}
+
+impl<W> Outcome<W> {
+    /// The exit status of a job that nobody runs again.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn status(&self) -> Result<u8> {
+        self.status
+            .context("the emulated machine stands still for good: try again")
+    }
 }
 
 /// Runs `job` to its end. Its output goes, as it comes, to `output`, its errors to this process's.
@@ -342,7 +353,16 @@ impl Listeners {
         };
         let out = copy(out, output);
         let err = copy(err, std::io::stderr());
+        let mut pulse = Pulse::of(machine.id());
         while machine.ended()?.is_none() {
+            if pulse.has_stopped() {
+                drop(machine);
+                let (Ok(output), Ok(_)) = (out.join(), err.join()) else {
+                    bail!("copying the job's output failed");
+                };
+                let status = None;
+                return Ok(Outcome { status, output });
+            }
             if Instant::now() > deadline {
                 drop(machine);
                 // What it has printed shows where it was.
@@ -360,8 +380,57 @@ impl Listeners {
             .trim()
             .parse()
             .context("the emulated machine ended without telling the job's exit status")?;
+        let status = Some(status);
         Ok(Outcome { status, output })
     }
+}
+
+/// Whether an emulator still does something. It has been seen that its only processor halts and no timer is left that would wake it:
+/// its kernel, which otherwise does something every few seconds whatever its programs do, never runs again.
+struct Pulse {
+    pid: u32,
+    /// The processor time that it had used when that last changed, in ns, and when that was.
+    last: (u64, Instant),
+    looked: Instant,
+}
+
+impl Pulse {
+    /// For how long nothing at all is done in a machine that stands still.
+    const STILL: Duration = Duration::from_secs(60);
+    const LOOK: Duration = Duration::from_secs(1);
+
+    fn of(pid: u32) -> Self {
+        let now = Instant::now();
+        Self {
+            pid,
+            last: (0, now),
+            looked: now,
+        }
+    }
+
+    fn has_stopped(&mut self) -> bool {
+        let now = Instant::now();
+        if now - self.looked >= Self::LOOK {
+            self.looked = now;
+            // Where it is not known, it may have done something.
+            match processor_time(self.pid) {
+                Ok(used) if used == self.last.0 => {}
+                used => self.last = (used.unwrap_or_default(), now),
+            }
+        }
+        now - self.last.1 >= Self::STILL
+    }
+}
+
+/// What all threads of a process have used, in ns.
+fn processor_time(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let used = text.split_whitespace().next().context("no number")?;
+        sum += used.parse::<u64>()?;
+    }
+    Ok(sum)
 }
 
 /// Takes QEMU's connection.

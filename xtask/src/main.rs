@@ -130,5 +130,5 @@ fn in_machine(arguments: &[OsString]) -> Result<ExitCode> {
     let mut job = machine::Job::new(argv.to_vec(), Duration::from_secs(1800))?;
     job.streams = streams;
     let outcome = machine::run(&Cache::open()?, &job, std::io::stdout())?;
-    Ok(ExitCode::from(outcome.status))
+    Ok(ExitCode::from(outcome.status()?))
 }

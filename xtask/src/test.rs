@@ -27,6 +27,9 @@ const LINUX: &str = "linux";
 /// All Linux tests of one emulated machine together.
 const MACHINE_LIMIT: Duration = Duration::from_secs(40 * 60);
 
+/// How often a machine that stands still is replaced.
+const REPLACED_MOST: usize = 2;
+
 /// Packages whose tests talk to real back-ends without booting Linux, and to which.
 const NATIVE_ASSETS: [(&str, &[Asset]); 2] = [
     ("devices", &[Asset::StorageDaemon]),
@@ -245,14 +248,15 @@ impl Runner {
         let taken = tempfile::tempdir().context("cannot make a temporary directory")?;
         let job = self.job(suites, machines, taken.path())?;
         let cache = &self.cache;
-        let run = || machine::run(cache, &job, Counter::new(std::io::stdout()));
-        let outcomes: Vec<_> = std::thread::scope(|scope| {
-            let running: Vec<_> = (0..machines).map(|_| scope.spawn(run)).collect();
+        let (job, place) = (&job, taken.path());
+        let tallies: Vec<_> = std::thread::scope(|scope| {
+            let run = |number| scope.spawn(move || run_machine(cache, job, place, number));
+            let running: Vec<_> = (0..machines).map(run).collect();
             running.into_iter().map(ScopedJoinHandle::join).collect()
         });
-        for outcome in outcomes {
-            match outcome.map_err(|_| anyhow!("the thread of an emulated machine panicked"))? {
-                Ok(outcome) => self.tally.add(outcome.output.tally, outcome.status == 0),
+        for tally in tallies {
+            match tally.map_err(|_| anyhow!("the thread of an emulated machine panicked"))? {
+                Ok(tally) => self.tally.add(tally, true),
                 Err(error) => {
                     eprintln!("ferry: {error:#}");
                     self.tally.add(Tally::default(), false);
@@ -272,8 +276,8 @@ impl Runner {
     /// their number.
     fn job(&self, suites: &[Suite], machines: usize, taken: &Path) -> Result<Job> {
         let script = "status=0; number=0; while [ $# -gt 0 ]; do number=$((number + 1)); mine=$FERRY_TAKEN/$number; \
-                      if mkdir \"$mine\" 2> /dev/null; then cd \"$1\" || exit 126; \
-                      CARGO_MANIFEST_DIR=$1 \"$2\" --exact $3 || status=1; \
+                      if mkdir \"$mine\" 2> /dev/null; then : > \"$mine/$FERRY_TAKER\"; cd \"$1\" || exit 126; \
+                      CARGO_MANIFEST_DIR=$1 \"$2\" --exact $3 || status=1; rm \"$mine/$FERRY_TAKER\"; \
                       elif [ ! -d \"$mine\" ]; then echo \"cannot take $3\" >&2; status=1; fi; \
                       shift 3; done; exit $status";
         let mut argv: Vec<OsString> = ["sh", "-c", script, "sh"].map(OsString::from).to_vec();
@@ -296,6 +300,38 @@ impl Runner {
         }
         Ok(job)
     }
+}
+
+/// Runs one of several machines, and another one in its place should it stand still.
+fn run_machine(cache: &Cache, job: &Job, taken: &Path, number: usize) -> Result<Tally> {
+    let taker = number.to_string();
+    let mut job = job.clone();
+    job.set("FERRY_TAKER", &taker);
+    let mut tally = Tally::default();
+    for _ in 0..=REPLACED_MOST {
+        let outcome = machine::run(cache, &job, Counter::new(std::io::stdout()))?;
+        let succeeded = outcome.status.is_none_or(|status| status == 0);
+        tally.add(outcome.output.tally, succeeded);
+        if outcome.status.is_some() {
+            return Ok(tally);
+        }
+        eprintln!(
+            "ferry: an emulated machine stands still for good: its test is run again in another one"
+        );
+        give_back(taken, &taker)?;
+    }
+    bail!("one emulated machine after the other stands still")
+}
+
+/// The test of a machine that is no more is nobody's.
+fn give_back(taken: &Path, taker: &str) -> Result<()> {
+    for test in fs::read_dir(taken)? {
+        let test = test?.path();
+        if test.join(taker).exists() {
+            fs::remove_dir_all(&test)?;
+        }
+    }
+    Ok(())
 }
 
 /// Numbers of tests.

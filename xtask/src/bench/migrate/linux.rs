@@ -79,7 +79,7 @@ pub fn bench(arguments: &[OsString]) -> Result<ExitCode> {
             }
             let outcome = machine::run(&cache, &job, Vec::new())?;
             let said = String::from_utf8_lossy(&outcome.output).into_owned();
-            if outcome.status != 0 {
+            if outcome.status()? != 0 {
                 bail!("the guest was not moved:\n{said}");
             }
             said
