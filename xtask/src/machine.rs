@@ -354,15 +354,9 @@ impl Listeners {
         let out = copy(out, output);
         let err = copy(err, std::io::stderr());
         let mut pulse = Pulse::of(machine.id());
-        while machine.ended()?.is_none() {
-            if pulse.has_stopped() {
-                drop(machine);
-                let (Ok(output), Ok(_)) = (out.join(), err.join()) else {
-                    bail!("copying the job's output failed");
-                };
-                let status = None;
-                return Ok(Outcome { status, output });
-            }
+        let mut stands_still = false;
+        while machine.ended()?.is_none() && !stands_still {
+            stands_still = pulse.has_stopped();
             if Instant::now() > deadline {
                 drop(machine);
                 // What it has printed shows where it was.
@@ -371,9 +365,14 @@ impl Listeners {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        drop(machine);
         let (Ok(output), Ok(_)) = (out.join(), err.join()) else {
             bail!("copying the job's output failed");
         };
+        if stands_still {
+            let status = None;
+            return Ok(Outcome { status, output });
+        }
         let mut text = String::new();
         status.read_to_string(&mut text)?;
         let status = text

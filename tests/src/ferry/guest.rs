@@ -242,6 +242,7 @@ impl Guest {
             self.count(text) == now
         };
         assert!((0..10).any(|_| stands_still()), "the guest runs");
+        assert!(stands_still(), "the guest runs again");
         assert_eq!(self.state(), "Paused");
     }
 

@@ -34,6 +34,7 @@ fn a_guest_is_created_booted_paused_resumed_rebooted_shut_down_and_deleted() {
         ferry.lines("tick") == ticks
     };
     assert!((0..10).any(|_| stands_still()), "the guest runs");
+    assert!(stands_still(), "the guest runs again");
     ferry.put("vm.resume").done();
     assert_eq!(ferry.state(), "Running");
     ferry.wait_for_more("tick", 3);

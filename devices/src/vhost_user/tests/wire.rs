@@ -394,7 +394,7 @@ fn a_request_sent_in_part_is_completed_before_the_next() {
 #[test]
 fn a_peer_that_never_reads_is_dead_in_the_end() {
     let limits = Limits {
-        dead: 2 * SHORT,
+        dead: 20 * SHORT,
         ..LIMITS
     };
     let mut wire = wire(limits);
@@ -406,6 +406,7 @@ fn a_peer_that_never_reads_is_dead_in_the_end() {
         fds: &[],
     };
     wire.connection.tell(request, SHORT).unwrap_err();
+    wire.connection.idle().unwrap();
     let cause = wire.ask(FrontendReq::GET_FEATURES, HANG).unwrap_err();
     assert!(matches!(cause, Cause::Dead { .. }), "{cause}");
 }
